@@ -42,18 +42,27 @@ def code_cells(text: str, name: str) -> list[dict[str, Any]]:
     return cells
 
 
+def events_of_journal(text: str) -> list[ev.Event]:
+    """Return the events of a session's journal, or nothing for any other text.
+
+    Raises:
+        ValueError: a line is not an event.
+    """
+    # A line without a line end is still being written, or was cut by a crash.
+    lines = text.encode().split(b"\n")[:-1] if text.startswith(_JOURNAL) else []
+    try:
+        return [ev.decode(line) for line in lines]
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from None
+
+
 def fold_journal(text: str) -> dict[str, Any]:
     """Return the notebook of a session's journal.
 
     Raises:
         ValueError: a line is not an event.
     """
-    # A line without a line end is still being written, or was cut by a crash.
-    lines = text.encode().split(b"\n")[:-1]
-    try:
-        return fold(ev.decode(line) for line in lines)
-    except msgspec.ValidationError as error:
-        raise ValueError(str(error)) from None
+    return fold(events_of_journal(text))
 
 
 def source_of(cell: dict[str, Any]) -> str:

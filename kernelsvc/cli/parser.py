@@ -340,6 +340,12 @@ def _record_commands(commands: _Commands) -> None:
         "notebook. Exits with 1 when a cell's output differs.",
     )
     replay.add_argument("file", metavar="F.ipynb", help="a notebook, or a session's journal.jsonl, also compressed")
+    replay.add_argument(
+        "--tools",
+        choices=("recorded", "live", "none"),
+        default="recorded",
+        help="results of calls to clients' functions: those of the record, new ones, or none. Default: recorded",
+    )
     replay.add_argument("--save", metavar="FILE", help="write the new session's notebook to this file")
     _json_option(replay)
     _session_options(replay)

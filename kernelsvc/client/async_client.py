@@ -145,6 +145,7 @@ class AsyncClient:
         sidecar_of: str | None = None,
         beside: str | None = None,
         checkpoint: Literal["auto", "every"] | None = None,
+        tools: Mapping[str, Sequence[str]] | None = None,
         keep: bool = False,
     ) -> AsyncSession:
         """Create a session, ready for its first cell.
@@ -158,6 +159,8 @@ class AsyncClient:
             sidecar_of: id of another session. The new session uses the same working directory, and ends with it.
             beside: the old name of ``sidecar_of``, accepted for one release.
             checkpoint: ``every`` makes a checkpoint after each cell, before the next one. Default: when it is cheap.
+            tools: the functions of clients that its code may call, ``{"allow": ["github.*"], "deny": ["*.delete_*"]}``.
+                Default: all that are offered.
             keep: leave the session open at the end of its ``with`` block.
 
         Raises:
@@ -171,6 +174,7 @@ class AsyncClient:
             limits=dict(limits or {}) or None,
             env=dict(env or {}) or None,
             sidecar_of=sidecar_of if beside is None else beside,
+            tools=None if tools is None else {name: [*names] for name, names in tools.items()},
             idempotency_key=new_id("create"),
             attach=False,
         )

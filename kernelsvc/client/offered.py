@@ -26,6 +26,27 @@ _CALL = "ToolCall"
 
 
 @dataclasses.dataclass(frozen=True)
+class ReadyAnswer:
+    """The result of a function in the form that code gets, instead of a value to convert.
+
+    Attributes:
+        value: a JSON value.
+        content: content blocks as in MCP's results, instead of a value.
+        error: ``type`` and ``message`` of an exception that code gets, instead of a result.
+    """
+
+    value: Any = None
+    content: list[dict[str, Any]] | None = None
+    error: dict[str, Any] | None = None
+
+    def answer(self) -> dict[str, Any]:
+        """Return it as fields of ``tool.return``."""
+        if self.error is not None:
+            return {"status": "error", "error": self.error}
+        return {"status": "ok", **({"value": self.value} if self.content is None else {"content": self.content})}
+
+
+@dataclasses.dataclass(frozen=True)
 class OfferedFunction:
     """A function with its offer.
 
@@ -176,18 +197,23 @@ def _schema_or_none(kind: Any) -> dict[str, Any] | None:
 def answer_of(value: Any) -> dict[str, Any]:
     """Return a function's result as fields of ``tool.return``: a JSON value, or content blocks for bytes and images.
 
+    Args:
+        value: any value with a JSON form, bytes, an image, or a ``ReadyAnswer``.
+
     Raises:
         TypeError: the result has no JSON form.
     """
+    if isinstance(value, ReadyAnswer):
+        return value.answer()
     if isinstance(value, bytes | bytearray | memoryview):
-        return {"content": [{"type": "blob", "data": base64.b64encode(value).decode()}]}
+        return {"status": "ok", "content": [{"type": "blob", "data": base64.b64encode(value).decode()}]}
     library = type(value).__module__.partition(".")[0]
     if library == "PIL" and callable(getattr(value, "save", None)):
         file = io.BytesIO()
         value.save(file, "PNG")
         block = {"type": "image", "mimeType": "image/png", "data": base64.b64encode(file.getvalue()).decode()}
-        return {"content": [block]}
-    return {"value": msgspec.json.decode(msgspec.json.encode(value, enc_hook=_plain))}
+        return {"status": "ok", "content": [block]}
+    return {"status": "ok", "value": msgspec.json.decode(msgspec.json.encode(value, enc_hook=_plain))}
 
 
 def _plain(value: Any) -> Any:

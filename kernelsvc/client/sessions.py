@@ -79,6 +79,8 @@ class AsyncSession:
         changes: bool = False,
         max_text: int | None = None,
         wait: Literal["finished", "queued"] = "finished",
+        tools: bool | Sequence[str] | None = None,
+        reuse_calls: Cell | str | None = None,
         on_approval: OnApproval | None = None,
     ) -> Cell:
         """Run a cell and wait for its end.
@@ -100,6 +102,9 @@ class AsyncSession:
             max_text: most characters of ``text``, which keeps its head and its tail. The log has all of it
                 (``output``).
             wait: ``queued`` returns when the server has accepted the cell.
+            tools: False forbids the cell to call functions of clients. Names allow these only. ``*`` is any text.
+            reuse_calls: an earlier cell. A call that it made, too, with the same arguments, gets the recorded result
+                and is not carried out again: for a repetition after the kernel has died.
             on_approval: called with each call of the cell that waits for approval. It returns True to approve it,
                 False or a reason to deny it, and None to leave the decision to another client.
 
@@ -108,6 +113,10 @@ class AsyncSession:
         """
         request = _cell_params(code, cell, timeout, silent, on_error, on_disconnect, metadata, checkpoint)
         request |= without_none(changes=changes or None, max_text=max_text)
+        if tools is not None:
+            request["tools"] = tools if isinstance(tools, bool) else [*tools]
+        if reuse_calls is not None:
+            request["reuse_calls"] = reuse_calls.id if isinstance(reuse_calls, Cell) else reuse_calls
         if on_approval is not None:
             return await self._run_with_approvals(request, on_approval)
         return self._rpc.cell(await self._call("execute", repeat=True, wait=wait, **request))
@@ -340,6 +349,7 @@ class AsyncSession:
         limits: Mapping[str, Any] | None = None,
         force: bool = False,
         isolate: bool = False,
+        tools: Mapping[str, Sequence[str]] | None = None,
     ) -> list[AsyncSession]:
         """Create sessions that start with this one's live state, and are independent from then on.
 
@@ -351,6 +361,8 @@ class AsyncSession:
             force: branch even if some objects will be lost.
             isolate: give each new session a sandbox of its own. It gets the variables that pickle can copy, and
                 ``details.parent["warnings"]`` names the others.
+            tools: ``allow`` and ``deny`` for functions of clients, as in ``create_session``. Nothing that this session
+                may not call becomes possible.
 
         Raises:
             CannotFork: the session has objects that a fork would break. ``details["reasons"]`` lists them.
@@ -363,6 +375,7 @@ class AsyncSession:
             limits=dict(limits or {}) or None,
             force=True if force else None,
             isolate=True if isolate else None,
+            tools=None if tools is None else {name: [*names] for name, names in tools.items()},
         )
         found = read(answer, list[SessionInfo])
         return [AsyncSession(self._rpc.connection, self._rest, info, keep=False) for info in found]

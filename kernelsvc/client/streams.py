@@ -11,9 +11,7 @@ from kernelsvc.client.address import quoted, without_none
 from kernelsvc.client.connection import RpcConnection
 from kernelsvc.client.event_feed import FeedReader
 from kernelsvc.client.http import Rest, query
-from kernelsvc.client.tool_provider import current_call
 from kernelsvc.client.values import Cell, event_of, read
-from kernelsvc.errors import Conflict
 from kernelsvc.model.events import Event
 
 
@@ -36,13 +34,9 @@ class SessionRpc:
         provider = self.connection.provider
         if provider is not None:
             await provider.settled()  # code may call the functions that were offered before
-            call = current_call.get()
-            if call is not None and call.session == self.session and method in ("execute", "batch"):
-                raise Conflict(
-                    "A function that code calls can't run a cell in the same session, which waits for the function. "
-                    "Use another session.",
-                    call=call.id,
-                )
+            if method in ("execute", "batch") and (within := provider.nested_in(self.session)) is not None:
+                for cell in params["cells"] if method == "batch" else [params]:
+                    cell.setdefault("within", within)
         return await self.connection.call(f"session.{method}", params, repeat=repeat)
 
     def cell(self, data: Any) -> Cell:

@@ -238,7 +238,7 @@ class ToolProvider:
                 value = await function.function(*args, **kwargs)
             else:
                 value = await self._in_thread(functools.partial(function.function, *args, **kwargs))
-            return {"status": "ok", **answer_of(value)}
+            return answer_of(value)
         except TypeError as error:
             wrong_call = error.__traceback__ is not None and error.__traceback__.tb_next is None
             return _reported(error, function, "ToolArgumentError" if wrong_call else "")
@@ -252,6 +252,23 @@ class ToolProvider:
             self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="kernelsvc call")
         context = contextvars.copy_context()
         return await asyncio.get_running_loop().run_in_executor(self._threads, context.run, function)
+
+    def nested_in(self, session: str) -> str | None:
+        """Return the call of this client whose function is running now, for a cell that it submits.
+
+        Raises:
+            Conflict: the cell's session waits for the function.
+        """
+        call = current_call.get()
+        if call is None or call._provider is not self:
+            return None
+        if call.session == session:
+            raise Conflict(
+                "A function that code calls can't run a cell in the same session, which waits for the function. "
+                "Use another session.",
+                call=call.id,
+            )
+        return call.id
 
     async def close(self) -> None:
         """Stop carrying out calls. Threads that run are only told."""

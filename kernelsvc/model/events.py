@@ -209,7 +209,13 @@ class NotAsWritten(Event):
 
 
 class CellQueued(Event):
-    """A cell was accepted. Written before its code runs."""
+    """A cell was accepted. Written before its code runs.
+
+    Attributes:
+        tools: Whether it may call functions of clients, or which of them. Absent: all that the session may call.
+        reuse_calls: The cell whose recorded results its calls get. Absent if there is none.
+        within: The call whose function runs this cell. Absent if there is none.
+    """
 
     code: str = ""
     timeout_seconds: float | None = None
@@ -223,6 +229,9 @@ class CellQueued(Event):
     principal: str = ""
     checkpoint: Literal["auto", "every"] | None = None
     changes: bool = False
+    tools: bool | list[str] | UnsetType = UNSET
+    reuse_calls: str | UnsetType = UNSET
+    within: str | UnsetType = UNSET
 
 
 class CellStarted(Event):
@@ -420,6 +429,7 @@ class ToolCalled(Event):
         idempotent: Whether it may be carried out twice.
         approval_seconds: Time to decide. Null if no approval is needed.
         redact_result: Whether the result stays out of the log.
+        reused: The earlier call whose recorded result this one gets. Absent if the function is carried out.
     """
 
     call: str = ""
@@ -436,6 +446,7 @@ class ToolCalled(Event):
     idempotent: bool = False
     approval_seconds: float | None = None
     redact_result: bool = False
+    reused: str | UnsetType = UNSET
 
 
 class ToolDecided(Event):

@@ -22,6 +22,8 @@ import os
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
+from msgspec import UNSET
+
 from kernelsvc.errors import CellExists, Conflict, KernelDead, QuotaExceeded, SessionClosed
 from kernelsvc.model import events as ev
 from kernelsvc.model import limit_causes
@@ -264,6 +266,9 @@ class Machine(MachineState):
             principal=principal,
             checkpoint=request.checkpoint,
             changes=request.changes,
+            tools=UNSET if request.tools is None else request.tools,
+            reuse_calls=UNSET if request.reuse_calls is None else request.reuse_calls,
+            within=UNSET if request.within is None else request.within,
         )
 
     def _began(self, stimulus: CellBegan) -> Decision:

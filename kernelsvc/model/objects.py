@@ -14,6 +14,7 @@ from msgspec import UNSET, UnsetType
 
 from kernelsvc.model.events import CallStatus, KernelInfo, Reason, SandboxReport
 from kernelsvc.model.limits import CellUsage, Limits, LimitsRequest, Usage
+from kernelsvc.model.tool_calls.offers import ToolFilter, ToolPatterns
 
 Scope = Literal["run", "read", "approve", "audit", "operate", "admin"]
 #: Scopes of a token that names none. An agent that must not approve its own calls gets a token with ``run`` alone.
@@ -87,6 +88,9 @@ class SessionRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     checkpoint: Annotated[
         CheckpointMode, msgspec.Meta(description="`every`: a checkpoint after each cell, before the next one.")
     ] = "auto"
+    tools: (
+        Annotated[ToolFilter, msgspec.Meta(description="The functions of clients that its code may call.")] | None
+    ) = None
 
     def __post_init__(self) -> None:
         if self.beside is not None:
@@ -127,6 +131,27 @@ class CellRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             int,
             msgspec.Meta(ge=0, le=2**53, description="Most characters of the answer's `text`: its head and its tail."),
         ]
+        | None
+    ) = None
+    tools: (
+        Annotated[
+            bool | ToolPatterns,
+            msgspec.Meta(description="Whether the cell may call functions of clients, or which of them."),
+        ]
+        | None
+    ) = None
+    reuse_calls: (
+        Annotated[
+            Id,
+            msgspec.Meta(
+                description="An earlier cell. A call that it made, too, with the same arguments, gets the recorded "
+                "result and is not carried out again."
+            ),
+        ]
+        | None
+    ) = None
+    within: (
+        Annotated[str, msgspec.Meta(min_length=1, max_length=256, description="The call whose function runs the cell.")]
         | None
     ) = None
 

@@ -13,6 +13,8 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from msgspec import UNSET
+
 from kernelsvc.errors import Conflict
 from kernelsvc.model import events as ev
 from kernelsvc.model import limit_causes
@@ -314,6 +316,8 @@ class MachineState:
         self.last_activity = now
         self.cannot_hibernate = False
         self.queue[event.cell] = event
+        if not (event.tools is event.reuse_calls is event.within is UNSET):
+            self.calls.evolve(event, now)
         self.cells[event.cell] = CellRecord(event.cell, CellState.QUEUED, event.seq, event.seq, digest(event.code))
 
     def _evolve_started(self, event: ev.CellStarted, now: float) -> None:

@@ -229,6 +229,7 @@ class ToolRequested:
         approval: when a person must approve it. The server's settings may ask for more than the offer.
         parent_call: the call whose function runs this cell.
         frame: number of the kernel's frame.
+        recorded: the end of an earlier call whose result this one gets.
     """
 
     call: str
@@ -243,6 +244,7 @@ class ToolRequested:
     approval: Approval = "never"
     parent_call: str | None = None
     frame: int | None = None
+    recorded: ToolReturned | None = None
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from kernelsvc.model.objects import (
     ToolCallInfo,
     Variable,
 )
-from kernelsvc.model.tool_calls.offers import MAX_OFFERS, Offer, ProviderId, ToolName
+from kernelsvc.model.tool_calls.offers import MAX_OFFERS, Offer, ProviderId, ToolFilter, ToolName
 from kernelsvc.model.view.request import ViewRequest
 
 #: Most cells of one batch, and most branches of one call.
@@ -199,6 +199,9 @@ class BranchParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
     isolate: Annotated[
         bool, Meta(description="Give each branch a sandbox of its own. It gets the variables that pickle can copy.")
     ] = False
+    tools: (
+        Annotated[ToolFilter, Meta(description="Of the parent's functions, those that the branches may call.")] | None
+    ) = None
 
 
 class OfferParams(Struct, kw_only=True, forbid_unknown_fields=True):

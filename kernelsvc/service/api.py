@@ -29,7 +29,7 @@ from kernelsvc.model.objects import (
     ToolCallInfo,
     Variable,
 )
-from kernelsvc.model.tool_calls.offers import Offer, ProviderId
+from kernelsvc.model.tool_calls.offers import Offer, ProviderId, ToolFilter
 from kernelsvc.model.usage_history import UsageSample
 from kernelsvc.model.view.request import ViewRequest
 from kernelsvc.protocol.kernel_messages import KernelRequest
@@ -463,6 +463,7 @@ class ServiceApi(Protocol):
         limits: LimitsRequest | None = None,
         force: bool = False,
         isolate: bool = False,
+        tools: ToolFilter | None = None,
     ) -> Sessions: ...
     async def hibernate(self, who: Principal, session: str) -> SessionInfo: ...
 

@@ -20,6 +20,7 @@ from kernelsvc.model import events as ev
 from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.limits import Limits, LimitsRequest
 from kernelsvc.model.objects import Checkpoint, Principal
+from kernelsvc.model.tool_calls.offers import ToolFilter
 from kernelsvc.sandbox import branch_dirs
 from kernelsvc.sandbox.disk_use import measure_directory
 from kernelsvc.sandbox.watchdog import free_bytes
@@ -72,6 +73,7 @@ class BranchCreator:
         limits: LimitsRequest | None,
         force: bool,
         isolate: bool,
+        tools: ToolFilter | None = None,
     ) -> list[Session]:
         """Create branches of a session. For the arguments see ``Service.branch``.
 
@@ -82,7 +84,9 @@ class BranchCreator:
             raise BadRequest("An isolated branch starts from the present state. Leave out 'at', or roll back first.")
         now = self._store.clock()
         # One microsecond apart, so that lists show the branches in the order of the answer.
-        specs = [branch_spec(parent, now + n / 1e6, at=at, labels=labels, limits=limits) for n in range(count)]
+        specs = [
+            branch_spec(parent, now + n / 1e6, at=at, labels=labels, limits=limits, tools=tools) for n in range(count)
+        ]
         self._creator.admit(who, specs[0].limits, count)
         await parent.ensure_running()
         if isolate:
@@ -182,9 +186,15 @@ class BranchCreator:
 
 
 def branch_spec(
-    parent: Session, now: float, *, at: str | None, labels: dict[str, str] | None, limits: LimitsRequest | None
+    parent: Session,
+    now: float,
+    *,
+    at: str | None,
+    labels: dict[str, str] | None,
+    limits: LimitsRequest | None,
+    tools: ToolFilter | None = None,
 ) -> SessionSpec:
-    """Return the specification of a branch, without its directory.
+    """Return the specification of a branch, without its directory. It may call no function that its parent may not.
 
     Raises:
         NotFound: no such checkpoint.
@@ -202,6 +212,7 @@ def branch_spec(
         parent={"session": parent.id, "seq": position(parent, parent.find_checkpoint(at) if at else None)},
         idempotency_key=None,
         beside=None,
+        tools=[*about.tools, *([tools] if tools is not None else ())],
     )
 
 

@@ -124,6 +124,7 @@ class SessionCreator:
             request_digest=request_digest(request) if request.idempotency_key else "",
             beside=request.sidecar_of,
             checkpoint=request.checkpoint,
+            tools=[*(main.spec.tools if main else ()), *([request.tools] if request.tools is not None else ())],
             family=main.spec.family if main else "",
         )
         if member is not None:

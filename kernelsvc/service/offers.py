@@ -14,21 +14,29 @@ The log is the record. This module keeps what only the running server knows: con
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 import msgspec
 
-from kernelsvc.errors import BadRequest, Conflict, QuotaExceeded
+from kernelsvc.errors import BadRequest, Conflict, NotFound, QuotaExceeded
 from kernelsvc.model import events as ev
-from kernelsvc.model.objects import CallState, Principal, SessionState, ToolCallInfo
+from kernelsvc.model.objects import CallState, CellRequest, Principal, SessionState, ToolCallInfo
 from kernelsvc.model.stimuli import CallAnswered, CallFailed, CallsDecided
 from kernelsvc.model.tool_calls import offers as model
 from kernelsvc.model.tool_calls.ledger import OpenCall
 from kernelsvc.model.tool_calls.offers import Approval, Offer, ProviderId
 from kernelsvc.service.api import Blocks, ToolCallInfos
+from kernelsvc.service.offer_directory import (
+    DispatchedCall,
+    OfferDirectory,
+    Provider,
+    ProviderConnection,
+    tool_view,
+)
+from kernelsvc.service.offer_directory import search as search_offers
 from kernelsvc.service.registry import SessionRegistry
 from kernelsvc.session import Session
 from kernelsvc.session.tool_calls import ResolvedTool
@@ -36,76 +44,12 @@ from kernelsvc.settings import Settings
 
 # Named, because ``list`` means a method inside the class below.
 Names = list[str]
-Views = list[dict[str, Any]]
 #: Most providers of one principal.
 MAX_PROVIDERS = 1000
-#: Most functions in one description, and its largest size as JSON, in bytes.
-MAX_DESCRIBED, MAX_DESCRIPTION_BYTES = 200, 4 * 1024 * 1024
-#: Sessions through which a branch inherits offers. Branches can be nested 16 deep.
-MAX_ANCESTORS = 16
+#: Deepest nesting of calls: a function that runs a cell whose code calls a function.
+MAX_NESTED = 8
 #: Seconds between two progress events of one call.
 PROGRESS_SECONDS = 1.0
-
-
-class ProviderConnection(Protocol):
-    """The connection of a provider."""
-
-    def notify(self, method: str, params: dict[str, Any]) -> None:
-        """Send a notification without a delay. Does nothing on a closed connection."""
-
-
-@dataclass(eq=False)
-class _Dispatched:
-    """A call that a provider has, or that waits for one. The session's machine has everything else about it."""
-
-    session: str
-    call: str
-    tool: str
-    arguments: Any
-    provider: Provider | None = None
-    holder: str = ""  # key of the provider that got it last, perhaps from an earlier server
-    attempt: int = 0
-    sent: bool = False
-    timer: asyncio.TimerHandle | None = None
-    progress_at: float = float("-inf")
-
-    def set(self, **changes: Any) -> None:
-        """Change fields. Only ``Offers`` does."""
-        for name, value in changes.items():
-            setattr(self, name, value)
-
-
-@dataclass(eq=False)
-class Provider:
-    """One client process that carries out calls.
-
-    Attributes:
-        offers: by session (None: all sessions of the principal) and full name, with the order of their creation.
-        connection: None while it is lost.
-        sent: calls that it has.
-        queues: calls that wait for room, by function.
-    """
-
-    id: str
-    instance: str
-    principal: str
-    offers: dict[str | None, dict[str, tuple[int, Offer]]] = field(default_factory=dict)
-    connection: ProviderConnection | None = None
-    sent: dict[str, _Dispatched] = field(default_factory=dict)
-    queues: dict[str, deque[_Dispatched]] = field(default_factory=dict)
-    next_at: dict[str, float] = field(default_factory=dict)  # per_second: when the next call may be sent
-    grace: asyncio.TimerHandle | None = None
-
-    def set_connection(self, connection: ProviderConnection | None, grace: asyncio.TimerHandle | None = None) -> None:
-        """Take a connection, or wait for another one until ``grace`` fires."""
-        if self.grace is not None:
-            self.grace.cancel()
-        self.connection, self.grace = connection, grace
-
-    @property
-    def key(self) -> str:
-        """The name of this process in the log."""
-        return f"{self.id}/{self.instance}"
 
 
 class Offers:
@@ -119,9 +63,15 @@ class Offers:
     def __init__(self, registry: SessionRegistry, settings: Settings) -> None:
         self._registry = registry
         self._settings = settings
-        self._providers: dict[tuple[str, str], Provider] = {}
-        self._calls: dict[str, _Dispatched] = {}
+        self._directory = OfferDirectory(registry)
+        self._providers = self._directory.providers
+        self._calls: dict[str, DispatchedCall] = {}
         self._order = 0
+
+    @property
+    def in_use(self) -> bool:
+        """Whether any client offers functions."""
+        return bool(self._providers)
 
     # -- offering ------------------------------------------------------------------------
 
@@ -157,7 +107,7 @@ class Offers:
         before = dict(known.offers.get(session, {})) if known is not None else {}
         kept = {} if replace else before
         together = {**{name: offer for name, (_, offer) in kept.items()}, **{each.tool: each for each in offers}}
-        model.check([*together.values()], self._names_of_others(who.name, provider.id, session))
+        model.check([*together.values()], self._directory.names_of_others(who.name, provider.id, session))
         if known is None:
             if sum(each.principal == who.name for each in self._providers.values()) >= MAX_PROVIDERS:
                 raise QuotaExceeded(f"{MAX_PROVIDERS} clients offer functions already. Close one of them.")
@@ -166,24 +116,17 @@ class Offers:
             name: before[name] if before.get(name, (0, None))[1] == offer else (self._next(), offer)
             for name, offer in together.items()
         }
+        self._directory.changed()
         cancelled = self._connect(known, client, holding)  # type: ignore[arg-type]
         gone = [name for name in before if name not in together]
         self._announce(known, session, [*together.values()], gone)
-        self._retry(who.name, session)
+        self._retry(known)
         shown = [{"name": o.tool, "identifier": model.identifier(o.tool), "digest": o.digest} for o in offers]
         return {"offered": shown, "cancelled": cancelled}
 
     def _next(self) -> int:
         self._order += 1
         return self._order
-
-    def _names_of_others(self, principal: str, provider: str, session: str | None) -> set[str]:
-        return {
-            name
-            for each in self._providers.values()
-            if each.principal == principal and each.id != provider
-            for name in each.offers.get(session, ())
-        }
 
     def _connect(self, provider: Provider, connection: ProviderConnection, holding: Sequence[str]) -> Names:
         """Take a connection of a provider. Return the calls that it holds and that have ended."""
@@ -196,15 +139,15 @@ class Offers:
             if call.call in held:  # it is at work, or has the answer
                 self._stop_timer(call)
                 call.set(provider=provider, sent=True)
-                provider.sent[call.call] = call
+                provider.took(call)
             elif call.sent:  # it never got it
                 self._stop_timer(call)
-                provider.sent.pop(call.call, None)
+                provider.lost(call)
                 call.set(sent=False)
                 self._redispatch(call)
         return [call for call in holding if call not in self._calls]
 
-    def _redispatch(self, call: _Dispatched) -> None:
+    def _redispatch(self, call: DispatchedCall) -> None:
         session = self._registry.get(call.session)
         if session is not None:
             session.tool_calls.redispatch(call.call)
@@ -215,7 +158,7 @@ class Offers:
             found = self._registry.get(session)
             chosen = [found] if found is not None else []
         else:
-            chosen = [each for each in self._registry.open_sessions() if each.principal == provider.principal]
+            chosen = [each for each in self._registry.open_sessions() if provider.serves(each.principal)]
         for each in chosen:
             self._record(each, provider, offers, gone)
             each.tool_calls.changed()
@@ -244,12 +187,10 @@ class Offers:
             gone = [name for name in offers if names is None or name in names]
             for name in gone:
                 del offers[name]
-            self._announce(provider, session, [], [n for n in gone if not self._offered(who.name, session, n)])
-
-    def _offered(self, principal: str, session: str | None, name: str) -> bool:
-        return any(
-            name in each.offers.get(session, ()) for each in self._providers.values() if each.principal == principal
-        )
+            self._directory.changed()
+            self._announce(
+                provider, session, [], [n for n in gone if not self._directory.offered(who.name, session, n)]
+            )
 
     def client_gone(self, client: object) -> None:
         """Keep the offers and calls of a lost connection for the grace time."""
@@ -258,15 +199,17 @@ class Offers:
                 loop = asyncio.get_running_loop()
                 grace = loop.call_later(self._settings.tools_grace_seconds, self._end, provider)
                 provider.set_connection(None, grace)
+                self._directory.changed()
 
     def _end(self, provider: Provider) -> None:
         """End a provider: its calls are lost, or go to another one."""
         if self._providers.get((provider.principal, provider.id)) is provider:
             del self._providers[provider.principal, provider.id]
+        self._directory.changed()
         if provider.grace is not None:
             provider.grace.cancel()
         for session, offers in provider.offers.items():
-            gone = [name for name in offers if not self._offered(provider.principal, session, name)]
+            gone = [name for name in offers if not self._directory.offered(provider.principal, session, name)]
             if gone:
                 self._announce(provider, session, [], gone)
         for call in [*provider.sent.values(), *(each for queue in provider.queues.values() for each in queue)]:
@@ -276,20 +219,20 @@ class Offers:
             else:
                 self._lose(call)
 
-    def _lose(self, call: _Dispatched) -> None:
+    def _lose(self, call: DispatchedCall) -> None:
         session = self._registry.get(call.session)
         open_call = session.machine.calls.open.get(call.call) if session is not None else None
         if session is None or open_call is None:
             self._calls.pop(call.call, None)
             return
-        if open_call.idempotent and self._best(session, call.tool) is not None:
+        if open_call.idempotent and self._directory.find(session, call.tool) is not None:
             call.set(sent=False)
             self._redispatch(call)
             return
         text = f"The client that carried out {call.tool} is gone. The call may have been carried out."
         self._fail(call, "lost", text)
 
-    def _fail(self, call: _Dispatched, status: Literal["lost", "unavailable"], text: str) -> None:
+    def _fail(self, call: DispatchedCall, status: Literal["lost", "unavailable"], text: str) -> None:
         session = self._registry.get(call.session)
         if session is not None and session.state is not SessionState.CLOSED:
             session.handle(CallFailed(call.call, status, text))
@@ -297,101 +240,82 @@ class Offers:
 
     # -- what a name means (OfferPort) -----------------------------------------------------
 
-    def _visible(self, session: Session) -> dict[str, tuple[int, Offer, Provider]]:
-        """Return the offers for a session by name, the newest one of each."""
-        found: dict[str, tuple[int, Offer, Provider]] = {}
-        scopes = [None, session.id, *self._ancestors(session)] if self._providers else []
-        for provider in self._providers.values():
-            if provider.principal != session.principal:
-                continue
-            for at, scope in enumerate(scopes):
-                for name, (order, offer) in provider.offers.get(scope, {}).items():
-                    if at > 1 and not offer.inherit:
-                        continue
-                    if name not in found or self._rank(order, provider) > self._rank(found[name][0], found[name][2]):
-                        found[name] = order, offer, provider
-        return found
-
-    def _ancestors(self, session: Session) -> Names:
-        """Return the open sessions that a branch was forked from: it inherits their offers."""
-        found: Names = []
-        at: Session | None = session
-        while at is not None and len(found) < MAX_ANCESTORS:
-            parent = (at.spec.parent or {}).get("session")
-            if not isinstance(parent, str):
-                break
-            found.append(parent)
-            at = self._registry.get(parent)
-        return found
-
-    @staticmethod
-    def _rank(order: int, provider: Provider) -> tuple[bool, int]:
-        return provider.connection is not None, order
-
-    def _best(self, session: Session, name: str) -> tuple[int, Offer, Provider] | None:
-        visible = self._visible(session)
-        found = visible.get(name)
-        if found is None:
-            found = next((each for tool, each in visible.items() if model.identifier(tool) == name), None)
-        return found
-
-    def resolve(self, session: str, name: str, cell: str | None) -> ResolvedTool:
+    def resolve(self, session: str, name: str, cells: Sequence[str | None]) -> ResolvedTool:
         """See ``OfferPort``."""
         found = self._registry.get(session)
         if found is None:
             return ResolvedTool(None, refusal="The session is not open.")
-        best = self._best(found, name)
+        best = self._directory.find(found, name, cells[0])
+        if not self._directory.may_call(found, name if best is None else best.tool, cells):
+            return ResolvedTool(None, refusal=self._directory.refusal(found, name, cells), forbidden=True)
         if best is not None:
-            _, offer, provider = best
-            self._record(found, provider, [offer], [])
-            approval = self._tightened(offer.approval, offer.effects)
-            connected = provider.key if provider.connection is not None else ""
-            return ResolvedTool(offer, connected, approval=approval, redact=tuple(model.redactions(offer)))
-        offered = found.machine.calls.offered
-        tool = next((each for each in offered if name in (each, model.identifier(each))), None)
-        if tool is not None:
-            # An earlier server had the offer, and its provider has not come back yet. Its redactions are not known.
-            facts = msgspec.convert(msgspec.to_builtins(offered[tool]), _KnownOffer)
-            offer = Offer(name=tool, approval=facts.approval, effects=facts.effects)
-            return ResolvedTool(offer, approval=self._tightened(offer.approval, offer.effects), redact=("",))
-        near = model.nearest(name, self._visible(found))
-        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else " tools.search('') lists what there is."
-        return ResolvedTool(None, refusal=f"There is no tool {name!r} in this session.{hint}")
+            known_entry = found.machine.calls.offered.get(best.tool)
+            if known_entry is None or known_entry.digest != best.digest:
+                self._record(found, best.provider, [best.offer], [])
+            connected = best.provider.key if best.provider.connection is not None else ""
+            return ResolvedTool(best.offer, connected, approval=self._tightened(best.offer), redact=best.redact)
+        known = self._directory.known_from_log(found, name)
+        if known is not None and known.offer is not None:
+            return dataclasses.replace(known, approval=self._tightened(known.offer))
+        return ResolvedTool(None, refusal=self._directory.refusal(found, name, cells))
 
-    def _tightened(self, approval: Approval, effects: str) -> Approval:
+    def _tightened(self, offer: Offer) -> Approval:
         setting = self._settings.tools_approval
-        ask = setting == "always" or (setting == "writes" and effects != "read")
-        return "always" if ask and approval == "never" else approval
+        ask = setting == "always" or (setting == "writes" and offer.effects != "read")
+        return "always" if ask and offer.approval == "never" else offer.approval
 
     def describe(self, session: str, question: dict[str, Any]) -> dict[str, Any]:
         """See ``OfferPort``."""
-        found = self._registry.get(session)
-        visible = self._visible(found) if found is not None else {}
-        names, query, limit = question.get("names"), question.get("query"), question.get("limit")
-        chosen = [offer for _, offer, _ in visible.values()]
-        if isinstance(names, list):
-            wanted = {each for each in names if isinstance(each, str)}
-            chosen = [each for each in chosen if each.tool in wanted or model.identifier(each.tool) in wanted]
-        else:
-            chosen = _search(chosen, query if isinstance(query, str) else "")
-        most = limit if isinstance(limit, int) and 0 < limit <= MAX_DESCRIBED else MAX_DESCRIBED
-        tools: Views = []
-        size = 0
-        for offer in chosen[:most]:
-            tool = tool_view(offer, full=question.get("detail") == "full")
-            size += len(msgspec.json.encode(tool))
-            if size > MAX_DESCRIPTION_BYTES:
-                break
-            tools.append(tool)
-        return {"tools": tools, "total": len(chosen)}
+        return self._directory.describe(self._registry.get(session), question)
 
     def list(
         self, who: Principal, session: str, *, search: str | None, detail: Literal["brief", "full"], limit: int
     ) -> dict[str, Any]:
         """Return the functions that a session may call."""
-        found = self._registry.find(who, session)
-        chosen = _search([offer for _, offer, _ in self._visible(found).values()], search or "")
+        visible = self._directory.visible(self._registry.find(who, session))
+        chosen = search_offers([*visible.values()], search or "")
         return {"tools": [tool_view(each, full=detail == "full") for each in chosen[:limit]], "total": len(chosen)}
+
+    # -- cells of providers ----------------------------------------------------------------
+
+    def submitting(self, session: Session, cells: Sequence[CellRequest]) -> None:
+        """Check the fields of cells about calls, before the session accepts them.
+
+        Raises:
+            NotFound: ``reuse_calls`` names no cell.
+            Conflict: the call of ``within`` has ended, or waits for this session, or calls are nested too deep.
+        """
+        for cell in cells:
+            if cell.cell in session.machine.cells:
+                continue  # sent again
+            if cell.reuse_calls is not None and cell.reuse_calls not in session.machine.cells:
+                raise NotFound(f"There is no cell {cell.reuse_calls!r} whose calls can be used again. List the cells.")
+            if cell.within is not None:
+                self._check_nesting(session, cell.within)
+
+    def _check_nesting(self, session: Session, within: str) -> None:
+        call: str | None = within
+        for _ in range(MAX_NESTED):
+            known = self._calls.get(call or "")
+            at = self._registry.get(known.session) if known is not None else None
+            open_call = at.machine.calls.open.get(call or "") if at is not None else None
+            if at is None or open_call is None:
+                raise Conflict(f"The call {call!r} has ended. A function runs cells only while its own call is open.")
+            if at.id == session.id:
+                raise Conflict(
+                    f"A function that code calls can't run a cell in the same session, which waits for the function "
+                    f"(call {call}). Use another session.",
+                    call=call,
+                )
+            call = open_call.parent_call
+            if call is None:
+                return
+        raise Conflict(f"Calls are nested deeper than {MAX_NESTED}. Let the function return instead.")
+
+    def submitted(self, client: object, session: str, cells: Sequence[str]) -> None:
+        """Note who submitted cells: their calls go to the same client, if it offers the function."""
+        for provider in self._directory.of_connection(client):
+            provider.submitted(session, cells)
 
     # -- the way of a call (OfferPort) ------------------------------------------------------
 
@@ -399,16 +323,18 @@ class Offers:
         """See ``OfferPort``."""
         known = self._calls.get(call.id)
         if known is None:
-            known = self._calls[call.id] = _Dispatched(session, call.id, call.tool, arguments)
+            known = self._calls[call.id] = DispatchedCall(session, call.id, call.tool, arguments)
         known.set(arguments=arguments)
         self._stop_timer(known)
         self._place(known)
 
-    def _place(self, call: _Dispatched) -> None:
+    def _place(self, call: DispatchedCall) -> None:
         session = self._registry.get(call.session)
-        best = self._best(session, call.tool) if session is not None else None
-        if best is None or best[2].connection is None:
-            call.set(provider=best[2] if best is not None else None)
+        open_call = session.machine.calls.open.get(call.call) if session is not None else None
+        cell = open_call.cell if open_call is not None else None
+        best = self._directory.find(session, call.tool, cell) if session is not None else None
+        if best is None or best.provider.connection is None:
+            call.set(provider=best.provider if best is not None else None)
             if call.timer is None:
                 loop = asyncio.get_running_loop()
                 text = f"No client that offers {call.tool} is connected. The call was not carried out."
@@ -416,7 +342,7 @@ class Offers:
                     timer=loop.call_later(self._settings.tools_absent_seconds, self._fail, call, "unavailable", text)
                 )
             return
-        provider = best[2]
+        provider = best.provider
         call.set(provider=provider)
         provider.queues.setdefault(call.tool, deque()).append(call)
         self._pump(provider, call.tool)
@@ -429,14 +355,16 @@ class Offers:
             call = queue[0]
             session = self._registry.get(call.session)
             open_call = session.machine.calls.open.get(call.call) if session is not None else None
-            found = self._best(session, tool) if session is not None else None
+            found = self._directory.find(session, tool) if session is not None else None
             if session is None or open_call is None or found is None:
                 queue.popleft()
                 if open_call is None:
                     self._calls.pop(call.call, None)
+                else:  # the offer was withdrawn meanwhile
+                    self._place(call)
                 continue
-            offer, now = found[1], loop.time()
-            if sum(each.tool == tool for each in provider.sent.values()) >= offer.max_in_flight:
+            offer, now = found.offer, loop.time()
+            if provider.in_flight.get(tool, 0) >= offer.max_in_flight:
                 return  # the end of one of them calls this again
             if offer.per_second is not None and now < (next_at := provider.next_at.get(tool, 0.0)):
                 loop.call_at(next_at, self._pump, provider, tool)
@@ -448,11 +376,11 @@ class Offers:
         if not queue:
             provider.queues.pop(tool, None)
 
-    def _send(self, provider: Provider, call: _Dispatched, session: Session, open_call: OpenCall) -> None:
+    def _send(self, provider: Provider, call: DispatchedCall, session: Session, open_call: OpenCall) -> None:
         call.set(attempt=call.attempt + 1)
         call.set(sent=True)
         call.set(holder=provider.key)
-        provider.sent[call.call] = call
+        provider.took(call)
         assert provider.connection is not None
         provider.connection.notify(
             "tool.call",
@@ -470,18 +398,18 @@ class Offers:
         )
         call.set(arguments=None)  # the log has them, or the session
 
-    def _retry(self, principal: str, session: str | None) -> None:
+    def _retry(self, provider: Provider) -> None:
         """Place the calls that wait for a provider."""
         for call in [*self._calls.values()]:
             found = self._registry.get(call.session)
-            if call.timer is not None and not call.sent and found is not None and found.principal == principal:
-                best = self._best(found, call.tool)
-                if best is not None and best[2].connection is not None:
+            if call.timer is not None and not call.sent and found is not None and provider.serves(found.principal):
+                best = self._directory.find(found, call.tool)
+                if best is not None and best.provider.connection is not None:
                     self._stop_timer(call)
                     self._redispatch(call)
 
     @staticmethod
-    def _stop_timer(call: _Dispatched) -> None:
+    def _stop_timer(call: DispatchedCall) -> None:
         if call.timer is not None:
             call.timer.cancel()
             call.set(timer=None)
@@ -498,12 +426,12 @@ class Offers:
         for call in calls:
             if call.id in self._calls:
                 continue
-            known = self._calls[call.id] = _Dispatched(
+            known = self._calls[call.id] = DispatchedCall(
                 session, call.id, call.tool, None, sent=bool(call.provider), holder=call.provider
             )
             known.set(timer=loop.call_later(self._settings.tools_grace_seconds, self._not_resumed, known))
 
-    def _not_resumed(self, call: _Dispatched) -> None:
+    def _not_resumed(self, call: DispatchedCall) -> None:
         call.set(timer=None)
         if call.sent:
             self._lose(call)
@@ -518,7 +446,7 @@ class Offers:
         self._stop_timer(known)
         provider = known.provider
         if provider is not None:
-            provider.sent.pop(call, None)
+            provider.lost(known)
             self._pump(provider, known.tool)
 
     # -- answers -----------------------------------------------------------------------------
@@ -610,42 +538,5 @@ class Offers:
         return self._registry.find(who, session).tool_calls.find_call(call)
 
 
-class _KnownOffer(msgspec.Struct):
-    approval: Approval = "always"
-    effects: model.Effects = "unknown"
-
-
-def _search(offers: Sequence[Offer], query: str) -> list[Offer]:
-    words = query.lower()[:400].split()
-    listed = [offer for offer in offers if offer.listed]
-    if not words:
-        return sorted(listed, key=lambda each: each.tool)
-    rank: Callable[[Offer], int] = lambda each: model.rank(each, words)  # noqa: E731
-    return sorted((each for each in offers if rank(each)), key=lambda each: (-rank(each), each.tool))
-
-
 def _form(value: Any) -> Literal["", "rows"]:
     return "rows" if isinstance(value, list) and value and all(isinstance(each, dict) for each in value) else ""
-
-
-def tool_view(offer: Offer, *, full: bool) -> dict[str, Any]:
-    """Return an offer as code and clients see it."""
-    brief = {
-        "name": offer.tool,
-        "identifier": model.identifier(offer.tool),
-        "signature": model.signature(offer),
-        "summary": offer.description.strip().partition("\n")[0][:200],
-    }
-    if not full:
-        return brief
-    return {
-        **brief,
-        "documentation": model.docstring(offer),
-        "names": model.parameter_names(offer),
-        "parameters": offer.parameters,
-        "returns": offer.returns,
-        "effects": offer.effects,
-        "approval": offer.approval,
-        "timeout_seconds": offer.timeout_seconds,
-        "idempotent": offer.idempotent,
-    }

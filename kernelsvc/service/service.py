@@ -40,6 +40,7 @@ from kernelsvc.model.objects import (
 )
 from kernelsvc.model.outputs import cut_middle
 from kernelsvc.model.tokens import present_name
+from kernelsvc.model.tool_calls.offers import ToolFilter
 from kernelsvc.model.view.request import ViewRequest
 from kernelsvc.protocol.kernel_messages import KernelRequest
 from kernelsvc.service.api import (
@@ -407,7 +408,12 @@ class Service:
         if not cells:
             raise BadRequest("A batch needs at least one cell.")
         self._check_code(cells)
+        about_calls = any(cell.within is not None or cell.reuse_calls is not None for cell in cells)
+        if about_calls:
+            self.offers.submitting(found, cells)
         ids = found.submit(cells, principal=who.name, client=client)
+        if client is not None and self.offers.in_use:
+            self.offers.submitted(client, found.id, ids)
         if client is not None and any(cell.on_disconnect == "interrupt" for cell in cells):
             self._clients.setdefault(client, set()).add(found.id)
         return ids
@@ -574,6 +580,7 @@ class Service:
         limits: LimitsRequest | None = None,
         force: bool = False,
         isolate: bool = False,
+        tools: ToolFilter | None = None,
     ) -> Sessions:
         """Create sessions from this one's present state or a checkpoint. They are independent from then on.
 
@@ -587,6 +594,7 @@ class Service:
             force: create them although something in the session can't be copied, for example a thread.
             isolate: give each branch a sandbox of its own, and a copy of the variables that pickle can copy. The
                 others are named in the branch's ``parent.warnings``.
+            tools: of the parent's functions of clients, those that the branches may call.
 
         Raises:
             BadRequest: both ``at`` and ``isolate`` are given.
@@ -598,7 +606,7 @@ class Service:
         """
         found = self._registry.find_open(who, session)
         made = await self._branches.branch(
-            who, found, at=at, count=count, labels=labels, limits=limits, force=force, isolate=isolate
+            who, found, at=at, count=count, labels=labels, limits=limits, force=force, isolate=isolate, tools=tools
         )
         return [self._registry.describe(one) for one in made]
 

@@ -10,6 +10,7 @@ import msgspec
 from kernelsvc.kernels.port import StartRequest
 from kernelsvc.model.limits import Limits
 from kernelsvc.model.objects import CheckpointMode
+from kernelsvc.model.tool_calls.offers import ToolFilter
 
 
 class SessionSpec(msgspec.Struct, kw_only=True):
@@ -34,6 +35,11 @@ class SessionSpec(msgspec.Struct, kw_only=True):
     spare: str = ""
     beside: str | None = None
     checkpoint: CheckpointMode = "auto"
+    tools: list[ToolFilter] = []
+
+    def permits_tool(self, tool: str) -> bool:
+        """Return whether the session's code may call a function of this full name."""
+        return all(each.permits(tool) for each in self.tools)
 
     def use_kernel(self, kernel: str) -> None:
         """Set the id of the kernel that runs the session from now on."""

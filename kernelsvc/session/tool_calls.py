@@ -10,8 +10,8 @@ contain stay in memory, until the call has ended. After a restart the kernel sen
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Iterable
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,6 +26,7 @@ from kernelsvc.model.stimuli import CallAbandoned, CancelCall, DeliverResult, Di
 from kernelsvc.model.tool_calls import offers
 from kernelsvc.model.tool_calls.ledger import OpenCall, waiting_calls
 from kernelsvc.model.tool_calls.offers import Approval, Offer
+from kernelsvc.model.tool_calls.reuse import call_key, recorded_ends
 from kernelsvc.protocol.kernel_messages import KernelRequest
 from kernelsvc.session.ports import Log, SessionPort
 
@@ -46,11 +47,13 @@ class ResolvedTool:
         refusal: why the call is refused.
         approval: when a person must decide.
         redact: JSON pointers of the arguments that no log may contain.
+        forbidden: whether a filter of the session or the cell is the cause of the refusal.
     """
 
     offer: Offer | None
     provider: str = ""
     refusal: str = ""
+    forbidden: bool = False
     approval: Approval = "never"
     redact: tuple[str, ...] = ()
 
@@ -58,8 +61,14 @@ class ResolvedTool:
 class OfferPort(Protocol):
     """The functions of all clients. The service implements it."""
 
-    def resolve(self, session: str, name: str, cell: str | None) -> ResolvedTool:
-        """Return the meaning of a name, or of an identifier in code."""
+    def resolve(self, session: str, name: str, cells: Sequence[str | None]) -> ResolvedTool:
+        """Return the meaning of a name, or of an identifier in code.
+
+        Args:
+            session: the session's id.
+            name: from the kernel.
+            cells: the cell that calls, and others whose requests may forbid the call.
+        """
 
     def describe(self, session: str, question: dict[str, Any]) -> dict[str, Any]:
         """Return the answer to code that looks at functions. The question is not trusted."""
@@ -77,7 +86,7 @@ class OfferPort(Protocol):
 class NoOffers:
     """An ``OfferPort`` without functions."""
 
-    def resolve(self, session: str, name: str, cell: str | None) -> ResolvedTool:
+    def resolve(self, session: str, name: str, cells: Sequence[str | None]) -> ResolvedTool:
         """See ``OfferPort``."""
         return ResolvedTool(None, refusal="No client offers functions to this session.")
 
@@ -116,6 +125,8 @@ class ToolCalls:
         self._asked: set[str] = set()  # calls whose arguments the kernel was asked for again
         self._late: OrderedDict[str, DeliverResult | None] = OrderedDict()  # results that wait for the kernel
         self._described = False
+        # What is left of the calls of another cell, for the running cell that uses them again.
+        self._recorded_calls: tuple[str, dict[bytes, deque[ev.ToolReturned]]] | None = None
 
     # -- from the kernel ---------------------------------------------------------------
 
@@ -154,14 +165,16 @@ class ToolCalls:
             return None
         running = self._machine.running
         cell = message.parent if message.parent in self._machine.cells else running.id if running else None
-        found = self._port.resolve(self._id, name, cell)
+        # The kernel says which cell calls, and is not trusted: the running cell's request holds, too.
+        found = self._port.resolve(self._id, name, (cell, running.id if running else None))
         shown, redacted = offers.redact(arguments, found.redact)
         if redacted:
             self._secrets[call] = arguments
         self._arrived = call, arguments
+        tool = found.offer.tool if found.offer is not None else name
         return ToolRequested(
             call,
-            found.offer.tool if found.offer is not None else name,
+            tool,
             shown,
             tuple(redacted),
             size,
@@ -170,8 +183,25 @@ class ToolCalls:
             found.provider,
             found.refusal,
             found.approval,
+            parent_call=self._parent_call(cell),
             frame=message.frame,
+            recorded=None if redacted or found.forbidden else self._reusable(cell, tool, shown),
         )
+
+    def _parent_call(self, cell: str | None) -> str | None:
+        request = self._machine.calls.requests.get(cell or "")
+        return request.within if request is not None and isinstance(request.within, str) else None
+
+    def _reusable(self, cell: str | None, tool: str, arguments: Any) -> ev.ToolReturned | None:
+        """Return the recorded end that a call of a cell with ``reuse_calls`` gets, or None: it is carried out."""
+        request = self._machine.calls.requests.get(cell or "")
+        if request is None or not isinstance(request.reuse_calls, str):
+            return None
+        if self._recorded_calls is None or self._recorded_calls[0] != cell:
+            ends = recorded_ends(self._call_events(), request.reuse_calls, cell)
+            self._recorded_calls = str(cell), ends
+        found = self._recorded_calls[1].get(call_key(tool, arguments))
+        return found.popleft() if found else None
 
     def _take_arguments(self, call: str, arguments: Any) -> None:
         """Take arguments again. They must be those that the log has, apart from the parts that it leaves out."""

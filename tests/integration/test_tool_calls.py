@@ -20,7 +20,7 @@ from waiting import wait_for
 from kernelsvc import Client
 from kernelsvc.client.sync_client import Session
 from kernelsvc.client.tool_provider import ToolCall
-from kernelsvc.errors import Conflict, Forbidden
+from kernelsvc.errors import Conflict, Forbidden, NotFound
 from kernelsvc.model import events as ev
 
 
@@ -469,3 +469,108 @@ def test_a_token_without_the_scope_can_not_approve(short_tmp: Path) -> None:
         person.session(session.id).calls(state="pending")[0].approve()
         wait_for(lambda: session.cell(cell.id).reason, what="the end")
         assert session.cell(cell.id).text.strip() == "1"
+
+
+# --- which calls are possible, and which are repeated ------------------------------------------------
+
+
+def test_sessions_cells_and_branches_narrow_the_functions(client: Client) -> None:
+    with client.create_session(tools={"allow": ["crm.*", "add"], "deny": ["*.delete_*"]}) as session:
+        for name in ("crm.find", "crm.delete_all", "other", "add"):
+            session.offer(lambda: 1, name=name, parameters={"type": "object"})
+
+        def outcome(call: str, **options: Any) -> str:
+            return session.run(f"try: print({call})\nexcept NameError as e: print(e)", **options).text
+
+        assert outcome("tools.crm.find()").strip() == "1"
+        assert "may not call 'crm.delete_all'" in outcome("tools.crm.delete_all()")
+        assert "may not call 'other'" in outcome("tools.other()")
+        assert [each["name"] for each in session.tools()] == ["add", "crm.find"]
+        assert outcome("dir(tools)", tools=["add"]).count("crm") == 0
+        assert outcome("tools.add()", tools=["a*"]).strip() == "1"
+        assert "may not call" in outcome("tools.crm.find()", tools=["add"])
+        assert "may not call" in outcome("tools.other()", tools=["other"]), "a cell widens nothing"
+        assert "may not call" in outcome("tools.add()", tools=False)
+        (branch,) = session.branch(tools={"deny": ["add"]})
+        with branch:
+            assert "may not call 'add'" in branch.run("tools.add()").text
+            assert branch.run("tools.crm.find()").text.strip() == "1"
+            assert "may not call" in branch.run("tools.other()").text
+
+
+def test_a_retry_after_a_crash_repeats_no_effect(client: Client) -> None:
+    with client.create_session() as session:
+        ran: list[int] = []
+
+        @session.tool(approval="once_per_cell")
+        def pay(n: int) -> int:
+            ran.append(n)
+            return len(ran)
+
+        @session.tool
+        def secret(password: str) -> int:
+            return len(ran)
+
+        code = "r = [tools.pay(n=1), tools.pay(n=1), tools.pay(n=2)]\n"
+        first = session.run(code + "import os; os.kill(os.getpid(), 9)", on_approval=lambda call: True)
+        assert first.reason == "kernel_died"
+        again = session.run(code + "r.append(tools.pay(n=3)); r", reuse_calls=first, on_approval=lambda call: True)
+        assert again.text.strip() == "[1, 2, 3, 4]"
+        assert ran == [1, 1, 2, 3]
+        reused = [each.reused for each in events_of(session, ev.ToolCalled) if isinstance(each.reused, str)]
+        assert reused == [each.call for each in first.calls]
+        with pytest.raises(NotFound):
+            session.run("1", reuse_calls="no-such-cell")
+
+
+def test_nested_calls_name_their_parent_and_end(client: Client) -> None:
+    with client.create_session() as outer, client.create_session() as inner:
+        inner.offer(lambda: outer.run("1").text, name="back")
+        outer.offer(lambda: inner.run("tools.back()").text, name="deeper")
+        text = outer.run("print(tools.deeper())", timeout=20).text
+        assert "can't run a cell in the same session" in text
+        (call,) = events_of(outer, ev.ToolCalled)
+        (nested,) = events_of(inner, ev.ToolCalled)
+        assert nested.parent_call == call.call
+        with pytest.raises(Conflict):
+            inner._loop.run(inner._inner._call("execute", code="1", within=call.call))
+
+
+def test_a_call_goes_to_the_client_that_runs_the_cell(client: Client, served: Served) -> None:
+    with client.create_session() as mine, Client(served.url, served.token) as other:
+        theirs = other.session(mine.id)
+        mine.offer(lambda: "mine", name="who")
+        theirs.offer(lambda: "theirs", name="who")
+        assert mine.run("tools.who()").text.strip() == "'mine'"
+        assert theirs.run("tools.who()").text.strip() == "'theirs'"
+        mine.withdraw("who")
+        assert mine.run("tools.who()").text.strip() == "'theirs'"
+
+
+def test_a_notebook_is_replayed_with_its_recorded_results(client: Client, served: Served, tmp_path: Path) -> None:
+    with client.create_session() as session:
+        results = iter(range(10))
+        session.offer(lambda n: next(results), name="count", parameters={"type": "object", "properties": {"n": {}}})
+        session.offer(lambda: [][0], name="fail")
+        session.offer(lambda: b"\x00", name="blob")
+        session.run("import asyncio\nawait asyncio.gather(*(tools.count(1) for _ in range(3)))")
+        session.run("try: tools.fail()\nexcept IndexError as e: print(type(e).__name__, e)")
+        session.run("print(tools.blob(), tools.count(n=2))")
+        notebook = json.loads(session.notebook())
+        (tmp_path / "j.jsonl").write_bytes(session.journal())
+    cells = [each for each in notebook["cells"] if each["cell_type"] == "code"]
+    cells[2]["source"] += "\ntools.count(n=99)"
+    (tmp_path / "changed.ipynb").write_text(json.dumps(notebook))
+
+    def replay(name: str) -> list[dict[str, Any]]:
+        command = [sys.executable, "-m", "kernelsvc", "replay", str(tmp_path / name), "--json"]
+        done = subprocess.run(command, env=served.client_env, capture_output=True, text=True)
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    assert [each["outcome"] for each in replay("j.jsonl")] == ["same"] * 3
+    *same, changed = replay("changed.ipynb")
+    assert [each["outcome"] for each in same] == ["same"] * 2
+    assert (changed["outcome"], changed["why"]) == (
+        "different",
+        "no recorded result of count: the record has no such call",
+    )

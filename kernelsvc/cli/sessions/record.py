@@ -9,10 +9,11 @@ from typing import Any
 
 import msgspec
 
-from kernelsvc.cli.cell_source import code_cells, source_of
+from kernelsvc.cli.cell_source import code_cells, events_of_journal, source_of
 from kernelsvc.cli.output_diff import difference
 from kernelsvc.cli.run_cell import interrupt_on_sigint
 from kernelsvc.cli.server_locator import client_of, client_or_own_server
+from kernelsvc.cli.sessions.recorded_calls import RecordedCalls, calls_of_cells, calls_of_events
 from kernelsvc.cli.terminal import Terminal
 from kernelsvc.cli.terminal.filter import json_text, one_line, safe, seconds, size, still
 from kernelsvc.client import AsyncSession
@@ -93,12 +94,20 @@ async def replay(args: argparse.Namespace, terminal: Terminal) -> int:
     """Run a notebook's cells again and compare their outputs."""
     from kernelsvc.cli.run import read_source, session_of
 
-    cells = code_cells(read_source(args.file), args.file)
+    text = read_source(args.file)
+    cells = code_cells(text, args.file)
+    events = events_of_journal(text)
+    again = [cell for cell in cells if not _skip_reason(cell)]
+    record = RecordedCalls(calls_of_events(events, again) if events else calls_of_cells(again))
     verdicts: list[dict[str, Any]] = []
     async with client_or_own_server(args, terminal) as client, session_of(args, client) as session:
+        if args.tools == "recorded" and (functions := record.functions()):
+            await session.offer(*functions)
         for number, cell in enumerate(cells, 1):
             terminal.progress(f"cell {number} of {len(cells)}: {one_line(source_of(cell), 60)}")
-            verdict = {"cell": number, "id": cell.get("id"), **await _replay_cell(session, cell, terminal)}
+            verdict = {"cell": number, "id": cell.get("id"), **await _replay_cell(session, cell, terminal, args.tools)}
+            if missing := record.take_missing():
+                verdict.update(outcome="different", why=missing[0])
             verdicts.append(verdict)
             terminal.progress("")
             terminal.line(
@@ -113,11 +122,11 @@ async def replay(args: argparse.Namespace, terminal: Terminal) -> int:
     return 1 if counts["different"] else 0
 
 
-async def _replay_cell(session: AsyncSession, cell: dict[str, Any], terminal: Terminal) -> dict[str, Any]:
+async def _replay_cell(session: AsyncSession, cell: dict[str, Any], terminal: Terminal, tools: str) -> dict[str, Any]:
     if reason := _skip_reason(cell):
         return {"outcome": "skipped", "why": reason}
     with interrupt_on_sigint(session, terminal):
-        now = await session.run(source_of(cell), on_error="continue")
+        now = await session.run(source_of(cell), on_error="continue", tools=False if tools == "none" else None)
     found = difference(cell.get("outputs", []), now.outputs)
     took = round(now.usage.wall_ms / 1000, 4)
     return {"outcome": "same" if found is None else "different", "why": found, "seconds": took}

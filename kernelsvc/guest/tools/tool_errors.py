@@ -90,6 +90,9 @@ _BY_STATUS: dict[str, type[ToolError]] = {
     "refused": ToolRefused,
     "cancelled": ToolCancelled,
 }
+#: A client may raise these by their names, for example to repeat a recorded call.
+_BY_NAME: dict[str, type[ToolError]] = {"ToolArgumentError": ToolArgumentError}
+_BY_NAME.update((each.__name__, each) for each in _BY_STATUS.values())
 #: Exceptions of a client that code can catch by their own names. Others need arguments that are no text, or end code.
 _BUILT_IN = frozenset({
     "ArithmeticError", "AssertionError", "AttributeError", "BufferError", "ConnectionAbortedError", "ConnectionError",
@@ -117,7 +120,7 @@ def error_of(tool: str, call: str, status: str, error: Any) -> ToolError:
         message += f"\n\n{traceback}"
     made = _BY_STATUS.get(status, ToolError)
     if status == "error":
-        made = ToolArgumentError if kind == "ToolArgumentError" else _class_for(kind)
+        made = _BY_NAME.get(kind) or _class_for(kind)
     return made(message, tool=tool, call=call, status=status, type=kind, data=facts.get("data"))
 
 

@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from msgspec import UNSET
+
 from kernelsvc.errors import Conflict, NotFound
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import CallStatus, Event, Reason, ToolReturned
@@ -28,7 +30,7 @@ from kernelsvc.model.stimuli import (
     DispatchCall,
     ToolRequested,
 )
-from kernelsvc.model.tool_calls.offers import hidden
+from kernelsvc.model.tool_calls.offers import hidden, matches
 
 CallStimulus = ToolRequested | CallsDecided | CallAnswered | CallFailed | CallAbandoned
 
@@ -98,12 +100,14 @@ class CallLedger:
         ended: status and log position of the last ends, by call.
         asked_people: whether a call ever waited for a person.
         offered: the log's entries about the functions that may be called, by name.
+        requests: requests of the cells that say something about calls, by cell.
     """
 
     def __init__(self) -> None:
         self.open: dict[str, OpenCall] = {}
         self.ended: OrderedDict[str, tuple[CallStatus, int]] = OrderedDict()
         self.offered: dict[str, ev.OfferedTool] = {}
+        self.requests: dict[str, ev.CellQueued] = {}
         self.asked_people = False
         self._number = 0  # of the kernel's last call
         self._of_cell: Counter[tuple[str | None, str]] = Counter()
@@ -149,6 +153,8 @@ class CallLedger:
         match event:
             case ev.ToolCalled():
                 self._evolve_called(event, now)
+            case ev.CellQueued():
+                self.requests[str(event.cell)] = event
             case ev.ToolsOffered():
                 self.offered.update((tool.name, tool) for tool in event.tools)
                 for name in event.withdrawn:
@@ -240,6 +246,8 @@ class CallLedger:
 
     def _requested(self, asked: ToolRequested, now: float) -> Decision:
         offer, cell = asked.offer, asked.cell
+        if asked.recorded is not None:
+            return self._reused(asked, asked.recorded)
         status, message = self._obstacle(asked)
         wanted = "never" if status is not None or offer is None else asked.approval
         remembered = (asked.tool, None) in self._remembered or (asked.tool, cell) in self._remembered
@@ -271,6 +279,36 @@ class CallLedger:
             returned.cell = called.cell
             return Decision([called, returned], [DeliverResult(returned)])
         return Decision([called], [] if approval == "pending" else [DispatchCall(asked.call)])
+
+    def _reused(self, asked: ToolRequested, recorded: ToolReturned) -> Decision:
+        """End a call with the result of an earlier one. Nobody carries it out, so nobody needs to approve it."""
+        called = ev.ToolCalled(
+            call=asked.call, tool=asked.tool, arguments=asked.arguments, bytes=asked.size, reused=recorded.call
+        )
+        if asked.offer is not None:
+            called.effects = asked.offer.effects
+        returned = ToolReturned(
+            call=asked.call,
+            status=recorded.status,
+            value=recorded.value,
+            bytes=recorded.bytes,
+            error=recorded.error,
+            form=recorded.form,
+        )
+        if asked.cell is not None:
+            called.cell = returned.cell = asked.cell
+        if asked.frame is not None:
+            called.frame = asked.frame
+        return Decision([called, returned], [DeliverResult(returned, recorded.value)])
+
+    def permits(self, tool: str, cells: Iterable[str | None]) -> bool:
+        """Return whether the requests of all of these cells allow a call of this function."""
+        for cell in cells:
+            request = self.requests.get(cell or "")
+            wanted = UNSET if request is None else request.tools
+            if wanted is False or (isinstance(wanted, list) and not matches(tool, wanted)):
+                return False
+        return True
 
     def _obstacle(self, asked: ToolRequested) -> tuple[CallStatus | None, str]:
         """Return why a call is not carried out, as a status with a message."""

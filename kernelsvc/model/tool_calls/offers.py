@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import builtins
 import difflib
+import fnmatch
 import hashlib
 import keyword
 import re
@@ -32,6 +33,8 @@ Effects = Literal["read", "write", "unknown"]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 Seconds = Annotated[float, Meta(gt=0, le=7 * 24 * 3600)]
 ToolName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.\-/]+$")]
+ToolPattern = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.\-/*?]+$")]
+ToolPatterns = Annotated[list[ToolPattern], Meta(max_length=MAX_OFFERS)]
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -102,6 +105,27 @@ class ProviderId(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     id: ToolName
     instance: ToolName
+
+
+class ToolFilter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The functions that a session may call, of those that clients offer to it.
+
+    Attributes:
+        allow: Names. ``*`` stands for any characters, ``?`` for one. None allows all.
+        deny: Names that may not be called although ``allow`` has them.
+    """
+
+    allow: ToolPatterns | None = None
+    deny: ToolPatterns = []
+
+    def permits(self, tool: str) -> bool:
+        """Return whether a function of this full name may be called."""
+        return (self.allow is None or matches(tool, self.allow)) and not matches(tool, self.deny)
+
+
+def matches(tool: str, patterns: Iterable[str]) -> bool:
+    """Return whether a function's full name matches one of the patterns."""
+    return any(fnmatch.fnmatchcase(tool, pattern) for pattern in patterns)
 
 
 def identifier(tool: str) -> str:

@@ -122,3 +122,19 @@ def test_only_built_in_exceptions_have_a_name_for_code() -> None:
 
 def test_nearest_names() -> None:
     assert offers.nearest("serch_orders", ["search_orders", "send_mail"])[0] == "search_orders"
+
+
+@pytest.mark.parametrize(
+    ("allow", "deny", "tool", "permitted"),
+    [
+        (None, [], "a.b", True),
+        ([], [], "a.b", False),
+        (["a.*"], [], "a.b", True),
+        (["a.*"], ["*.b"], "a.b", False),
+        (["a"], [], "a.b", False),
+        (None, ["a.?"], "a.b", False),
+        (None, ["A.B"], "a.b", True),
+    ],
+)
+def test_a_filter_permits(allow: list[str] | None, deny: list[str], tool: str, permitted: bool) -> None:
+    assert offers.ToolFilter(allow=allow, deny=deny).permits(tool) is permitted

@@ -1,0 +1,50 @@
+"""Results of earlier calls for a cell that repeats them: after a crash of the kernel, or in a replay. Pure.
+
+The n-th call of a function with certain arguments gets the n-th recorded result of the same call, in whatever order
+parallel calls are made. Calls without a recorded result are carried out.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from kernelsvc.model import events as ev
+
+_key = msgspec.json.Encoder(order="deterministic").encode
+
+
+def call_key(tool: str, arguments: Any) -> bytes:
+    """Return what two equal calls have in common."""
+    return _key([tool, arguments])
+
+
+def recorded_ends(events: Iterable[ev.Event], source: str, user: str | None) -> dict[bytes, deque[ev.ToolReturned]]:
+    """Return the ends of a cell's calls by ``call_key``, oldest first.
+
+    Calls that did not return or raise are left out: their functions did not run, or nobody knows. Calls with secret
+    arguments or results are left out, because the log does not have them.
+
+    Args:
+        events: all events about calls, in order.
+        source: the cell whose calls are repeated.
+        user: the cell that repeats them. What it has used already, before a restart of the server, is left out.
+    """
+    called: dict[str, ev.ToolCalled] = {}
+    used: set[str] = set()
+    found: dict[bytes, deque[ev.ToolReturned]] = {}
+    ends: dict[str, ev.ToolReturned] = {}
+    for event in events:
+        if isinstance(event, ev.ToolCalled) and event.cell == source and not event.redacted and not event.redact_result:
+            called[event.call] = event
+        elif isinstance(event, ev.ToolCalled) and event.cell == user and isinstance(event.reused, str):
+            used.add(event.reused)
+        elif isinstance(event, ev.ToolReturned) and event.call in called and event.status in ("ok", "error"):
+            ends[event.call] = event
+    for call, began in called.items():
+        if call in ends and call not in used:
+            found.setdefault(call_key(began.tool, began.arguments), deque()).append(ends[call])
+    return found
