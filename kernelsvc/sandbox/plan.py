@@ -49,6 +49,8 @@ _INSIDE_ID = 1000
 _LIVE_OOM_SCORE = 500
 #: Directories for temporary files. A confined session has its own.
 SCRATCH = ("/tmp", "/dev/shm")
+#: Path of the session's directory for code that models write as in OpenAI's containers.
+DATA = "/mnt/data"
 _SCRATCH_SHARE = 4  # /tmp and /dev/shm may each hold a quarter of the session's memory
 _MIN_SCRATCH, _MAX_SCRATCH = 16 * MiB, 4096 * MiB
 #: Where pip installs, below the session's directory: the prefix of Python's user scheme (sysconfig, ``posix_user``).
@@ -235,7 +237,7 @@ def _view(request: ConfinementRequest, wanted: _Wanted, inside: dict[str, int]) 
     own = (request.workdir, request.home) if request.group_dir is None else (request.group_dir, _group_home(request))
     return {
         "root": request.root,
-        "links": request.paths.links | {"/var/tmp": "../tmp"},
+        "links": request.paths.links | {"/var/tmp": "../tmp"} | _data_link(request),
         "readonly": [list(pair) for pair in request.paths.readonly],
         "writable": [list(own), *([path, path] for path in request.share)],
         "identity": request.identity,
@@ -248,6 +250,16 @@ def _view(request: ConfinementRequest, wanted: _Wanted, inside: dict[str, int]) 
         "tmp_bytes": _scratch(request.limits),
         "shm_bytes": _scratch(request.limits),
     }
+
+
+def _data_link(request: ConfinementRequest) -> dict[str, str]:
+    """Return the link at the path that models expect for their files. OpenAI's containers have them there.
+
+    A bind below the path would follow the link to a path of the host, so there is no link then.
+    """
+    bound = [target for _, target in request.paths.readonly] + [*request.paths.links, *request.share]
+    taken = any(each == DATA or each.startswith(f"{DATA}/") or DATA.startswith(f"{each}/") for each in bound)
+    return {} if taken else {DATA: _home(request)}
 
 
 def _etc_files(inside: dict[str, int], request: ConfinementRequest) -> dict[str, str]:

@@ -73,6 +73,7 @@ _CELLS = {
         "    print(pool.map(math.sqrt, [1, 4]))",
         "[1.0, 2.0]",
     ),
+    "the-path-of-openais-containers": ("open('/mnt/data/a', 'w').close(); print(os.path.exists('a'))", "True"),
     "after-a-reset": ("%reset -f\nimport __main__; print(__main__.__spec__, __main__.__package__)", "None None"),
 }
 

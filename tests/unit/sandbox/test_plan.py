@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kernelsvc.errors import SandboxUnavailable
 from kernelsvc.model.limits import Limits, MiB
-from kernelsvc.sandbox.plan import SPARE_TASKS, Confinement, ConfinementRequest, confine
+from kernelsvc.sandbox.plan import DATA, SPARE_TASKS, Confinement, ConfinementRequest, confine
 from kernelsvc.sandbox.probe_result import Layer, Probe
 from kernelsvc.sandbox.rootfs_paths import RootfsPaths
 
@@ -37,6 +37,13 @@ def request(**changes: object) -> ConfinementRequest:
         uid=70_001,
     )
     return msgspec.structs.replace(base, **changes)
+
+
+@pytest.mark.parametrize("bound", ["/mnt", "/mnt/data", "/mnt/data/venv"])
+def test_the_link_for_data_is_left_out_if_a_bind_would_follow_it(bound: str) -> None:
+    places = RootfsPaths(links={}, readonly=[(bound, bound)], path="/usr/bin")
+    assert DATA not in confine(request(paths=places), probe()).plan["view"]["links"]
+    assert confine(request(), probe()).plan["view"]["links"][DATA] == "/home/user"
 
 
 @pytest.mark.parametrize("root", [True, False])
