@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
+
+import msgspec
 
 from kernelsvc.answers.containers import AnswerContainer
 from kernelsvc.answers.upstream import ChatUpstream, UpstreamError
@@ -33,7 +36,7 @@ from kernelsvc.model.answers.values import (
     ModelFault,
     ServerNote,
 )
-from kernelsvc.model.events import Reason
+from kernelsvc.model.events import Answered, Reason
 from kernelsvc.model.objects import CellInfo, CellRequest, Principal
 from kernelsvc.protocol.openai.chat_stream import ChatTurn, as_fault
 from kernelsvc.protocol.openai.messages import TOOL, Dialect, to_messages
@@ -209,6 +212,7 @@ class AnswerRun:
             case AnswerEnded():
                 self.ended = step
                 self._log(step)
+                self._record(step)
             case _:
                 pass
 
@@ -324,19 +328,45 @@ class AnswerRun:
         died = cell.reason in (Reason.KERNEL_DIED, Reason.MEMORY)
         return CellOutcome(status="failed" if died else "completed", text=text, pictures=len(self.pictures[item.id]))
 
+    def _record(self, ended: AnswerEnded) -> None:
+        """Record the end in the container's log: digests in place of texts, because a log can't lose a line."""
+        if self._container is None or not self._container.session:
+            return
+        answered = Answered(
+            response=self.id,
+            model=self.request.model,
+            status=ended.status,
+            turns=self.machine.turn,
+            calls=self._cells,
+            input_tokens=self.machine.usage.input,
+            output_tokens=self.machine.usage.output,
+            seconds=round(time.monotonic() - self._began, 3),
+            input_sha256=_digest(self.request.input),
+            output_sha256=_digest(self.machine.items),
+        )
+        with contextlib.suppress(KernelsvcError):  # a purged session has no log
+            self._service.record_answer(self._who, self._container.session, answered)
+
+    @property
+    def _cells(self) -> int:
+        return sum(isinstance(each, CodeItem) for each in self.machine.items)
+
     def _log(self, ended: AnswerEnded) -> None:
-        cells = sum(isinstance(each, CodeItem) for each in self.machine.items)
         usage = self.machine.usage
         log.info(
             "answer %s ended: %s after %d turns, %d cells, %d and %d tokens",
             self.id,
             ended.status,
             self.machine.turn,
-            cells,
+            self._cells,
             usage.input,
             usage.output,
             extra={"action": "answer_ended", "status": ended.status, "seconds": time.monotonic() - self._began},
         )
+
+
+def _digest(items: Sequence[Entry]) -> str:
+    return hashlib.sha256(msgspec.json.encode(items)).hexdigest()
 
 
 def picture_urls(cell: CellInfo) -> list[str]:

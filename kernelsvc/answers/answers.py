@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fnmatch
+import functools
 import logging
 import os
 import time
@@ -17,19 +18,22 @@ import msgspec
 
 from kernelsvc.answers.answer_run import VIRTUAL, AnswerReader, AnswerRun, outputs_of, picture_urls
 from kernelsvc.answers.containers import AnswerContainer, Containers
+from kernelsvc.answers.conversations import Conversations, copied
 from kernelsvc.answers.event_log import EventLog
-from kernelsvc.answers.kept import AnswerStore, KeptResponse
+from kernelsvc.answers.kept import AnswerStore, KeptResponse, renumber
 from kernelsvc.answers.upstream import ChatUpstream
 from kernelsvc.errors import BadRequest, KernelsvcError, NotFound, QuotaExceeded
 from kernelsvc.linux.tasks import OwnedTasks
-from kernelsvc.model.answers.machine import AnswerEnded, AnswerLimits, AnswerMachine, ItemDone, Step
+from kernelsvc.model.answers.machine import AnswerEnded, AnswerLimits, AnswerMachine, InputComplete, ItemDone, Step
 from kernelsvc.model.answers.values import (
     CodeItem,
     Entry,
     FunctionItem,
     FunctionResult,
     InputMessage,
+    ItemReference,
     ModelFault,
+    OutputItem,
     ReasoningItem,
     is_shown,
 )
@@ -44,11 +48,19 @@ log = logging.getLogger(__name__)
 #: Most answers that one conversation goes back.
 MAX_CHAIN = 1000
 _LOST = ModelFault(code="server_error", message="The server stopped before the end of the answer. Ask again.")
+#: For the model, in place of a result that neither the client nor the session's log has.
+_UNKNOWN = "[The result of this call is not known: the server stopped before it was there.]"
+_RUNS = "[The server stopped while this code ran. It may still run.]"
 
 
 def new_id(prefix: str) -> str:
     """Return a random id in the form of OpenAI's: 32 hexadecimal digits."""
     return f"{prefix}_{os.urandom(16).hex()}"
+
+
+def item_id(response: str, prefix: str) -> str:
+    """Return a random id for an item. It has half of the response's digits, by which the store finds the item."""
+    return f"{prefix}_{response.rpartition('_')[2][:16]}{os.urandom(8).hex()}"
 
 
 def read_keys(models: Mapping[str, ModelSettings], env: dict[str, str] | os._Environ[str]) -> dict[str, str]:
@@ -118,6 +130,9 @@ class ResponseReader:
         outputs: list[dict[str, Any]] | None = None
         if isinstance(step, ItemDone) and run.request.outputs:
             outputs = run.outputs.get(run.machine.items[step.index].id, [])
+        if isinstance(step, ItemDone | InputComplete):
+            # Before the client reads the event: an item that it has seen survives a kill of the server.
+            self._answers.keep(run)
         self._log.add(self._events.of(step, run.machine.items, outputs, run.container))
         if isinstance(step, AnswerEnded):
             self._log.add(self._events.end(self._answers.describe(run), step))
@@ -146,6 +161,7 @@ class Answers:
         self.store = AnswerStore(settings.data_path() / "responses", self._rules.store_days)
         self._upstreams = {name: ChatUpstream(model, keys.get(name, "")) for name, model in self._models.items()}
         self._running: dict[str, RunningAnswer] = {}
+        self.conversations = Conversations(self.store, self._running)
         self._reserved: Counter[str] = Counter()
         self._tasks = OwnedTasks()
 
@@ -186,8 +202,20 @@ class Answers:
         Raises:
             KernelsvcError: The request names an object that does not exist, or a limit is reached.
         """
+        request = self._resolved(who, request)
         head = ResponseHead(id=new_id("resp"), created=int(time.time()), request=request)
         earlier = self._history(who, request.previous)
+        if request.conversation is not None:
+            earlier = self.conversations.begin(who.name, request.conversation, head.id)
+            try:
+                return await self._start(who, head, earlier)
+            except BaseException:
+                self.conversations.end(who.name, KeptResponse(id=head.id, created=0, request=request), keep=False)
+                raise
+        return await self._start(who, head, earlier)
+
+    async def _start(self, who: Principal, head: ResponseHead, earlier: list[Entry]) -> RunningAnswer:
+        request = head.request
         log = EventLog(keep=request.background)
         _, model = self.model(who, request.model)
         reader = ResponseReader(ResponseEvents(head, model.reasoning_as), log, self)
@@ -233,7 +261,7 @@ class Answers:
             pictures = await self._complete(who, entries, vision=model.vision)
         finally:
             self._reserved[who.name] -= 1
-        machine = AnswerMachine(_limits(request, model), new_id)
+        machine = AnswerMachine(_limits(request, model), functools.partial(item_id, head.id))
         run = AnswerRun(
             self._service, who, head.id, request, entries, model, self._upstreams[name], container, machine, pictures
         )
@@ -281,13 +309,35 @@ class Answers:
         pictures: dict[str, list[str]] = {}
         for each in entries:
             if isinstance(each, CodeItem) and (not each.result or (vision and each.pictures)):
-                with contextlib.suppress(KernelsvcError):
+                try:
                     session = session_id(each.container)
                     await self._service.ensure_loaded(session)
                     cell = self._service.cell(who, session, each.id)
-                    each.result = each.result or cell.text or "[no output]"
-                    pictures[each.id] = picture_urls(cell)
+                except KernelsvcError:
+                    each.result = each.result or _UNKNOWN
+                    continue
+                each.result = each.result or cell.text or ("[no output]" if cell.reason else _RUNS)
+                pictures[each.id] = picture_urls(cell)
         return pictures
+
+    def _resolved(self, who: Principal, request: AnswerRequest) -> AnswerRequest:
+        """Replace references in the input by the items of earlier responses.
+
+        Raises:
+            NotFound: A reference names no item of the principal.
+        """
+        if not any(isinstance(each, ItemReference) for each in request.input):
+            return request
+        numbers: dict[str, int] = {}
+        entries: list[Entry] = []
+        for each in request.input:
+            if isinstance(each, ItemReference):
+                response, item = self.store.item(who.name, each.id)
+                renumber([item], numbers.setdefault(response.id, len(numbers) + 1))
+                entries.append(item)
+            else:
+                entries.append(each)
+        return msgspec.structs.replace(request, input=entries)
 
     def _history(self, who: Principal, previous: str | None) -> list[Entry]:
         chain: list[KeptResponse] = []
@@ -304,13 +354,8 @@ class Answers:
             chain.append(found)
             previous = found.request.previous
         entries: list[Entry] = []
-        base = 0
-        for kept in reversed(chain):
-            # Numbers of turns are unique in the whole conversation: two answers are never one message.
-            base += 1000
-            for each in kept.transcript:
-                if hasattr(each, "turn"):
-                    each.turn += base
+        for number, kept in enumerate(reversed(chain), 1):
+            renumber(kept.transcript, number)
             entries += [*kept.request.input, *kept.transcript]
         return entries
 
@@ -329,6 +374,19 @@ class Answers:
     def settle(self, run: AnswerRun) -> None:
         """Keep an answer that has ended. Only the first call has an effect."""
         running = self._running.pop(run.id, None)
+        if running is None:
+            return
+        if run.request.store:
+            self._keep(running)
+        if run.request.conversation is not None:
+            failed = run.ended is None or run.ended.status == "failed"
+            with contextlib.suppress(OSError):
+                kept = copied(_kept(running))
+                self.conversations.end(running.who.name, kept, keep=bool(kept.transcript) or not failed)
+
+    def keep(self, run: AnswerRun) -> None:
+        """Keep the items so far of an answer that runs."""
+        running = self._running.get(run.id)
         if running is not None and run.request.store:
             self._keep(running)
 
@@ -363,6 +421,11 @@ class Answers:
         if kept.ended is None:
             # It ran when the server was killed.
             kept.ended = AnswerEnded("failed", fault=_LOST)
+            for each in kept.transcript:
+                if isinstance(each, OutputItem) and each.status == "in_progress":
+                    each.status = "incomplete"
+                    if isinstance(each, CodeItem):
+                        each.ran = True  # the session's log knows
         return kept
 
     async def response(self, who: Principal, response: str, *, outputs: bool) -> dict[str, Any]:
@@ -389,8 +452,12 @@ class Answers:
         """Read the outputs of an item's cell from the session's log."""
         if not isinstance(entry, CodeItem):
             return None
-        if not entry.ran:
+        if not entry.ran and (entry.result or not entry.container):
             return []
+        return await self.outputs(who, entry)
+
+    async def outputs(self, who: Principal, entry: CodeItem) -> list[dict[str, Any]] | None:
+        """Read the outputs of a cell from the session's log. None if the log does not have it any more."""
         try:
             session = session_id(entry.container)
             await self._service.ensure_loaded(session)
@@ -438,8 +505,8 @@ class Answers:
             running.run.cancel()
             await asyncio.wait([running.task])
 
-    def events(self, who: Principal, response: str) -> EventLog:
-        """Return the events of a background response, from the first one.
+    def events(self, who: Principal, response: str, after: int) -> EventLog:
+        """Return the events of a background response. Those before the number ``after`` may be left out.
 
         Raises:
             NotFound: The principal has no such response.
@@ -451,10 +518,22 @@ class Answers:
             raise BadRequest("Only the events of a response with 'background' can be read again.", param="stream")
         if running is not None:
             return running.log
+        if not kept.events:
+            # A kill of the server has cut the answer, and its events were in memory.
+            found = EventLog(keep=True, first=after)
+            found.add([_lost_event(kept, after)])
+            found.close()
+            return found
         found = EventLog(keep=True)
         found.add(kept.events)
         found.close()
         return found
+
+
+def _lost_event(kept: KeptResponse, number: int) -> dict[str, Any]:
+    head = ResponseHead(id=kept.id, created=kept.created, request=kept.request)
+    response = response_json(head, "failed", [], ended=kept.ended)
+    return {"type": "response.failed", "sequence_number": number, "response": response}
 
 
 def _may_use(who: Principal, model: ModelSettings) -> bool:

@@ -14,11 +14,12 @@ class EventLog:
 
     Args:
         keep: Whether events stay after they were read, for readers that come later.
+        first: Number of the first event.
     """
 
-    def __init__(self, *, keep: bool) -> None:
+    def __init__(self, *, keep: bool, first: int = 0) -> None:
         self._events: list[dict[str, Any]] = []
-        self._first = 0
+        self._first = first
         self._keep = keep
         self._news = asyncio.Event()
         self._room = asyncio.Event()

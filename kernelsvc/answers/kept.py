@@ -1,4 +1,4 @@
-"""Responses and uploaded files on disk, a directory for each principal. They are never in a session's log.
+"""Responses, conversations and uploads on disk, a directory for each principal. They are never in a session's log.
 
 A log is signed and can't lose a line. The texts of users and models must be erasable, so they are files of their own.
 """
@@ -20,7 +20,12 @@ from kernelsvc.model.answers.machine import AnswerEnded
 from kernelsvc.model.answers.values import Entry, TokenUsage
 from kernelsvc.protocol.openai.requests import AnswerRequest
 
-_ID = re.compile(r"(resp|file)[_-][0-9a-f]{32}\Z")
+_ID = re.compile(r"(resp|file|conv)[_-][0-9a-f]{32}\Z")
+_PREFIXES = {"response": "resp_", "file": "file-", "conversation": "conv_"}
+#: The number of a response's items, behind the kind. It begins with 16 digits of the response's own.
+_ITEM = re.compile(r"[a-z]{1,8}_([0-9a-f]{16})[0-9a-f]{16}\Z")
+#: The numbers of turns that a response may have. In a conversation those of the next one are behind them.
+TURNS = 1000
 #: Seconds between two searches for files that are too old, and of a day.
 SWEEP_SECONDS, DAY = 3600.0, 86400.0
 
@@ -51,6 +56,48 @@ class KeptResponse(msgspec.Struct, kw_only=True):
     completed: int | None = None
     elided: int = 0
     events: list[dict[str, Any]] = []
+
+
+class KeptConversation(msgspec.Struct, kw_only=True):
+    """A conversation on disk.
+
+    Attributes:
+        id: Its id.
+        created: Seconds of Unix time.
+        metadata: Of the client.
+        entries: What was said so far.
+        container: Id of the newest container, or "".
+        answers: Number of responses that were appended.
+        pending: Id of the response that continues it now. After a crash, that of one which was not appended.
+    """
+
+    id: str
+    created: int
+    metadata: dict[str, str] = {}
+    entries: list[Entry] = []
+    container: str = ""
+    answers: int = 0
+    pending: str | None = None
+
+    def append(self, response: KeptResponse) -> None:
+        """Append a response's input and items. Its turns get numbers that no earlier one has."""
+        self.answers += 1
+        renumber(response.transcript, self.answers)
+        self.entries += [*response.request.input, *response.transcript]
+        self.container = response.container or self.container
+        self.pending = None
+
+
+def renumber(entries: list[Entry], answer: int) -> None:
+    """Make the numbers of turns unique in a whole conversation: two answers are never one message.
+
+    Args:
+        entries: Items of one answer. They are changed.
+        answer: Number of the answer in the conversation.
+    """
+    for each in entries:
+        if hasattr(each, "turn"):
+            each.turn = each.turn % TURNS + TURNS * answer
 
 
 class KeptFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,6 +139,39 @@ class AnswerStore:
         """
         return msgspec.json.decode(self._read(principal, response, "response"), type=KeptResponse)
 
+    def item(self, principal: str, item: str) -> tuple[KeptResponse, Entry]:
+        """Return an item of a response's output, with its response.
+
+        Raises:
+            NotFound: The principal has no such item.
+        """
+        found = _ITEM.fullmatch(item)
+        for path in self._of(principal).glob(f"resp_{found.group(1)}*.json") if found else ():
+            with contextlib.suppress(OSError, msgspec.DecodeError):
+                response = msgspec.json.decode(path.read_bytes(), type=KeptResponse)
+                for each in response.transcript:
+                    if getattr(each, "id", "") == item:
+                        return response, each
+        raise NotFound(f"Item with id '{item[:100]}' not found. Items of responses that are not stored have no id.")
+
+    def put_conversation(self, principal: str, conversation: KeptConversation) -> None:
+        """Write a conversation.
+
+        Raises:
+            OSError: The disk is full.
+        """
+        path = self._path(principal, conversation.id, make=True)
+        atomic_file.replace_bytes(path, msgspec.json.encode(conversation))
+        self._sweep()
+
+    def conversation(self, principal: str, conversation: str) -> KeptConversation:
+        """Return a conversation.
+
+        Raises:
+            NotFound: The principal has no such conversation.
+        """
+        return msgspec.json.decode(self._read(principal, conversation, "conversation"), type=KeptConversation)
+
     def put_file(self, principal: str, file: KeptFile, data: bytes) -> None:
         """Write a file.
 
@@ -132,7 +212,7 @@ class AnswerStore:
             raise NotFound(f"There is no file {file!r}.") from None
 
     def remove(self, principal: str, named: str) -> None:
-        """Erase a response or a file.
+        """Erase a response, a conversation or a file.
 
         Raises:
             NotFound: The principal has none with this id.
@@ -142,11 +222,11 @@ class AnswerStore:
         try:
             path.unlink()
         except OSError:
-            raise NotFound(f"There is no response or file {named[:100]!r}.") from None
+            raise NotFound(f"There is no object {named[:100]!r}.") from None
 
     def _read(self, principal: str, named: str, kind: str) -> bytes:
         path = self._path(principal, named)
-        if not named.startswith({"response": "resp_", "file": "file-"}[kind]):
+        if not named.startswith(_PREFIXES[kind]):
             raise NotFound(f"There is no {kind} {named[:100]!r}.")
         try:
             return path.read_bytes()
@@ -159,7 +239,7 @@ class AnswerStore:
 
     def _path(self, principal: str, named: str, *, make: bool = False) -> Path:
         if _ID.fullmatch(named) is None:
-            raise NotFound(f"There is no response or file {named[:100]!r}.")
+            raise NotFound(f"There is no object {named[:100]!r}.")
         directory = self._of(principal)
         if make:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -611,6 +611,34 @@ class Leased(Event):
     paused: bool = False
 
 
+class Answered(Event):
+    """An answer of a model, whose code ran in this session, has ended. Its texts are not in the log, their digests are.
+
+    Attributes:
+        response: Id of the response.
+        model: Name of the model in the request.
+        status: How the answer ended, in the words of the Responses API.
+        turns: Calls of the model.
+        calls: Cells.
+        input_tokens: Tokens that the model has read, in all turns.
+        output_tokens: Tokens that it has written.
+        seconds: From the request to the end.
+        input_sha256: Digest (hex) of the request's input as JSON.
+        output_sha256: Digest (hex) of the answer's items as JSON.
+    """
+
+    response: str = ""
+    model: str = ""
+    status: str = ""
+    turns: int = 0
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    seconds: float = 0.0
+    input_sha256: str = ""
+    output_sha256: str = ""
+
+
 AnyEvent = (
     SessionStarted
     | KernelDied
@@ -651,6 +679,7 @@ AnyEvent = (
     | Hibernated
     | Woken
     | Leased
+    | Answered
     | ToolsOffered
     | ToolCalled
     | ToolDecided

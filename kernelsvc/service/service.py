@@ -355,6 +355,10 @@ class Service:
 
     # -- cells ----------------------------------------------------------------------------
 
+    def record_answer(self, who: Principal, session: str, answer: ev.Answered) -> None:
+        """Record the end of a model's answer in the log of its container. One that has ended gets no more entries."""
+        self._registry.find(who, session, "run").try_record(answer)
+
     def _check_code(self, requests: Sequence[CellRequest]) -> None:
         for request in requests:
             if len(request.code) > self.settings.max_code_bytes:

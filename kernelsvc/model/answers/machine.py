@@ -369,7 +369,9 @@ class AnswerMachine:
         self._asking, self._text, self._reasoning = False, None, None
         for item in list(self.items):
             if item.status == "in_progress":
-                if isinstance(item, CodeItem) and not item.result:
+                if isinstance(item, CodeItem) and self._is_running(item):
+                    item.ran = True  # the session's log has its result
+                elif isinstance(item, CodeItem) and not item.result:
                     item.result = _BUSY
                 steps += self._finish(item, "incomplete")
         self._running.clear()

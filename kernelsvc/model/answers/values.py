@@ -193,6 +193,12 @@ class FunctionResult(msgspec.Struct, frozen=True, kw_only=True, tag="function_re
     id: str = ""
 
 
+class ItemReference(msgspec.Struct, frozen=True, kw_only=True, tag="reference"):
+    """An item of an earlier response, by its id. It is replaced before the model is asked."""
+
+    id: str
+
+
 class ServerNote(msgspec.Struct, frozen=True, kw_only=True, tag="note"):
     """A message of this server to the model. Clients do not see it."""
 
@@ -200,7 +206,7 @@ class ServerNote(msgspec.Struct, frozen=True, kw_only=True, tag="note"):
 
 
 OutputItem = ReasoningItem | MessageItem | CodeItem | FunctionItem
-Entry = InputMessage | ReasoningItem | MessageItem | CodeItem | FunctionItem | FunctionResult | ServerNote
+Entry = OutputItem | InputMessage | FunctionResult | ItemReference | ServerNote
 
 
 def is_shown(entry: Entry) -> bool:

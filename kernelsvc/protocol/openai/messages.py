@@ -18,6 +18,7 @@ from kernelsvc.model.answers.values import (
     FunctionItem,
     FunctionResult,
     InputMessage,
+    ItemReference,
     MessageItem,
     ReasoningItem,
     ServerNote,
@@ -121,6 +122,8 @@ def _size(entry: Entry) -> int:
             return len(entry.arguments)
         case FunctionResult():
             return len(entry.output)
+        case ItemReference():
+            return 0
         case _:
             return len(entry.text)
 
@@ -146,7 +149,7 @@ class _MessageWriter:
     def add(self, entry: Entry) -> None:
         """Add the next entry."""
         match entry:
-            case FunctionResult():
+            case FunctionResult() | ItemReference():
                 # It stands behind the message with the call, also if code ran in the same turn: templates demand it.
                 pass
             case InputMessage():

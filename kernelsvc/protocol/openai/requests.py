@@ -15,6 +15,7 @@ from kernelsvc.model.answers.values import (
     FunctionItem,
     FunctionResult,
     InputMessage,
+    ItemReference,
     MessageItem,
     Picture,
     ReasoningItem,
@@ -29,8 +30,8 @@ _PASSED = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "see
 _REPEATED = ("metadata", "user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
 _READ = {
     "model", "input", "instructions", "tools", "tool_choice", "max_tool_calls", "parallel_tool_calls", "store",
-    "max_output_tokens", "previous_response_id", "include", "stream", "stream_options", "background", "text",
-    "reasoning", "truncation", "service_tier", "top_logprobs", *_PASSED, *_REPEATED,
+    "max_output_tokens", "previous_response_id", "conversation", "include", "stream", "stream_options", "background",
+    "text", "reasoning", "truncation", "service_tier", "top_logprobs", *_PASSED, *_REPEATED,
 }  # fmt: skip
 #: Most items of an input, tools, and characters of a text.
 MAX_ITEMS, MAX_TOOLS, MAX_TEXT = 10_000, 128, 16 * 1024 * 1024
@@ -68,6 +69,7 @@ class AnswerRequest(msgspec.Struct, frozen=True, kw_only=True):
         parallel: Whether a turn may have several calls.
         max_output_tokens: Most tokens of all turns.
         previous: Id of the response before this one.
+        conversation: Id of the conversation that the answer continues.
         store: Whether the response can be retrieved.
         outputs: Whether items have the outputs of cells.
         stream: Whether events are sent.
@@ -89,6 +91,7 @@ class AnswerRequest(msgspec.Struct, frozen=True, kw_only=True):
     parallel: bool = True
     max_output_tokens: int | None = None
     previous: str | None = None
+    conversation: str | None = None
     store: bool = True
     outputs: bool = False
     stream: bool = False
@@ -182,6 +185,7 @@ def read_request(body: Any, new_id: Callable[[str], str]) -> AnswerRequest:
         parallel=fields.get("parallel_tool_calls", bool, True),
         max_output_tokens=_positive(fields, "max_output_tokens"),
         previous=fields.get("previous_response_id", str),
+        conversation=_conversation(fields),
         store=store,
         outputs=OUTPUTS in include,
         stream=stream,
@@ -190,6 +194,17 @@ def read_request(body: Any, new_id: Callable[[str], str]) -> AnswerRequest:
         passed=_passed(fields),
         repeated=_repeated(fields),
     )
+
+
+def _conversation(fields: _Fields) -> str | None:
+    given = fields.value.get("conversation")
+    if given is None:
+        return None
+    if fields.value.get("previous_response_id") is not None:
+        message = "'conversation' and 'previous_response_id' exclude each other."
+        raise refused(message, "conversation", "mutually_exclusive_parameters")
+    named: str = given if isinstance(given, str) else _Fields(given, "conversation").need("id", str)
+    return named
 
 
 def _positive(fields: _Fields, name: str) -> int | None:
@@ -218,11 +233,21 @@ def _passed(fields: _Fields) -> dict[str, Any]:
 
 
 def _repeated(fields: _Fields) -> dict[str, Any]:
-    metadata = fields.get("metadata", dict[str, str], {})
-    if len(metadata) > 16 or any(len(name) > 64 or len(value) > 512 for name, value in metadata.items()):
-        raise refused("'metadata' has at most 16 names of 64 and values of 512 characters.", "metadata")
+    read_metadata(fields.value)
     names = ("tools", "tool_choice", "text", "reasoning", "temperature", "top_p", "truncation", *_REPEATED)
     return {name: fields.value[name] for name in names if fields.value.get(name) is not None}
+
+
+def read_metadata(body: Any) -> dict[str, str]:
+    """Read ``metadata`` of a response or conversation.
+
+    Raises:
+        BadRequest: It is not valid.
+    """
+    metadata: dict[str, str] = _Fields(body, "body").get("metadata", dict[str, str], {})
+    if len(metadata) > 16 or any(len(name) > 64 or len(value) > 512 for name, value in metadata.items()):
+        raise refused("'metadata' has at most 16 names of 64 and values of 512 characters.", "metadata")
+    return metadata
 
 
 # --- tools -------------------------------------------------------------------------------
@@ -368,6 +393,8 @@ def _item(given: Any, where: str, new_id: Callable[[str], str], files: list[str]
             output = fields.value.get("output")
             text = output if isinstance(output, str) else json.dumps(output)
             return FunctionResult(call_id=fields.need("call_id", str), output=text, id=item_id or new_id("fco"))
+        case "item_reference":
+            return ItemReference(id=fields.need("id", str))
         case _:
             raise refused(f"'{where}' has the type '{str(kind)[:100]}', which this server does not read.", where)
 

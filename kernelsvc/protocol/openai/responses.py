@@ -201,6 +201,7 @@ def response_json(
         "output": list(output),
         "parallel_tool_calls": asked.parallel,
         "previous_response_id": asked.previous,
+        "conversation": None if asked.conversation is None else {"id": asked.conversation},
         "reasoning": {"effort": None, "summary": None},
         "service_tier": "default",
         "store": asked.store,

@@ -1,7 +1,8 @@
 """OpenAI's API over models that an operator names: ``/v1/responses``, containers, files and models.
 
 The routes exist only if the setting ``models`` names a model. ``handler`` has what all handlers share, ``responses``
-the answers, ``chat`` chat completions, ``containers`` sessions as containers, ``files`` uploaded files and models.
+the answers, ``conversations`` conversations, ``chat`` chat completions, ``containers`` sessions as containers,
+``files`` uploaded files and models.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from kernelsvc.answers.answers import Answers
 from kernelsvc.server.handler import ServerContext
-from kernelsvc.server.openai import chat, containers, files, responses
+from kernelsvc.server.openai import chat, containers, conversations, files, responses
 
 _ID = r"([A-Za-z0-9_-]{1,128})"
 
@@ -32,6 +33,10 @@ def routes(context: ServerContext, keys: Mapping[str, str]) -> list[Any]:
         (rf"/v1/responses/{_ID}", responses.ResponseHandler, shared),
         (rf"/v1/responses/{_ID}/cancel", responses.CancelResponseHandler, shared),
         (rf"/v1/responses/{_ID}/input_items", responses.InputItemsHandler, shared),
+        (r"/v1/conversations", conversations.ConversationsHandler, shared),
+        (rf"/v1/conversations/{_ID}", conversations.ConversationHandler, shared),
+        (rf"/v1/conversations/{_ID}/items", conversations.ConversationItemsHandler, shared),
+        (rf"/v1/conversations/{_ID}/items/{_ID}", conversations.ConversationItemHandler, shared),
         (r"/v1/chat/completions", chat.ChatCompletionsHandler, shared),
         (r"/v1/containers", containers.ContainersHandler, shared),
         (rf"/v1/containers/{_ID}", containers.ContainerHandler, shared),

@@ -84,14 +84,19 @@ class OpenAiHandler(ApiHandler):
         """Return a boolean of the query."""
         return self.get_query_argument(name, "").lower() in ("true", "1")
 
-    def list_of(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return a page of a list by ``limit``, ``order`` and ``after``. The items have the newest first.
+    def list_of(self, items: list[dict[str, Any]], *, limit: int = 20, order: str = "desc") -> dict[str, Any]:
+        """Return a page of a list by ``limit``, ``order`` and ``after`` of the query. The items have the newest first.
+
+        Args:
+            items: All items.
+            limit: Most items of a page, if the query does not say it.
+            order: ``asc`` or ``desc``, if the query does not say it.
 
         Raises:
             BadRequest: A value of the query is not valid.
         """
-        limit, order = self.get_query_argument("limit", "20"), self.get_query_argument("order", "desc")
-        if not limit.isdecimal() or not 1 <= int(limit) <= 10_000 or order not in ("asc", "desc"):
+        given, order = self.get_query_argument("limit", str(limit)), self.get_query_argument("order", order)
+        if not given.isdecimal() or not 1 <= int(given) <= 10_000 or order not in ("asc", "desc"):
             raise BadRequest("'limit' is a number from 1 to 10000, and 'order' is 'asc' or 'desc'.", param="limit")
         items = items if order == "desc" else items[::-1]
         after = self.get_query_argument("after", "")
@@ -100,7 +105,7 @@ class OpenAiHandler(ApiHandler):
             if at is None:
                 raise BadRequest("'after' is not the id of an element of the list.", param="after")
             items = items[at + 1 :]
-        page = items[: int(limit)]
+        page = items[: int(given)]
         return {
             "object": "list",
             "data": page,

@@ -95,7 +95,8 @@ class ResponseHandler(OpenAiHandler):
         after = self.get_query_argument("starting_after", "-1")
         if not after.removeprefix("-").isdecimal():
             raise BadRequest("'starting_after' is the number of an event.", param="starting_after")
-        await self.while_connected(self._replay(self.answers.events(self.who, response), max(0, int(after) + 1)))
+        number = max(0, int(after) + 1)
+        await self.while_connected(self._replay(self.answers.events(self.who, response, number), number))
 
     async def _replay(self, log: EventLog, after: int) -> None:
         async for events in self.batches(log, after):

@@ -172,6 +172,20 @@ def test_wrong_arguments_are_answered_with_the_problem() -> None:
     assert asks(machine.on_turn_ended(USAGE, cut=False)) != []
 
 
+def test_a_cell_that_an_end_interrupts_has_run_and_one_without_its_input_has_not() -> None:
+    machine = made()
+    machine.begin()
+    machine.on_piece(CallBegan(key=0, call_id="a", name="python", runs_code=True))
+    machine.on_piece(CallEnded(key=0, arguments="1", code="1"))
+    machine.on_piece(CallBegan(key=1, call_id="b", name="python", runs_code=True))
+    machine.on_cancel()
+    ran, not_run = machine.items
+    assert isinstance(ran, CodeItem)
+    assert isinstance(not_run, CodeItem)
+    assert (ran.ran, ran.result, not_run.ran) == (True, "", False)
+    assert not_run.result.startswith("Not run")
+
+
 @pytest.mark.parametrize("how", ["on_cancel", "on_timeout", "on_fault"])
 def test_an_end_from_outside_closes_everything(how: str) -> None:
     machine = made()

@@ -86,7 +86,7 @@ def test_fields_of_the_model_are_passed_and_others_repeated() -> None:
     [
         ({"model": None}, "model"),
         ({"input": None}, "input"),
-        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]"),
+        ({"input": [{"type": "computer_call", "id": "x"}]}, "input[0]"),
         ({"input": [{"role": "user", "content": [{"type": "input_file", "file_url": "http://x"}]}]}, "input[0]"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://x"}]}]}, "image_url"),
         ({"tools": [{"type": "web_search"}]}, "tools"),
@@ -101,7 +101,8 @@ def test_fields_of_the_model_are_passed_and_others_repeated() -> None:
         ({"max_output_tokens": "many"}, "max_output_tokens"),
         ({"include": ["file_search_call.results"]}, "include"),
         ({"prompt": {"id": "x"}}, "prompt"),
-        ({"conversation": "conv_1"}, "conversation"),
+        ({"conversation": "conv_1", "previous_response_id": "resp_1"}, "conversation"),
+        ({"conversation": {}}, "conversation"),
         ({"service_tier": "flex"}, "service_tier"),
         ({"background": True, "store": False}, "background"),
         ({"metadata": {"a": "x" * 513}}, "metadata"),

@@ -1,0 +1,123 @@
+"""``/v1/conversations``: conversations and their items."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kernelsvc.answers.answers import new_id
+from kernelsvc.answers.conversations import MAX_ADDED, conversation_json, find_item, items_json
+from kernelsvc.answers.kept import KeptConversation
+from kernelsvc.errors import BadRequest
+from kernelsvc.model.answers.values import CodeItem, Entry
+from kernelsvc.protocol.openai.requests import OUTPUTS, read_input, read_metadata, unsupported
+from kernelsvc.server.openai.handler import OpenAiHandler
+
+
+def _entries(given: Any) -> list[Entry]:
+    """Read the items that a client adds.
+
+    Raises:
+        BadRequest: They are not valid, or too many.
+    """
+    if given is None:
+        return []
+    if not isinstance(given, list) or len(given) > MAX_ADDED:
+        raise BadRequest(f"'items' is a list of at most {MAX_ADDED} items.", param="items")
+    files: list[str] = []
+    entries = read_input(given, new_id, files)
+    if files:
+        raise BadRequest("A conversation's item can't have a file. Send it with a response.", param="items")
+    return entries
+
+
+class ConversationsHandler(OpenAiHandler):
+    """Handler of ``/v1/conversations``."""
+
+    route = "/v1/conversations"
+
+    async def post(self) -> None:
+        """Create a conversation."""
+        self.auth_scope("run")
+        body = self.json_body() if self.body() else {}
+        if not isinstance(body, dict):
+            raise BadRequest("The body is not an object.")
+        for name in body:
+            if name not in ("items", "metadata"):
+                raise unsupported(name)
+        entries, metadata = _entries(body.get("items")), read_metadata(body)
+        self.answer(
+            conversation_json(self.answers.conversations.create(self.who.name, new_id("conv"), metadata, entries))
+        )
+
+
+class ConversationHandler(OpenAiHandler):
+    """Handler of ``/v1/conversations/{id}``."""
+
+    route = "/v1/conversations/{id}"
+
+    async def get(self, conversation: str) -> None:
+        """Retrieve a conversation."""
+        self.auth_scope("read")
+        self.answer(conversation_json(self.answers.conversations.find(self.who.name, conversation)))
+
+    async def post(self, conversation: str) -> None:
+        """Replace the metadata of a conversation."""
+        self.auth_scope("run")
+        metadata = read_metadata(self.json_body())
+        self.answer(conversation_json(self.answers.conversations.update(self.who.name, conversation, metadata)))
+
+    async def delete(self, conversation: str) -> None:
+        """Erase a conversation. Its responses are kept."""
+        self.auth_scope("run")
+        self.answers.store.conversation(self.who.name, conversation)
+        self.answers.store.remove(self.who.name, conversation)
+        self.answer({"id": conversation, "object": "conversation.deleted", "deleted": True})
+
+
+class ConversationItemsHandler(OpenAiHandler):
+    """Handler of ``/v1/conversations/{id}/items``."""
+
+    route = "/v1/conversations/{id}/items"
+
+    async def shown(self, conversation: KeptConversation, entries: list[Entry]) -> list[dict[str, Any]]:
+        """Return entries as items, with the outputs of cells if the query asks for them."""
+        include = [*self.get_query_arguments("include"), *self.get_query_arguments("include[]")]
+        if any(each != OUTPUTS for each in include):
+            raise BadRequest(f"'include' can be {OUTPUTS!r}.", param="include")
+        outputs: dict[str, list[dict[str, Any]] | None] = {}
+        for each in entries if include else []:
+            if isinstance(each, CodeItem):
+                outputs[each.id] = await self.answers.outputs(self.who, each)
+        return items_json(conversation, entries, lambda item: outputs.get(item.id))
+
+    async def post(self, conversation: str) -> None:
+        """Add items."""
+        self.auth_scope("run")
+        body = self.json_body()
+        entries = _entries(body.get("items") if isinstance(body, dict) else None)
+        found = self.answers.conversations.add(self.who.name, conversation, entries)
+        self.answer(self.list_of((await self.shown(found, entries))[::-1], limit=MAX_ADDED, order="asc"))
+
+    async def get(self, conversation: str) -> None:
+        """List the items."""
+        self.auth_scope("read")
+        found = self.answers.conversations.find(self.who.name, conversation)
+        self.answer(self.list_of((await self.shown(found, found.entries))[::-1]))
+
+
+class ConversationItemHandler(ConversationItemsHandler):
+    """Handler of ``/v1/conversations/{id}/items/{item}``."""
+
+    route = "/v1/conversations/{id}/items/{item}"
+
+    async def get(self, conversation: str, item: str) -> None:  # type: ignore[override]
+        """Retrieve an item."""
+        self.auth_scope("read")
+        found = self.answers.conversations.find(self.who.name, conversation)
+        [shown] = await self.shown(found, [find_item(found, item)])
+        self.answer(shown)
+
+    async def delete(self, conversation: str, item: str) -> None:
+        """Erase an item."""
+        self.auth_scope("run")
+        self.answer(conversation_json(self.answers.conversations.remove_item(self.who.name, conversation, item)))
