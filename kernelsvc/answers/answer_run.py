@@ -38,7 +38,7 @@ from kernelsvc.model.answers.values import (
 )
 from kernelsvc.model.events import Answered, Reason
 from kernelsvc.model.objects import CellInfo, CellRequest, Principal
-from kernelsvc.protocol.openai.chat_stream import ChatTurn, as_fault
+from kernelsvc.protocol.openai.chat_stream import ChatTurn, as_fault, learned_reasoning
 from kernelsvc.protocol.openai.messages import TOOL, Dialect, to_messages
 from kernelsvc.protocol.openai.requests import AnswerRequest
 from kernelsvc.service.api import ServiceApi
@@ -123,6 +123,8 @@ class AnswerRun:
         self._tasks = OwnedTasks()
         self._asking: asyncio.Task[None] | None = None
         self._made: list[str] = []
+        # Whether the present turn has sent a piece, and whether old results are left out earlier than the setting says.
+        self._begun = self._shrunk = False
         self._began = time.monotonic()
 
     @property
@@ -230,24 +232,17 @@ class AnswerRun:
 
     async def _ask(self, ask: AskModel) -> None:
         """One turn: read the model's server, and pass its pieces to the machine."""
-        turn = ChatTurn(
-            ask.turn,
-            [each["function"]["name"] for each in self.request.functions],
-            code=self._container is not None,
-            fences=self._model.tools == "fence",
-        )
-        end: Any = turn
+        end: Any
         try:
-            async with contextlib.aclosing(self._upstream.events(self._body(ask))) as events:
-                async for data in events:
-                    if pieces := turn.feed(data):
-                        await self._inbox.put(pieces)
-                    if turn.fault is not None:
-                        end = turn.fault
-                    if turn.fenced or turn.fault is not None:
-                        break
-        except UpstreamError as error:
-            end = error.fault
+            end = await self._read_turn(ask)
+            if isinstance(end, ModelFault) and not self._begun and self._adapted(end):
+                end = await self._read_turn(ask)
+            if isinstance(end, ChatTurn) and end.broken:
+                used, end = end.usage, await self._read_turn(ask, whole=True)
+                if isinstance(end, ChatTurn):
+                    end.usage = end.usage.plus(used)
+                if isinstance(end, ChatTurn) and end.broken:
+                    end = ModelFault(code="model_error", message="The model's server sent a call without a name.")
         except KernelsvcError as error:
             end = as_fault(error)
         except Exception:
@@ -255,21 +250,71 @@ class AnswerRun:
             end = ModelFault(code="server_error", message="The answer failed. The server's log has the reason.")
         await self._inbox.put(end)
 
-    def _body(self, ask: AskModel) -> dict[str, Any]:
+    async def _read_turn(self, ask: AskModel, *, whole: bool = False) -> ChatTurn | ModelFault:
+        """Ask the model once.
+
+        Args:
+            ask: The turn.
+            whole: Whether the answer comes as one object, after a stream with a broken call.
+
+        Raises:
+            KernelsvcError: The model's answer exceeds a limit.
+        """
+        turn = ChatTurn(
+            ask.turn,
+            [each["function"]["name"] for each in self.request.functions],
+            code=self._container is not None,
+            fences=self._model.tools == "fence",
+            calls_only=whole and self._begun,
+        )
+        self._begun = whole and self._begun
+        try:
+            async with contextlib.aclosing(self._upstream.events(self._body(ask), whole=whole)) as events:
+                async for data in events:
+                    if pieces := turn.feed(data):
+                        self._begun = True
+                        await self._inbox.put(pieces)
+                    if turn.fault is not None:
+                        return turn.fault
+                    if turn.fenced:
+                        break
+        except UpstreamError as error:
+            return error.fault
+        return turn
+
+    def _adapted(self, fault: ModelFault) -> bool:
+        """Adapt the next request to the server's refusal. Return whether it may succeed now."""
+        if fault.code == "context_length_exceeded" and self.request.elide and not self._shrunk:
+            # The setting may be larger than the server's context.
+            before, self._shrunk = self.elided, True
+            self._messages()
+            return self.elided > before
+        learned = learned_reasoning(self._upstream.reasoning or self._model.reasoning, fault.message)
+        if fault.http_status == 400 and learned is not None:
+            self._upstream.reasoning = learned
+            return True
+        return False
+
+    def _messages(self) -> list[dict[str, Any]]:
         model, request = self._model, self.request
+        room = model.context_tokens if request.elide else 1_000_000_000
         dialect = Dialect(
             fences=model.tools == "fence",
             vision=model.vision,
-            reasoning=model.reasoning,
-            context_tokens=model.context_tokens if request.elide else 1_000_000_000,
+            reasoning=self._upstream.reasoning or model.reasoning,
+            context_tokens=room // 4 if self._shrunk else room,
             code=self._container is not None,
         )
         messages, self.elided = to_messages(
             self._earlier, self.machine.transcript, request.instructions, dialect, self.pictures
         )
+        return messages
+
+    def _body(self, ask: AskModel) -> dict[str, Any]:
+        model, request = self._model, self.request
         body: dict[str, Any] = {
             "model": model.model or request.model.removesuffix(VIRTUAL),
-            "messages": messages,
+            "messages": self._messages(),
             **request.passed,
         }
         if ask.max_tokens is not None:

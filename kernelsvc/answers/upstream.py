@@ -11,7 +11,7 @@ import contextlib
 import logging
 import ssl
 from collections.abc import AsyncGenerator, Awaitable
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -95,12 +95,18 @@ class ChatUpstream:
         self._host_header, self._path = parts.netloc, parts.path.rstrip("/") + "/chat/completions"
         self._settings, self._key = settings, key
         self._with_usage = True
+        #: Which reasoning goes back, if the server has refused the setting's.
+        self.reasoning: Literal["keep", "drop"] | None = None
         self._reading = OwnedTasks()
 
-    async def events(self, body: dict[str, Any]) -> AsyncGenerator[str, None]:
+    async def events(self, body: dict[str, Any], *, whole: bool = False) -> AsyncGenerator[str, None]:
         """Send a request, and yield the data of each event. Closing the generator closes the connection.
 
         A server that can't be reached, or fails before its first event, is asked once more.
+
+        Args:
+            body: The request.
+            whole: Whether the answer comes as one object instead of a stream.
 
         Raises:
             UpstreamError: The server did not answer.
@@ -109,7 +115,7 @@ class ChatUpstream:
         for last in (False, True):
             begun = False
             try:
-                async with contextlib.aclosing(self._ask(body)) as found:
+                async with contextlib.aclosing(self._ask(body, whole=whole)) as found:
                     async for data in found:
                         begun = True
                         yield data
@@ -126,9 +132,9 @@ class ChatUpstream:
             self._with_usage = False
         return refused
 
-    async def _ask(self, body: dict[str, Any]) -> AsyncGenerator[str, None]:
-        body = {**body, "stream": True, **self._settings.extra}
-        if self._with_usage:
+    async def _ask(self, body: dict[str, Any], *, whole: bool) -> AsyncGenerator[str, None]:
+        body = {**body, "stream": not whole, **self._settings.extra}
+        if self._with_usage and not whole:
             body["stream_options"] = {"include_usage": True}
         stream = await self._connect()
         stream.set_nodelay(True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Literal
 
 from kernelsvc.errors import KernelsvcError, TooLarge
 from kernelsvc.model.answers.values import (
@@ -48,6 +48,7 @@ class ChatTurn:
         functions: Names of the client's own functions.
         code: Whether the model may run code.
         fences: Whether fenced blocks are calls.
+        calls_only: Whether text and reasoning are left out, because an earlier attempt has sent them.
 
     Attributes:
         usage: Tokens, as far as the server has sent their numbers.
@@ -56,7 +57,9 @@ class ChatTurn:
         fenced: Whether a fenced block has ended. The rest of the turn is of no use.
     """
 
-    def __init__(self, turn: int, functions: Collection[str], *, code: bool, fences: bool) -> None:
+    def __init__(
+        self, turn: int, functions: Collection[str], *, code: bool, fences: bool, calls_only: bool = False
+    ) -> None:
         self.usage = TokenUsage()
         self.cut = False
         self.fault: ModelFault | None = None
@@ -66,7 +69,16 @@ class ChatTurn:
         self._calls: list[_OpenCall] = []
         self._at_index: dict[int, _OpenCall] = {}
         self._fence: _OpenCall | None = None
+        self._calls_only, self._nameless = calls_only, False
         self._size = 0
+
+    @property
+    def broken(self) -> bool:
+        """Whether the server has announced a call, and none has arrived.
+
+        Parsers of some servers lose the name in a stream, and send it in a whole answer.
+        """
+        return self._nameless and not self._calls
 
     def feed(self, data: str) -> list[ModelPiece]:
         """Take the data of one event.
@@ -96,6 +108,8 @@ class ChatTurn:
         for choice in choices[:1] if isinstance(choices, list) else []:
             if isinstance(choice, dict):
                 found += self._choice(choice)
+        if self._calls_only:
+            return [each for each in found if not isinstance(each, TextPiece | ReasoningPiece)]
         return found
 
     def _choice(self, choice: dict[str, Any]) -> list[ModelPiece]:
@@ -114,6 +128,8 @@ class ChatTurn:
                     found += self._call(call, position)
         if choice.get("finish_reason") == "length":
             self.cut = True
+        elif choice.get("finish_reason") == "tool_calls" and not self._calls:
+            self._nameless = True
         return found
 
     def _parts(self, parts: list[Any]) -> list[ModelPiece]:
@@ -147,6 +163,7 @@ class ChatTurn:
         found: list[ModelPiece] = []
         if current is None or self._is_new(current, name, call_id):
             if not isinstance(name, str) or not name:
+                self._nameless = True
                 return []  # a piece of no call
             for other in self._calls:
                 found += self._end(other)
@@ -225,6 +242,21 @@ def _usage(given: dict[str, Any]) -> TokenUsage:
         cached=_number(of_input.get("cached_tokens")) if isinstance(of_input, dict) else 0,
         reasoning=_number(of_output.get("reasoning_tokens")) if isinstance(of_output, dict) else 0,
     )
+
+
+def learned_reasoning(present: str, message: str) -> Literal["keep", "drop"] | None:
+    """Return which reasoning a server wants to get back, as its refusal of a request says. None if it does not.
+
+    Args:
+        present: The rule of the request: ``keep``, ``turn`` or ``drop``.
+        message: The refusal.
+    """
+    said = message.lower()
+    if "reasoning" not in said:
+        return None
+    if any(each in said for each in ("missing", "must be", "required", "passed back")):
+        return "keep" if present != "keep" else None
+    return "drop" if present != "drop" else None
 
 
 _CONTEXT = ("context_length", "context length", "context size", "context window", "maximum context", "too many tokens")

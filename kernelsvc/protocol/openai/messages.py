@@ -105,8 +105,8 @@ def _elided(entries: Sequence[Entry], dialect: Dialect, size: int) -> set[int]:
     if size <= room * ELIDE_ABOVE:
         return found
     # The last result is why the model is asked again.
-    results = [each for each in entries if isinstance(each, CodeItem) and len(each.result) > len(ELIDED)][:-1]
-    for each in results:
+    results = [each for each in entries if isinstance(each, CodeItem)][:-1]
+    for each in [each for each in results if len(each.result) > len(ELIDED)]:
         if size <= room * ELIDE_TO:
             break
         size -= len(each.result) - len(ELIDED)

@@ -224,6 +224,9 @@ def _passed(fields: _Fields) -> dict[str, Any]:
     elif kind == "json_schema":
         schema = {name: form.value[name] for name in ("name", "description", "schema", "strict") if name in form.value}
         found["response_format"] = {"type": kind, "json_schema": schema}
+    verbosity = text.get("verbosity", Literal["low", "medium", "high"])
+    if verbosity is not None:
+        found["verbosity"] = verbosity
     effort = _Fields(fields.get("reasoning", dict[str, Any], {}), "reasoning").get("effort", str)
     if effort is not None:
         found["reasoning_effort"] = effort
