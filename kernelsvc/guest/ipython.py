@@ -777,6 +777,8 @@ def make_kernel() -> ForkableKernel:
         session=session, config=config, log=logging.getLogger("kernelsvc.guest"), user_ns=None
     )
     kernel.shell.plain = PlainCellDetector(kernel.shell)
+    # The modules of user code read the hook here, not in the private copy.
+    sys.modules["threading"].excepthook = kernel.shell.report_thread
     exit_calls.without_advice()
     # The plain ``pdb.Pdb`` continues after a KeyboardInterrupt, so an interrupt would not end its cell.
     debugger.Pdb = debugger.InterruptiblePdb

@@ -57,6 +57,18 @@ async def test_for_models_the_library_of_plotly_is_left_out(k: Client) -> None:
     assert len(shown(await k.run(code))) == 1
 
 
+async def test_an_exception_that_ends_a_thread_has_the_form_of_a_cells_error(k: Client) -> None:
+    code = "import threading\ndef work(n):\n    return 1 / n\nt = threading.Thread(target=work, args=(0,))\n"
+    code += "t.start(); t.join()"
+    text = (await k.run(code, changes=True)).stderr
+    assert text.startswith("Exception in thread Thread-"), text
+    assert "  Cell [" in text
+    assert "where n = 0" in text
+    assert text.endswith("ZeroDivisionError: division by zero\n")
+    assert "/" not in text.replace("1 / n", "")
+    assert "threading.py" in (await k.run(code)).stderr
+
+
 async def test_changes_are_reported_to_who_asks(k: Client) -> None:
     code = "import pathlib\nn = 3\npathlib.Path('data.csv').write_text('1,2')\nNone"
     assert "changes" not in (await k.run(code)).reply.metadata["kernelsvc"]

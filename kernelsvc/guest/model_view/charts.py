@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import json
+import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,6 +15,10 @@ from kernelsvc.guest.model_view import texts
 MAX_AXES, MAX_ARTISTS, MAX_BARS, MAX_LINE = 16, 12, 12, 360
 #: Most values of a series that are read one by one.
 MAX_VALUES = 20_000
+#: Most characters of HTML in which a chart's JSON is searched.
+MAX_PAGE = 4_000_000
+#: Altair's default form: a script that calls a function with the JSON.
+_VEGA_CALL = re.compile(r"\}\)\((?=\{)")
 
 
 def figure(fig: Any, plain: object) -> str:
@@ -168,6 +174,12 @@ def vega(spec: object) -> str | None:
         if isinstance(rows, list):
             parts.append(f"{len(rows)} rows")
     return f"[Vega-Lite chart: {texts.cut('; '.join(filter(None, parts)), 4 * MAX_LINE)}]"
+
+
+def vega_of_html(html: str) -> str | None:
+    """Return ``vega`` of the JSON in a page that draws one chart with vega-embed, or None if there is none."""
+    call = _VEGA_CALL.search(html, 0, MAX_PAGE) if "vegaEmbed" in html[:20_000] and len(html) <= MAX_PAGE else None
+    return vega(json.JSONDecoder().raw_decode(html, call.end())[0]) if call is not None else None
 
 
 def _marks(spec: Mapping[str, Any], depth: int) -> Iterable[str]:

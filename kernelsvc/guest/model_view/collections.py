@@ -21,6 +21,7 @@ _SAMPLE, _DEPTH = 50, 4
 _ATOMS = frozenset((int, float, complex, bool, type(None), str, bytes))
 _COLLECTIONS = frozenset((list, tuple, dict, set, frozenset))
 KINDS = frozenset((str, bytes)) | _COLLECTIONS
+_BRACKETS = {list: "[]", tuple: "()"}
 _MAGIC = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"PK\x03\x04": "ZIP", b"%PDF": "PDF", b"\x1f\x8b": "gzip"}
 
 
@@ -122,7 +123,9 @@ def _large(value: Any, kind: type) -> str:
         head = ", ".join(_element(each, 60) for each in items[:_FIRST])
         tail = ", ".join(_element(each, 60) for each in items[max(_FIRST, len(items) - _LAST) :])
         left_out = len(items) - _FIRST - _LAST
-        return f"{title} {shape}: {head}" + (f", [… {left_out} more …], " if left_out > 0 else ", ") * bool(tail) + tail
+        middle = (f", [… {left_out} more …], " if left_out > 0 else ", ") * bool(tail)
+        opening, closing = _BRACKETS.get(kind, "{}")
+        return f"{title} {shape}: {opening}{head}{middle}{tail}{closing}"
     first, last = _element(items[0], _ELEMENT), _element(items[-1], _ELEMENT)
     more = f"\nlast: {last}" if len(items) > 1 else ""
     return f"{title}, each {shape}\nfirst: {first}{more}"
@@ -165,7 +168,7 @@ def bounded_repr(value: Any, most: int) -> str:
         if room <= 0:
             parts.append(f"… {len(value)} in all")
             break
-    opening, closing = ("[", "]") if kind is list else ("(", ")") if kind is tuple else ("{", "}")
+    opening, closing = _BRACKETS.get(kind, "{}")
     return f"{opening}{', '.join(parts)}{closing}"
 
 

@@ -15,7 +15,7 @@ from jupyter_client.jsonutil import json_clean
 
 from kernelsvc.guest import exit_calls, tracebacks
 from kernelsvc.guest.model_view import errors, hints
-from kernelsvc.guest.private_modules import current_directory, os
+from kernelsvc.guest.private_modules import current_directory, os, threading
 
 
 class ErrorReports:
@@ -116,6 +116,19 @@ class ErrorReports:
         topic = hook.topic.replace(b"execute_result", b"error") if hook.topic else None
         hook.session.send(hook.pub_socket, "error", json_clean(content), hook.parent_header, ident=topic)
         shell._last_traceback = stb
+
+    def report_thread(self, args: Any) -> None:
+        """Print the exception that ended a thread: for a model without the frames of ``threading``.
+
+        Args:
+            args: as ``threading.excepthook`` gets them.
+        """
+        if not self.for_model or args.exc_value is None or issubclass(args.exc_type, SystemExit):
+            threading.__excepthook__(args)
+            return
+        name = args.thread.name if args.thread is not None else "?"
+        lines = errors.lines_of(args.exc_value, errors.shell_places(self, current_directory()))
+        sys.stderr.write("\n".join([f"Exception in thread {name}:", *lines, ""]))
 
     def _model_lines(self, error: BaseException) -> list[str]:
         lines = errors.lines_of(error, errors.shell_places(self, current_directory()), self._frames_left_out)

@@ -120,7 +120,7 @@ def _rich_text(data: Mapping[str, Any], latex: Any) -> str | None:
     if type(html) is str and "<video" in html[:2000]:
         return "[video]"
     if type(html) is str:
-        return texts.text_of_html(html) or "[HTML without text]"
+        return texts.text_of_html(html) or charts.vega_of_html(html) or "[HTML without text]"
     if type(svg) is str:
         words = texts.words_of_svg(svg)
         return f"[SVG drawing: {words}]" if words else "[SVG drawing]"

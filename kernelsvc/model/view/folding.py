@@ -14,7 +14,9 @@ _SHAPE_LENGTH = 200
 _MASKED = re.compile(r"0x[0-9a-fA-F]+|'[^']*'|\"[^\"]*\"|[-+]?\d[\d.,:eE+-]*|[.=#█▏▎▍▌▋▊▉]{2,}")
 _WARNING = re.compile(r"(\S[^\n]{0,400}?):(\d{1,9}): (\w{0,80}Warning): (.*)", re.DOTALL)
 _PACKAGES = re.compile(r".*/(?:site|dist)-packages/|.*/lib/python3\.\d+/")
-_CELL_FILE = re.compile(r".*/ipykernel_\d+/\d+\.py|<ipython-input-\d+-\w+>|<string>")
+_CELL_FILE = re.compile(r"<ipython-input-\d+-\w+>|<string>")
+#: Shortest repetition within a line that is folded, and longest text that it repeats, in characters.
+MIN_REPEATED, MAX_PERIOD = 400, 40
 #: Lines of one warning: its own and those that follow it.
 _WARNING_LINES = 12
 #: Parts of words of lines that matter more than others.
@@ -66,7 +68,40 @@ def is_loud(line: str) -> bool:
 
 def fold_stream(items: list[Item]) -> list[Item]:
     """Fold what repeats in a stream. The items' ranges of lines cover the same lines as before."""
-    return thin_runs(fold_repeats(fold_warnings(items)))
+    return thin_runs(fold_repeats(fold_warnings(fold_inside(items))))
+
+
+def fold_inside(items: list[Item]) -> list[Item]:
+    """Show once what repeats within a long line, such as the rules of a page without line breaks."""
+    for item in items:
+        if item.text is not None and len(item.text) >= 2 * MIN_REPEATED:
+            item.text = _once(item.text)
+    return items
+
+
+def _once(text: str) -> str:
+    # A regular expression with a back reference takes seconds for a megabyte. This compares at one place in a hundred
+    # characters, so that no repetition of the shortest length lies between two places.
+    compared, parts, done, at = 2 * MAX_PERIOD, [], 0, 0
+    while at + MIN_REPEATED // 2 < len(text):
+        period = text.find(text[at : at + compared], at + 1, at + compared + MAX_PERIOD) - at
+        if period <= 0:
+            at += MIN_REPEATED // 4
+            continue
+        start, end = at, at + compared + period
+        while start > done and text[start - 1] == text[start - 1 + period]:
+            start -= 1
+        whole = text[end - compared // period * period : end]
+        while text.startswith(whole, end):
+            end += len(whole)
+        while end < len(text) and text[end] == text[end - period]:
+            end += 1
+        times = (end - start) // period
+        if end - start >= MIN_REPEATED:
+            parts += [text[done:start], f"{text[start : start + period]}[this text x{times}]"]
+            done = start + times * period
+        at = end
+    return "".join([*parts, text[done:]])
 
 
 def fold_warnings(items: list[Item]) -> list[Item]:

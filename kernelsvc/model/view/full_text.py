@@ -19,6 +19,8 @@ LINE = 2000
 _PICTURES = ("image/png", "image/jpeg", "image/webp", "image/gif")
 _ADDRESS = re.compile(r" at 0x[0-9a-f]{6,16}\b")
 _PLOT_VALUE = re.compile(r"<matplotlib\.|<Axes|<BarContainer|Text\(")
+#: The name that ipykernel gives to a cell's code, with the process id and a hash of the code.
+_CELL_FILE = re.compile(r"/[^\s\"':]*/ipykernel_\d+/\d+\.py")
 _OWN_MARK = re.compile(r"\[picture(?: \d+)?:?\s*(.*?)\]?", re.DOTALL)
 
 Kind = Literal["stream", "value", "error"]
@@ -91,15 +93,20 @@ def full_text(outputs: Sequence[Output], error_lines: Sequence[str] | None = Non
             # One terminal shows both streams.
             stream.append(_text(output["text"]))
             continue
-        _add(blocks, "stream", crash_dump.shortened(screen_text("".join(stream))))
+        _add(blocks, "stream", _stream_text(stream))
         stream.clear()
         if output["output_type"] == "error":
             given = error_lines if index == last_error else None
             _add(blocks, "error", screen_text("\n".join(given or _traceback(output))))
         else:
             _add(blocks, "value", _value(output, pictures, drawn=drawn))
-    _add(blocks, "stream", crash_dump.shortened(screen_text("".join(stream))))
+    _add(blocks, "stream", _stream_text(stream))
     return FullText(blocks, pictures)
+
+
+def _stream_text(pieces: list[str]) -> str:
+    text = crash_dump.shortened(screen_text("".join(pieces)))
+    return _CELL_FILE.sub("Cell", text) if "/ipykernel_" in text else text
 
 
 def _text(value: Any) -> str:

@@ -109,14 +109,14 @@ def test_series_and_arrays() -> None:
     ("value", "text"),
     [
         (list(range(30)), repr(list(range(30)))),
-        (list(range(20_000)), "list of 20000 int: 0, 1, 2"),
+        (list(range(20_000)), "list of 20000 int: [0, 1, 2"),
         ([{"id": n, "tags": ["x"]} for n in range(200)], "list of 200, each {id: int, tags: [str]}\nfirst: {'id': 0"),
         ({f"k{n}": {"port": [n]} for n in range(99)}, "dict of 99, each value {port: [int]}\nkeys: 'k0', 'k1'"),
         ("x" * 5000, "str, 5000 characters: 'xxx"),
         (b"\x89PNG" + b"x" * 5000, "bytes, 5004 long, PNG: b'\\x89PNGxxx"),
         ([f"name{n}" for n in range(300)] + ["_a"], "list of 301 names, without 1 that start with _: name0, name1"),
         ({"a": "y" * 100_000}, "dict of 1, each value str"),
-        ([[["z" * 99] * 99] * 99] * 99, "list of 99 [[str]]: [['zzz"),
+        ([[["z" * 99] * 99] * 99] * 99, "list of 99 [[str]]: [[['zzz"),
         ({n: set(range(50)) for n in range(50)}, "dict of 50, each value [int]"),
     ],
     ids=lambda value: value[:20] if isinstance(value, str) else type(value).__name__,
@@ -193,6 +193,15 @@ PLACE = {"text/plain": "<IPython.core.display.X object>"}
             },
             "[Vega-Lite chart: 'T'; mark circle; x: a; y: mean; 1 rows]",
         ),
+        (
+            {
+                "text/plain": "alt.Chart(...)",
+                "text/html": "<script>(function(spec) { vegaEmbed(div, spec); })"
+                '({"title": "T", "mark": "bar", "encoding": {"x": {"field": "a"}}}, {"mode": "vega-lite"});</script>',
+            },
+            "[Vega-Lite chart: 'T'; mark bar; x: a]",
+        ),
+        ({"text/plain": "<x.Y object>", "text/html": "<script>vegaEmbed})({not JSON</script>"}, None),
     ],
 )
 def test_bundles(data: dict[str, Any], text: str | None) -> None:

@@ -171,6 +171,24 @@ def test_warnings_of_one_shape_are_shown_once_with_their_number():
     assert estimate(found) < 120
 
 
+def test_a_file_of_a_cell_has_no_path():
+    written = '/tmp/ipykernel_2/609.py:3: ChainedAssignmentError: a copy\n  File "/srv/t/ipykernel_9/1.py", line 2\n'
+    assert view(folded(out(written))).text.startswith('Cell:3: ChainedAssignmentError: a copy\n  File "Cell", line 2\n')
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("a" * 1500 + "b", "a[this text x1500]b"),
+        ("<style>" + ".c{x}" * 200 + "</style>" + "y" * 399, "<style>.c{x}[this text x200]</style>" + "y" * 399),
+        ("ab" * 399, "ab" * 399),
+        ("".join(map(str, range(400))), "".join(map(str, range(400)))),
+    ],
+)
+def test_what_repeats_inside_a_long_line_is_shown_once(line: str, expected: str):
+    assert text(out(line + "\n")).splitlines()[0] == expected
+
+
 def test_a_repeated_line_or_group_is_shown_once():
     assert text(out("retry\n" * 500 + "gave up\n")) == "retry [this line x500]\ngave up\n[3]"
     assert text(out("a\nb\n" * 40)) == "a\nb [these 2 lines x40]\n[3]"
