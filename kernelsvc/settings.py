@@ -304,7 +304,11 @@ _LIMIT_HELP: dict[str, tuple[str, str | None]] = {
     "output_bytes": ("Output of one cell in the notebook. The log keeps all of it.", "bytes"),
     "idle_seconds": ("Idle time after which the session is closed.", "seconds"),
     "lifetime_seconds": ("Age at which the session is closed.", "seconds"),
-    "network": ("Network that the session can reach.", None),
+    "network": (
+        "Network that the session can reach: none, the host's, or only the destinations of rules (JSON or a table "
+        "with allow, deny, private, connections, bytes). docs/howto/network.md.",
+        None,
+    ),
 }
 
 _ANSWER_HELP: dict[str, tuple[str, str | None]] = {
@@ -385,7 +389,7 @@ def _type_name(kind: Any) -> str:
     if origin is dict:
         return f"table of {_type_name(args[1])}"
     name: str = kind.__name__
-    return {"str": "text", "int": "integer", "float": "number", "Path": "path"}.get(name, name)
+    return {"NetworkRules": "table", "str": "text", "int": "integer", "float": "number", "Path": "path"}.get(name, name)
 
 
 def _split(hint: Any) -> tuple[Any, Meta]:
@@ -574,7 +578,7 @@ def _to_path(kind: type, value: Any) -> Any:
 
 
 def _from_text(row: SettingRow, value: Any) -> Any:
-    if row.structured:
+    if row.structured or (row.name == "limits.network" and isinstance(value, str) and value.startswith("{")):
         return msgspec.json.decode(value)
     if row.many:
         return [part for part in value.split(",") if part] if isinstance(value, str) else list(value)

@@ -71,6 +71,18 @@ def source_of(cell: dict[str, Any]) -> str:
     return "".join(source) if isinstance(source, list) else str(source)
 
 
+def _network_of(value: str) -> Any:
+    """Return ``limits.network``: a word, rules as JSON, or rules as a list of hosts with commas."""
+    if value in ("none", "host"):
+        return value
+    if not value.startswith("{"):
+        return {"allow": [host for host in value.split(",") if host]}
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise BadRequest(f"--limit network={value[:200]!r} is not JSON: {error}.") from None
+
+
 def limits_of(pairs: list[str]) -> dict[str, Any]:
     """Parse ``NAME=VALUE`` arguments as the limits of a session.
 
@@ -87,7 +99,7 @@ def limits_of(pairs: list[str]) -> dict[str, Any]:
                 raise BadRequest(
                     f"--limit {pair!r} is not valid. Write NAME=NUMBER, such as memory_bytes=1e9."
                 ) from None
-            limits[name] = value
+            limits[name] = _network_of(value)
         else:
             limits[name] = int(number) if number.is_integer() else number
     return limits

@@ -7,11 +7,14 @@ from typing import Annotated, Literal
 import msgspec
 
 from kernelsvc.errors import BadRequest, LimitTooHigh
+from kernelsvc.model.network.rules import NetworkRules
 
 MiB = 1024 * 1024
 
 PositiveInt = Annotated[int, msgspec.Meta(gt=0)]
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
+#: Nothing, the host's network, or only the destinations of rules.
+Network = Literal["none", "host"] | NetworkRules
 Enforcement = Literal["hard", "per process", "supervised", "none"]
 
 
@@ -33,7 +36,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     output_bytes: int | None = 1 * MiB
     idle_seconds: float | None = 3600.0
     lifetime_seconds: float | None = 24 * 3600.0
-    network: Literal["none", "host"] = "none"
+    network: Network = "none"
 
     def lowered(self, wanted: LimitsRequest) -> Limits:
         """Return a copy of these limits with the requested values.
@@ -55,11 +58,11 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
                     wanted=value,
                     least=floor,
                 )
+            if name == "network":
+                changes[name] = lowered_network(self.network, value)
+                continue
             ceiling = getattr(self, name)
-            too_high = (
-                value == "host" and ceiling == "none" if name == "network" else ceiling is not None and value > ceiling
-            )
-            if too_high:
+            if ceiling is not None and value > ceiling:
                 raise LimitTooHigh(
                     f"{name} = {value} is above this server's {ceiling}. Ask for at most that.",
                     limit=name,
@@ -68,6 +71,31 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
                 )
             changes[name] = value
         return msgspec.structs.replace(self, **changes)
+
+
+def lowered_network(ceiling: Network, wanted: Network) -> Network:
+    """Return the network of a session that asks for ``wanted`` where at most ``ceiling`` is allowed.
+
+    Raises:
+        LimitTooHigh: It asks for more. The message names the rule.
+    """
+    if wanted == "none" or ceiling == "host":
+        return wanted
+    if ceiling == "none":
+        allowed, refused = "none", wanted if isinstance(wanted, str) else wanted.summary()
+    elif isinstance(wanted, str):
+        allowed, refused = ceiling.summary(), wanted
+    else:
+        uncovered = ceiling.uncovered(wanted)
+        if uncovered is None:
+            return ceiling.restricted_to(wanted)
+        allowed, refused = ceiling.summary(), uncovered
+    raise LimitTooHigh(
+        f"network = {refused} is more than this server allows: {allowed}. Ask for at most that.",
+        limit="network",
+        wanted=refused,
+        allowed=allowed,
+    )
 
 
 class LimitsRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -84,7 +112,7 @@ class LimitsRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     output_bytes: PositiveInt | None = None
     idle_seconds: PositiveFloat | None = None
     lifetime_seconds: PositiveFloat | None = None
-    network: Literal["none", "host"] | None = None
+    network: Network | None = None
 
 
 class CellUsage(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from kernelsvc.errors import AtCapacity, Conflict, KernelsvcError, Timeout
+from kernelsvc.errors import AtCapacity, Conflict, KernelsvcError, NotSupported, Timeout
 from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.limits import Limits
 from kernelsvc.model.objects import Principal, SessionRequest
@@ -101,6 +101,8 @@ class SessionCreator:
         template = request.template or (main.spec.template if main else self._settings.default_template)
         self._factory.require_template(template)
         limits = (main.limits if main else self._settings.limits).lowered(request.limits)
+        if not isinstance(limits.network, str):
+            raise NotSupported("This server can't enforce rules for the network yet. Ask for network none or host.")
         env = {**(main.spec.env if main else {}), **request.env}
         member = self._warm_pool.take(template, limits) if main is None else None
         try:

@@ -248,7 +248,7 @@ def detail_model(session: SessionInfo, envd: str | None) -> dict[str, Any]:
         | ({} if envd is None else {"envdAccessToken": envd})
         | {
             "domain": None,
-            "allowInternetAccess": session.limits.network == "host",
+            "allowInternetAccess": session.limits.network != "none",
             "lifecycle": {
                 "onTimeout": "pause" if PAUSES in session.labels else "kill",
                 "autoResume": RESUMES in session.labels,

@@ -1,0 +1,70 @@
+"""The decisions of the network's rules: which name may be looked up, and which connection may be made."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from kernelsvc.model.network.hosts import Host, IpAddress, is_public
+from kernelsvc.model.network.rules import NetworkRules, ParsedRule
+
+
+class Refused(Exception):
+    """The rules refuse a look-up or a connection. The text is for the journal and for the session's code."""
+
+
+class NetworkPolicy:
+    """The rules of one session, ready for decisions. It holds no state.
+
+    Args:
+        rules: The session's rules.
+    """
+
+    def __init__(self, rules: NetworkRules) -> None:
+        self._allow = rules.parsed()
+        self._deny = rules.denied()
+        self._private = rules.private_networks()
+
+    def may_look_up(self, name: str) -> bool:
+        """Whether a name may be looked up: a rule fits, and it is not denied for all ports.
+
+        Args:
+            name: From ``hosts.clean_name``.
+        """
+        if any(port is None and host.matches(name) for host, port in self._deny):
+            return False
+        return any(rule.host.matches(name) for rule in self._allow)
+
+    def rule_for(self, destination: str | IpAddress, port: int) -> ParsedRule:
+        """Return the first rule that allows a connection.
+
+        Args:
+            destination: The name that the session looked up, or an address that it wrote itself.
+            port: The port.
+
+        Raises:
+            Refused: No rule allows it, or it is denied.
+        """
+        for host, denied_port in self._deny:
+            if denied_port in (None, port) and _fits(host, destination):
+                raise Refused("denied")
+        for rule in self._allow:
+            if port in rule.ports and _fits(rule.host, destination):
+                return rule
+        raise Refused("no rule" if isinstance(destination, str) else "no rule for this address")
+
+    def check_address(self, text: str) -> None:
+        """Check the address that will be connected to, after the look-up.
+
+        Raises:
+            Refused: It is not public, and not in a network that the server lists as ``private``.
+        """
+        # A scope (fe80::1%eth0) belongs to addresses that are never public.
+        address = ipaddress.ip_address(text.partition("%")[0])
+        if any(address.version == network.version and address in network for network in self._private):
+            return
+        if not is_public(address):
+            raise Refused(f"{address} is not a public address")
+
+
+def _fits(host: Host, destination: str | IpAddress) -> bool:
+    return host.matches(destination) if isinstance(destination, str) else host.contains(destination)

@@ -1,0 +1,172 @@
+"""``limits.network`` as rules: what a session may reach, and whether a server's rules cover them."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from typing import Annotated
+
+import msgspec
+
+from kernelsvc.model.network.hosts import (
+    DEFAULT_PORTS,
+    Host,
+    IpNetwork,
+    check_port,
+    is_public_network,
+    parse_host,
+)
+
+#: Most rules of one session, and most ports that its rules name together. Each port has a listener in the session.
+MAX_RULES, MAX_PORTS = 256, 16
+
+PositiveInt = Annotated[int, msgspec.Meta(gt=0)]
+
+
+class NetworkRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One entry of an allow-list, in its long form.
+
+    Attributes:
+        host: An exact name, ``*.name``, or a network.
+        ports: The ports. 80 and 443 if empty.
+    """
+
+    host: str
+    ports: tuple[int, ...] = ()
+
+
+class ParsedRule(msgspec.Struct, frozen=True, kw_only=True):
+    """A checked rule.
+
+    Attributes:
+        text: The rule as it was written, for messages and events.
+        host: Its host.
+        ports: Its ports, at least one.
+    """
+
+    text: str
+    host: Host
+    ports: tuple[int, ...]
+
+    def covers(self, other: ParsedRule) -> bool:
+        """Whether this rule allows everything that ``other`` allows."""
+        return self.host.covers(other.host) and set(other.ports) <= set(self.ports)
+
+
+class NetworkRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The destinations that a session may reach. Anything else is refused.
+
+    Attributes:
+        allow: Rules. The first that fits decides.
+        deny: Hosts that are refused although a rule allows them.
+        private: Networks that are not public and may be reached by rules. Only the server's own limits add some.
+        connections: Open connections at a time. More wait.
+        bytes: Bytes sent and received in all. None means no limit.
+    """
+
+    allow: tuple[str | NetworkRule, ...]
+    deny: tuple[str, ...] = ()
+    private: tuple[str, ...] = ()
+    connections: PositiveInt = 64
+    bytes: PositiveInt | None = None
+
+    def __post_init__(self) -> None:
+        """Check the rules.
+
+        Raises:
+            ValueError: One is not valid. The message names it and says how to write one.
+        """
+        if len(self.allow) > MAX_RULES or len(self.deny) > MAX_RULES:
+            raise ValueError(f"network has more than {MAX_RULES} rules. Write fewer, with wildcards")
+        private = [_parse_private(text) for text in self.private]
+        for rule in self.parsed():
+            _check_reachable(rule, private)
+        ports = self.ports()
+        if len(ports) > MAX_PORTS:
+            raise ValueError(f"the rules name {len(ports)} ports and may name {MAX_PORTS}")
+        self.denied()
+
+    def parsed(self) -> list[ParsedRule]:
+        """Return the rules of ``allow``.
+
+        Raises:
+            ValueError: One is not valid.
+        """
+        return [_parse_rule(rule) for rule in self.allow]
+
+    def denied(self) -> list[tuple[Host, int | None]]:
+        """Return the hosts of ``deny``, each with its port or None for all ports.
+
+        Raises:
+            ValueError: One is not valid.
+        """
+        return [parse_host(text) for text in self.deny]
+
+    def ports(self) -> list[int]:
+        """Return all ports that the rules name, sorted."""
+        return sorted({port for rule in self.parsed() for port in rule.ports})
+
+    def private_networks(self) -> list[IpNetwork]:
+        """Return the networks of ``private``."""
+        return [ipaddress.ip_network(text) for text in self.private]
+
+    def uncovered(self, wanted: NetworkRules) -> str | None:
+        """Return the first rule of ``wanted`` that is wider than all rules here, or None if there is none."""
+        own = self.parsed()
+        for rule in wanted.parsed():
+            if not any(one.covers(rule) for one in own):
+                return rule.text
+        networks = [Host(text, ipaddress.ip_network(text)) for text in self.private]
+        for text in wanted.private:
+            if not any(one.covers(Host(text, ipaddress.ip_network(text))) for one in networks):
+                return text
+        return None
+
+    def restricted_to(self, wanted: NetworkRules) -> NetworkRules:
+        """Return the rules of ``wanted`` with what is denied here, and at most the quotas here. See ``uncovered``."""
+        return NetworkRules(
+            allow=wanted.allow,
+            deny=tuple(dict.fromkeys((*self.deny, *wanted.deny))),
+            private=wanted.private or self.private,
+            connections=min(self.connections, wanted.connections),
+            bytes=min((one for one in (self.bytes, wanted.bytes) if one is not None), default=None),
+        )
+
+    def summary(self, most: int = 8) -> str:
+        """Return the allowed hosts in one line, for people and models.
+
+        Args:
+            most: Rules to name. Others are counted.
+        """
+        names = [rule.text for rule in self.parsed()]
+        more = f" and {len(names) - most} more" if len(names) > most else ""
+        return (", ".join(names[:most]) or "nothing") + more
+
+
+def _parse_rule(rule: str | NetworkRule) -> ParsedRule:
+    if isinstance(rule, str):
+        host, port = parse_host(rule)
+        return ParsedRule(text=rule, host=host, ports=DEFAULT_PORTS if port is None else (port,))
+    host, port = parse_host(rule.host)
+    if port is not None and rule.ports:
+        raise ValueError(f"rule {rule.host!r} has ports twice: in 'host' and in 'ports'. Leave one out")
+    ports = rule.ports or (DEFAULT_PORTS if port is None else (port,))
+    for one in ports:
+        check_port(one, rule.host)
+    text = rule.host if not rule.ports else f"{host.text}:{','.join(map(str, rule.ports))}"
+    return ParsedRule(text=text, host=host, ports=tuple(ports))
+
+
+def _parse_private(text: str) -> Host:
+    host, port = parse_host(text)
+    if host.network is None or port is not None:
+        raise ValueError(f"private: {text!r} is not a network. Write one such as 10.1.0.0/16")
+    return host
+
+
+def _check_reachable(rule: ParsedRule, private: Sequence[Host]) -> None:
+    network = rule.host.network
+    if network is not None and not is_public_network(network) and not any(one.covers(rule.host) for one in private):
+        raise ValueError(
+            f"rule {rule.text!r}: this network is not public. List it in 'private', which the server must allow"
+        )
