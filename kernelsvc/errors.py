@@ -20,6 +20,7 @@
     ├── AtCapacity            the server has no room for another session
     ├── Recovering            the server is still reading the session's log
     ├── TemplateFailed        the template's fork server can't start
+    ├── MountUnavailable      a directory that the session asked for can't be shown to it
     ├── SandboxUnavailable    the policy is ``required``, and this machine can't confine
     ├── NotSupported          this kind of kernel lacks the feature
     ├── Timeout               the client's deadline has passed
@@ -173,6 +174,12 @@ class TemplateFailed(KernelsvcError):
     """The template can't start. Correct its settings, or choose another template."""
 
     code, http_status = "template_failed", 503
+
+
+class MountUnavailable(KernelsvcError):
+    """A mount can't be shown to the session. Correct its settings, or leave it out."""
+
+    code, http_status = "mount_unavailable", 503
 
 
 class SandboxUnavailable(KernelsvcError):

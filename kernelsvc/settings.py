@@ -33,6 +33,7 @@ from kernelsvc.errors import BadRequest
 from kernelsvc.linux import atomic_file
 from kernelsvc.model.limits import Limits
 from kernelsvc.model.objects import Scope
+from kernelsvc.model.storage.mounts import Mount, MountName, why_unsafe
 from kernelsvc.model.tokens import TokenRecord, hash_token, record_for, weakness
 
 MiB = 1024 * 1024
@@ -171,6 +172,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     templates: Annotated[
         dict[str, Template], _meta("Environments to fork sessions from, by name: python, preload.")
     ] = msgspec.field(default_factory=lambda: dict(DEFAULT_TEMPLATES))
+    mounts: Annotated[
+        dict[MountName, Mount],
+        _meta("Directories that sessions may ask to see, read-only at /data/NAME, by name: path, principals."),
+    ] = {}
     warm_pool: Annotated[
         int,
         _meta(
@@ -364,7 +369,7 @@ class SettingRow(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def structured(self) -> bool:
         """Whether its text form is JSON."""
-        return self.name in {"tokens", "templates", "models"}
+        return self.name in {"tokens", "templates", "models", "mounts"}
 
     @property
     def optional(self) -> bool:
@@ -505,6 +510,7 @@ def load(
                 found[row.name] = (_convert(row, value, source, text=text), source)
     # Its tokens must not be readable in a session, where the file lies in a directory that sessions see.
     settings = msgspec.structs.replace(_assemble(found, env), config_file=os.path.abspath(chosen) if chosen else "")
+    _check(settings)
     _check_tokens(_plain_tokens(layers), public=not settings.uds and settings.host not in LOOPBACK)
     return settings
 
@@ -631,7 +637,6 @@ def _assemble(found: dict[str, tuple[Any, str]], env: Mapping[str, str]) -> Sett
         sources=sources,
         **values,
     )
-    _check(settings)
     return settings
 
 
@@ -650,6 +655,15 @@ def _check(settings: Settings) -> None:
             f"a socket in it. Choose a directory of at most {MAX_RUNTIME_DIR} bytes.",
             setting="runtime_dir",
         )
+    private = [settings.data_path(), settings.runtime_path(), *([Path(file)] if (file := settings.config_file) else [])]
+    hidden = {os.path.realpath(path) for path in private}
+    for name, mount in settings.mounts.items():
+        if (why := why_unsafe(os.path.realpath(mount.path), hidden)) is not None:
+            raise BadRequest(
+                f"Setting mounts.{name} ({settings.sources['mounts']}): {mount.path} can't be a mount: {why}. "
+                "Choose another directory.",
+                setting="mounts",
+            )
 
 
 # --- what the platform says -----------------------------------------------------------

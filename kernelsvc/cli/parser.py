@@ -86,6 +86,10 @@ def _session_options(parser: argparse.ArgumentParser) -> None:
         help="a lower limit, such as memory_bytes=1e9 or cell_seconds=60. May be repeated",
     )  # fmt: skip
     group.add_argument(
+        "--mount", action="append", default=[], metavar="NAME",
+        help="show this mount of the server's settings at /data/NAME, read-only. May be repeated",
+    )  # fmt: skip
+    group.add_argument(
         "--upload", action="append", default=[], metavar="FILE",
         help="upload this file to the working directory first. May be repeated",
     )  # fmt: skip

@@ -146,6 +146,7 @@ class AsyncClient:
         beside: str | None = None,
         checkpoint: Literal["auto", "every"] | None = None,
         tools: Mapping[str, Sequence[str]] | None = None,
+        mounts: Sequence[str] | None = None,
         keep: bool = False,
     ) -> AsyncSession:
         """Create a session, ready for its first cell.
@@ -161,6 +162,7 @@ class AsyncClient:
             checkpoint: ``every`` makes a checkpoint after each cell, before the next one. Default: when it is cheap.
             tools: the functions of clients that its code may call, ``{"allow": ["github.*"], "deny": ["*.delete_*"]}``.
                 Default: all that are offered.
+            mounts: names of the server's mounts to show at ``/data/NAME``, read-only.
             keep: leave the session open at the end of its ``with`` block.
 
         Raises:
@@ -175,6 +177,7 @@ class AsyncClient:
             env=dict(env or {}) or None,
             sidecar_of=sidecar_of if beside is None else beside,
             tools=None if tools is None else {name: [*names] for name, names in tools.items()},
+            mounts=list(mounts or ()) or None,
             idempotency_key=new_id("create"),
             attach=False,
         )

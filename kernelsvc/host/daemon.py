@@ -261,6 +261,7 @@ class HostDaemon:
         if len(fds) != protocol.SPAWN_FDS:
             raise BadRequest("spawn needs five descriptors.")
         _check_owner(_user_of(server), [request.workdir, *([request.group_dir] if request.group_dir else [])])
+        self._check_binds(server, request)
         fork_server = self.fork_servers.get(request.template)
         if fork_server is None:
             raise NotFound(f"This kernel host has no template {request.template!r}.")
@@ -275,6 +276,12 @@ class HostDaemon:
                         raise
         return await self._hold_started(server, container, request.kernel)
 
+    def _check_binds(self, server: seqpacket.SeqpacketChannel, request: SpawnRequest | StartProcessRequest) -> None:
+        """Check that the server may show these directories. This host's own settings name those of other users."""
+        known = set(self.settings.mounts)
+        asked = [bind.source for bind in request.binds if bind.writable or bind.source not in known]
+        _check_owner(_user_of(server), asked)
+
     async def _fork(self, fork_server: ForkServer, request: SpawnRequest, fds: Sequence[int]) -> Container:
         allocation = self.sandbox.prepare(
             request.kernel,
@@ -284,6 +291,7 @@ class HostDaemon:
             env=request.env,
             prefixes=fork_server.info.get("prefixes", []),
             group_dir=request.group_dir or None,
+            binds=request.binds,
         )
         spawn = {
             "plan": allocation.plan,
@@ -307,6 +315,7 @@ class HostDaemon:
         if len(fds) != protocol.START_FDS:
             raise BadRequest("start needs three descriptors.")
         _check_owner(_user_of(server), [request.cwd, request.share])
+        self._check_binds(server, request)
         with self.manager.reserve_id(request.kernel):
             allocation = self.sandbox.prepare(
                 request.kernel,
@@ -316,6 +325,7 @@ class HostDaemon:
                 prefixes=python_prefixes(request.argv[0]) if request.program else [],
                 env=request.env,
                 share=[request.share],
+                binds=request.binds,
             )
 
             def launch(host_end: socket.socket, guest_end: socket.socket, control_socket: socket.socket) -> None:

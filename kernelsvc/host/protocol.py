@@ -15,6 +15,7 @@ import msgspec
 
 from kernelsvc import __version__
 from kernelsvc.model.limits import Limits
+from kernelsvc.model.storage.mounts import Bind
 
 #: Version of the protocol. A host refuses a server of another version.
 VERSION = 1
@@ -49,6 +50,7 @@ class HostSettings(msgspec.Struct, frozen=True, kw_only=True):
         hidden: directories that no session may see.
         hidden_files: files that no session may see: the configuration.
         adoption_seconds: how long kernels run without a server.
+        mounts: directories that sessions may see read-only, whoever owns them.
         limits: the server's limits, for the report of the layers that would be enforced.
         persistent: keep running without servers and kernels, as under systemd.
     """
@@ -59,6 +61,7 @@ class HostSettings(msgspec.Struct, frozen=True, kw_only=True):
     hidden: list[str] = []
     hidden_files: list[str] = []
     adoption_seconds: float = 600.0
+    mounts: list[str] = []
     limits: Limits = Limits()
     persistent: bool = False
 
@@ -82,6 +85,7 @@ class SpawnRequest(msgspec.Struct, frozen=True, kw_only=True, rename={"group_dir
         env: the session's environment variables.
         limits: the session's limits.
         group_dir: directory that holds ``workdir`` and the directories of its branches, or "" for none.
+        binds: directories of the machine that the session sees besides its own.
     """
 
     kernel: str
@@ -91,6 +95,7 @@ class SpawnRequest(msgspec.Struct, frozen=True, kw_only=True, rename={"group_dir
     env: dict[str, str]
     limits: Limits
     group_dir: str = ""
+    binds: list[Bind] = []
 
 
 class StartProcessRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,6 +110,7 @@ class StartProcessRequest(msgspec.Struct, frozen=True, kw_only=True):
         limits: the session's limits.
         share: directory of the kernel's connection file and sockets, which the kernel may write.
         program: the kernel's program if another one starts it. The environments of both are visible.
+        binds: directories of the machine that the session sees besides its own.
     """
 
     kernel: str
@@ -115,6 +121,7 @@ class StartProcessRequest(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits
     share: str
     program: str = ""
+    binds: list[Bind] = []
 
 
 class RegisterCopyRequest(msgspec.Struct, frozen=True, kw_only=True, rename={"original": "of", "sidecar_of": "beside"}):

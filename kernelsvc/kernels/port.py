@@ -19,6 +19,7 @@ import msgspec
 from kernelsvc.model.events import KernelInfo, SandboxReport
 from kernelsvc.model.exit_status import Exit
 from kernelsvc.model.limits import Limits
+from kernelsvc.model.storage.mounts import Bind
 from kernelsvc.protocol.kernel_messages import ExecuteRequest, KernelRequest
 
 
@@ -79,6 +80,7 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
         copy_from: for a branch: its parent's directory as seen inside the sandbox, which the branch copies.
         beside: for the first checkpoint of a branch: id of the copy that becomes the branch.
         execution_count: for a fork that continues an existing session: the session's execution count.
+        binds: directories of the machine that it sees besides its own.
         ran: the code of that session's cells since the fork, by execution count, for the kernel's history.
     """
 
@@ -92,6 +94,7 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
     home: str = ""
     copy_from: str = ""
     beside: str = ""
+    binds: list[Bind] = []
     execution_count: int = 0
     ran: dict[int, str] = {}
 

@@ -14,6 +14,7 @@ from msgspec import UNSET, UnsetType
 
 from kernelsvc.model.events import CallStatus, KernelInfo, Reason, SandboxReport
 from kernelsvc.model.limits import CellUsage, Limits, LimitsRequest, Usage
+from kernelsvc.model.storage.mounts import MAX_MOUNTS, MountName
 from kernelsvc.model.tool_calls.offers import ToolFilter, ToolPatterns
 
 Scope = Literal["run", "read", "approve", "audit", "operate", "admin"]
@@ -91,6 +92,10 @@ class SessionRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     tools: (
         Annotated[ToolFilter, msgspec.Meta(description="The functions of clients that its code may call.")] | None
     ) = None
+    mounts: Annotated[
+        list[MountName],
+        msgspec.Meta(max_length=MAX_MOUNTS, description="Mounts of the settings to show at `/data/NAME`, read-only."),
+    ] = []
 
     def __post_init__(self) -> None:
         if self.beside is not None:
@@ -316,6 +321,7 @@ class SessionInfo(msgspec.Struct, kw_only=True):
     paused: bool = False
     calls_open: int | UnsetType = UNSET
     approvals_pending: int | UnsetType = UNSET
+    mounts: list[str] | UnsetType = UNSET
 
 
 class Variable(msgspec.Struct, kw_only=True):

@@ -10,16 +10,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from kernelsvc.errors import Internal
+from kernelsvc.errors import Internal, MountUnavailable
 from kernelsvc.linux.nofollow import stat_directory
 from kernelsvc.model.events import SandboxReport
 from kernelsvc.model.limits import Limits
+from kernelsvc.model.storage.mounts import Bind, why_unsafe
 from kernelsvc.sandbox import quota
 from kernelsvc.sandbox.branch_dirs import branch_count
 from kernelsvc.sandbox.cgroup import Cgroup, CgroupManager, open_cgroups
@@ -29,6 +31,9 @@ from kernelsvc.sandbox.probe import probe
 from kernelsvc.sandbox.probe_result import Layer, Probe
 from kernelsvc.sandbox.rootfs_paths import RootfsPaths, find_paths, is_reachable, private_files, read_network_files
 from kernelsvc.sandbox.uid_pool import UIDS, BlockLocks, UidPool, give
+
+#: Permissions that let every user list and enter a directory.
+_READ_FOR_ALL = stat.S_IROTH | stat.S_IXOTH
 
 
 class SandboxAllocation(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,6 +114,7 @@ class SandboxManager:
         prefixes: Sequence[str] = (),
         group_dir: str | None = None,
         share: Sequence[str] = (),
+        binds: Sequence[Bind] = (),
     ) -> SandboxAllocation:
         """Choose the layers, and allocate a user id and a cgroup with its limits. Change the owner of the directory.
 
@@ -123,10 +129,12 @@ class SandboxManager:
             prefixes: more directories with the environment's modules.
             group_dir: see ``plan.ConfinementRequest``.
             share: see ``plan.ConfinementRequest``.
+            binds: see ``plan.ConfinementRequest``.
 
         Raises:
             SandboxUnavailable: the policy is ``required`` and this machine can't confine.
             AtCapacity: no user id is free.
+            MountUnavailable: a directory of ``binds`` can't be shown.
             Internal: Linux refused a step, which the message names.
         """
         directory = os.path.realpath(workdir)
@@ -148,6 +156,7 @@ class SandboxManager:
                 group_dir=None if group_dir is None else os.path.realpath(group_dir),
                 branch_depth=0 if group_dir is None else branch_count(Path(directory)),
                 share=list(share),
+                binds=[self._checked(bind, user=uid) for bind in binds],
                 identity=(own.st_dev, own.st_ino),
                 hidden=self._hidden,
                 uid=uid,
@@ -180,6 +189,28 @@ class SandboxManager:
             uid=uid,
             directories=directories,
         )
+
+    def _checked(self, bind: Bind, *, user: int | None) -> Bind:
+        """Return a bind with its source's path without links.
+
+        Raises:
+            MountUnavailable: it is not there, holds files that no session may see, or the session could not read it.
+        """
+        source = os.path.realpath(bind.source)
+        try:
+            about = os.stat(source)
+        except OSError as error:
+            raise MountUnavailable(f"The mount {bind.target} is not there: {bind.source}: {error.strerror}.") from None
+        if not stat.S_ISDIR(about.st_mode):
+            raise MountUnavailable(f"The mount {bind.target} can't be shown: {bind.source} is not a directory.")
+        if not bind.writable and (why := why_unsafe(source, self._hidden)) is not None:
+            raise MountUnavailable(f"The mount {bind.target} can't be shown: {why}.")
+        if user is not None and not bind.writable and about.st_mode & _READ_FOR_ALL != _READ_FOR_ALL:
+            raise MountUnavailable(
+                f"Sessions have users of their own, who can't read the mount {bind.target}. Run 'chmod -R o+rX' on "
+                f"{bind.source}."
+            )
+        return msgspec.structs.replace(bind, source=source)
 
     def _apply_limits(
         self, group: Cgroup | None, limits: Limits, request: ConfinementRequest, plan: dict[str, Any]

@@ -28,6 +28,7 @@ from kernelsvc.errors import SandboxUnavailable
 from kernelsvc.guest.confine.confine import PLAN_VERSION
 from kernelsvc.model.events import NotEnforced, SandboxReport
 from kernelsvc.model.limits import Enforcement, Limits, MiB
+from kernelsvc.model.storage.mounts import Bind
 from kernelsvc.sandbox import seccomp
 from kernelsvc.sandbox.branch_dirs import later_branches_dir
 from kernelsvc.sandbox.probe_result import Layer, Probe
@@ -75,6 +76,7 @@ class ConfinementRequest(msgspec.Struct, frozen=True, kw_only=True):
             instead (``/sessions`` if Python itself lies below ``/home``), and ``home`` is a path below that.
         branch_depth: how many times this session was branched before. It may not write to those branches' directories.
         share: directories visible and writable at their own path (a kernelspec kernel's sockets).
+        binds: further directories, at paths of their own.
         identity: device and inode of the directory that is mounted. A replacement is refused.
         hidden: directories and files that stay invisible although a read-only path holds them.
         uid: user and group of the host for this session, if the host runs as root.
@@ -97,6 +99,7 @@ class ConfinementRequest(msgspec.Struct, frozen=True, kw_only=True):
     group_dir: str | None = None
     branch_depth: int = 0
     share: list[str] = []
+    binds: list[Bind] = []
     identity: tuple[int, int] | None = None
     hidden: list[str] = []
     uid: int | None = None
@@ -126,7 +129,7 @@ def confine(request: ConfinementRequest, probe: Probe) -> Confinement:
     """Return the plan and the report for one session.
 
     Raises:
-        SandboxUnavailable: the policy is ``required`` and this machine can't confine.
+        SandboxUnavailable: the policy is ``required`` and this machine can't confine, or it can't show directories.
     """
     wanted = _Wanted(request, probe)
     report = _report(request, probe, wanted)
@@ -136,6 +139,11 @@ def confine(request: ConfinementRequest, probe: Probe) -> Confinement:
             f"This machine can't confine a session as required ({missing}). Run 'kernelsvc doctor'.",
             isolation=report.isolation,
             not_enforced=[msgspec.to_builtins(lack) for lack in report.not_enforced],
+        )
+    if request.binds and not wanted.view:
+        raise SandboxUnavailable(
+            "A session with mounts needs a private root, which this machine or the setting sandbox does not give it. "
+            "Run 'kernelsvc doctor', or leave the mounts out."
         )
     return Confinement(plan=_plan(request, probe, wanted), report=report)
 
@@ -240,6 +248,7 @@ def _view(request: ConfinementRequest, wanted: _Wanted, inside: dict[str, int]) 
         "links": request.paths.links | {"/var/tmp": "../tmp"} | _data_link(request),
         "readonly": [list(pair) for pair in request.paths.readonly],
         "writable": [list(own), *([path, path] for path in request.share)],
+        "binds": [[bind.source, bind.target, bind.writable] for bind in request.binds],
         "identity": request.identity,
         "hidden": request.hidden,
         "idmap": request.idmap,

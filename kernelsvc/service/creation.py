@@ -14,10 +14,11 @@ from typing import Any
 
 import msgspec
 
-from kernelsvc.errors import AtCapacity, Conflict, KernelsvcError, NotSupported, Timeout
+from kernelsvc.errors import AtCapacity, BadRequest, Conflict, KernelsvcError, NotSupported, Timeout
 from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.limits import Limits
 from kernelsvc.model.objects import Principal, SessionRequest
+from kernelsvc.model.storage.mounts import Bind, choose_binds
 from kernelsvc.service.leases import Leases
 from kernelsvc.service.registry import SessionRegistry, request_digest
 from kernelsvc.service.session_factory import PreparedSession, SessionFactory
@@ -70,6 +71,7 @@ class SessionCreator:
         Raises:
             Conflict: the server stops, or the idempotency key belongs to a request with other parameters.
             NotFound: there is no such template.
+            BadRequest, Forbidden: there is no such mount, or it is for others.
             LimitTooHigh, QuotaExceeded, AtCapacity, SandboxUnavailable, Timeout: nothing was created.
         """
         if request.idempotency_key is None:
@@ -104,7 +106,9 @@ class SessionCreator:
         if not isinstance(limits.network, str):
             raise NotSupported("This server can't enforce rules for the network yet. Ask for network none or host.")
         env = {**(main.spec.env if main else {}), **request.env}
-        member = self._warm_pool.take(template, limits) if main is None else None
+        binds = self._binds(who, request, main)
+        # A member's sandbox has no mounts, and none can be added to it.
+        member = self._warm_pool.take(template, limits) if main is None and not binds else None
         try:
             self.admit(who, limits)
         except KernelsvcError:
@@ -128,6 +132,7 @@ class SessionCreator:
             checkpoint=request.checkpoint,
             tools=[*(main.spec.tools if main else ()), *([request.tools] if request.tools is not None else ())],
             family=main.spec.family if main else "",
+            binds=binds,
         )
         if member is not None:
             spec.id, spec.kernel = member.spec.id, member.spec.kernel
@@ -138,6 +143,13 @@ class SessionCreator:
             else:
                 prepared = self._factory.prepare(spec, sidecar_of=Path(main.spec.workdir) if main else None)
             return (await self._begin(prepared, started, member=member)).id
+
+    def _binds(self, who: Principal, request: SessionRequest, main: Session | None) -> list[Bind]:
+        if main is None:
+            return choose_binds(self._settings.mounts, request.mounts, who.name)
+        if request.mounts:
+            raise BadRequest("A sidecar has the mounts of its session. Leave out 'mounts'.")
+        return main.spec.binds
 
     async def begin_branch(self, spec: SessionSpec, parent: Path, place: Path, forked: asyncio.Future[Any]) -> Session:
         """Begin a branch on a kernel that was forked for it. The caller has reserved it.

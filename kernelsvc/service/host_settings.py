@@ -20,5 +20,6 @@ def host_settings(settings: Settings) -> HostSettings:
         hidden=[str(settings.data_path())],
         hidden_files=[settings.config_file] if settings.config_file else [],
         adoption_seconds=settings.adoption_seconds,
+        mounts=sorted({mount.path for mount in settings.mounts.values()}),
         limits=settings.limits,
     )

@@ -12,6 +12,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from msgspec import UNSET
+
 from kernelsvc.errors import (
     AtCapacity,
     Conflict,
@@ -28,6 +30,7 @@ from kernelsvc.model.exit_status import Cause, Exit
 from kernelsvc.model.objects import Checkpoint, SessionState
 from kernelsvc.model.state import MachineState
 from kernelsvc.model.stimuli import AbortSwitch, AnswerLost, BeginSwitch, DeliveryKnown, Resume, StartFailed, StateSaved
+from kernelsvc.model.storage.mounts import names_of
 from kernelsvc.session.checkpoints import Checkpoints, RollbackPlan
 from kernelsvc.session.kernel_requests import OperationQueue
 from kernelsvc.session.ports import SessionPort
@@ -93,6 +96,7 @@ class KernelLifecycle:
             sandbox=kernel.sandbox,
             versions={**self._versions},
             parent=spec.parent,
+            mounts=names_of(spec.binds) if spec.binds else UNSET,
         )
         try:
             self._session.attach_kernel(kernel, first)

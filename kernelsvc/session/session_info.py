@@ -12,6 +12,7 @@ from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.limits import Usage
 from kernelsvc.model.machine import Machine
 from kernelsvc.model.objects import SessionInfo, SessionState
+from kernelsvc.model.storage.mounts import names_of
 from kernelsvc.session.spec import SessionSpec
 
 #: Seconds by which the wall clock must be set for shown times to follow it.
@@ -78,4 +79,5 @@ def describe(
         paused=machine.paused,
         calls_open=len(calls.open) if calls.open else UNSET,
         approvals_pending=len(calls.pending()) if calls.open else UNSET,
+        mounts=names_of(spec.binds) if spec.binds else UNSET,
     )

@@ -10,6 +10,7 @@ import msgspec
 from kernelsvc.kernels.port import StartRequest
 from kernelsvc.model.limits import Limits
 from kernelsvc.model.objects import CheckpointMode
+from kernelsvc.model.storage.mounts import Bind
 from kernelsvc.model.tool_calls.offers import ToolFilter
 
 
@@ -35,6 +36,7 @@ class SessionSpec(msgspec.Struct, kw_only=True):
     spare: str = ""
     beside: str | None = None
     checkpoint: CheckpointMode = "auto"
+    binds: list[Bind] = []
     tools: list[ToolFilter] = []
 
     def permits_tool(self, tool: str) -> bool:
@@ -91,4 +93,5 @@ def start_request_of(spec: SessionSpec) -> StartRequest:
         family=spec.family,
         home=spec.home,
         copy_from=spec.copy_from,
+        binds=spec.binds,
     )

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from kernelsvc.kernels.zmq.kernel import ZmqKernel
 from kernelsvc.kernels.zmq.launcher import KernelspecLauncher, needs_tcp
 from kernelsvc.model.exit_status import Cause, Exit
 from kernelsvc.model.limits import Limits
+from kernelsvc.model.storage.mounts import Bind
 from kernelsvc.protocol.kernel_messages import ExecuteRequest
 
 
@@ -96,6 +98,23 @@ async def test_it_is_confined_as_the_host_says(place: Place) -> None:
     finally:
         await kernel.end()
     assert not list(place.runtime.glob("c*"))
+
+
+async def test_it_sees_the_mounts_of_its_session(place: Place) -> None:
+    if place.host.sandbox.isolation != "full":
+        pytest.skip(str(place.host.sandbox.not_enforced))
+    with tempfile.TemporaryDirectory() as shown:  # not in tmp_path, which is the session's own
+        os.chmod(shown, 0o755)
+        Path(shown, "x").write_text("1")
+        binds = [Bind(source=shown, target="/data/sales")]
+        kernel = await place.launcher.start(place.request(binds=binds), place.sink)
+        try:
+            assert await place.run(kernel, "print(open('/data/sales/x').read())") == "1"
+            assert "Read-only" in await place.run(
+                kernel, "try: open('/data/sales/y', 'w')\nexcept OSError as e: print(e)"
+            )
+        finally:
+            await kernel.end()
 
 
 async def test_its_end_is_the_host_s_word(place: Place) -> None:

@@ -246,3 +246,23 @@ def test_a_wrong_model_is_refused_without_its_values(model):
         s.load({"models": model})
     assert "canary" not in caught.value.message
     assert "models" in caught.value.message
+
+
+def test_a_mount_of_private_files_is_refused(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (tmp_path / "link").symlink_to(data)
+    file = tmp_path / "c.toml"
+    for path, words in [(data, "it holds"), (data / "keys", "it lies in"), (tmp_path / "link", "no session may see")]:
+        file.write_text(f'data_dir = "{data}"\n[mounts.x]\npath = "{path}"\n')
+        with pytest.raises(BadRequest, match=words) as caught:
+            s.load({}, {}, file)
+        assert "mounts.x" in caught.value.message
+    file.write_text(f'data_dir = "{data}"\n[mounts.x]\npath = "{tmp_path}"\n')
+    with pytest.raises(BadRequest, match="it holds"):  # the settings file itself, also
+        s.load({}, {}, file)
+    file.write_text('[mounts.x]\npath = "sales"\n')
+    with pytest.raises(BadRequest, match="mounts"):
+        s.load({}, {}, file)
+    file.write_text('[mounts.x]\npath = "/srv/sales"\n')
+    assert s.load({}, {}, file).mounts["x"].principals == ["*"]

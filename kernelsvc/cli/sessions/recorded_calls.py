@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from kernelsvc.client.offered import ReadyAnswer, OfferedFunction, offered
+from kernelsvc.client.offered import OfferedFunction, ReadyAnswer, offered
 from kernelsvc.model import events as ev
 from kernelsvc.model.tool_calls.reuse import call_key
 

@@ -26,6 +26,7 @@ _VIEW: dict[str, Any] = {
     "links": {},
     "readonly": [["/usr", "/usr"]],
     "writable": [],
+    "binds": [],
     "hidden": [],
     "idmap": None,
     "files": {"/etc/hostname": "trial\n"},

@@ -68,6 +68,8 @@ def build_view(view: dict[str, Any]) -> None:
         os.makedirs(os.path.dirname(root + path), exist_ok=True)
         _create(root + path, text)
     _bind_own(root, view)
+    for source, target, writable in view["binds"]:
+        _bind(root, source, target, _OWN if writable else _SYSTEM)
     lx.pivot_into(root)
     lx.mount(None, "/", None, _SEALED | lx.MS_NODEV)
     lx.mount(None, "/dev", None, _SEALED | lx.MS_NOEXEC)

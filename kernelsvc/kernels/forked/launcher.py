@@ -120,6 +120,7 @@ class ForkedLauncher:
                 env=request.env,
                 limits=request.limits,
                 group_dir=request.family,
+                binds=request.binds,
             )
             handle = await self.host.spawn(spawn, ends)
         except BaseException:

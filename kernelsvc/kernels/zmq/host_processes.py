@@ -52,6 +52,7 @@ class HostProcesses:
                 limits=request.limits,
                 share=request.share,
                 program=request.program,
+                binds=list(request.binds),
             )
             return await self._host.start_process(start, fds)
         finally:

@@ -169,6 +169,7 @@ class KernelspecLauncher:
             stdin=fds[0],
             stdout=fds[1],
             stderr=fds[2],
+            binds=request.binds,
         )
         manager.provisioner = provisioner = HostProvisioner(
             processes=self._processes,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from kernelsvc.errors import NotSupported
 from kernelsvc.model.events import SandboxReport
 from kernelsvc.model.exit_status import Exit
 from kernelsvc.model.limits import Limits
+from kernelsvc.model.storage.mounts import Bind
 
 #: The only variables of the server's environment that a kernel inherits.
 INHERITED = ("PATH", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH")
@@ -39,6 +41,7 @@ class ProcessRequest:
         stdout: descriptor, which the caller closes.
         stderr: descriptor, which the caller closes.
         program: the kernel's program if another one starts it.
+        binds: directories of the machine that it sees besides its own.
     """
 
     kernel: str
@@ -52,6 +55,7 @@ class ProcessRequest:
     stdout: int
     stderr: int
     program: str = ""
+    binds: Sequence[Bind] = ()
 
 
 @dataclass(frozen=True)

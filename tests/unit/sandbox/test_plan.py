@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from kernelsvc.errors import SandboxUnavailable
 from kernelsvc.model.limits import Limits, MiB
+from kernelsvc.model.storage.mounts import Bind
 from kernelsvc.sandbox.plan import DATA, SPARE_TASKS, Confinement, ConfinementRequest, confine
 from kernelsvc.sandbox.probe_result import Layer, Probe
 from kernelsvc.sandbox.rootfs_paths import RootfsPaths
@@ -221,3 +222,12 @@ def test_the_report_never_claims_more_than_the_plan_does(
         assert plan["become"] or "user" in plan["namespaces"]
     if plan["view"] is None and plan["seccomp"] is not None:
         assert report.isolation != "full"
+
+
+def test_binds_are_in_the_view_and_need_one() -> None:
+    binds = [Bind(source="/srv/sales", target="/data/sales")]
+    made = confine(request(binds=binds), probe())
+    assert made.plan["view"]["binds"] == [["/srv/sales", "/data/sales", False]]
+    for lacking in ({"binds": binds, "policy": "off"}, {"binds": binds}):
+        with pytest.raises(SandboxUnavailable, match="private root"):
+            confine(request(**lacking), probe(without=("filesystem",)))

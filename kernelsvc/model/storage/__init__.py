@@ -1,0 +1,1 @@
+"""Directories that sessions have besides their own."""
