@@ -196,9 +196,8 @@ class Server:
         """
         if not self._sockets:
             self.bind()
-        limiter = ConnectionLimiter.of(self._settings)
+        limiter = ConnectionLimiter.of(self._settings, self._context.service.void_tokens)
         self._http.listen_within(limiter, self._sockets)
-        self._context.service.on_void_tokens(limiter.close_tokens)
         return self.addresses
 
     def _bind_tcp(self) -> list[socket.socket]:

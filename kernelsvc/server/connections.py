@@ -16,7 +16,7 @@ import ipaddress
 import logging
 import resource
 import socket
-from collections.abc import Awaitable, Callable, Sequence, Set
+from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
 from typing import Any
 
@@ -165,9 +165,17 @@ class ConnectionLimiter:
         most: Most connections at the same time.
         per_peer: Most unauthenticated ones of one peer address.
         head_seconds: Time for the head of a request.
+        void_tokens: Returns those of some tokens' hashes that are not valid any more.
     """
 
-    def __init__(self, most: int, per_peer: int, head_seconds: float) -> None:
+    def __init__(
+        self,
+        most: int,
+        per_peer: int,
+        head_seconds: float,
+        void_tokens: Callable[[frozenset[str]], frozenset[str]] = lambda hashes: frozenset(),
+    ) -> None:
+        self._void_tokens = void_tokens
         self.most = most
         self.per_peer = min(per_peer, max(1, most // 2))
         self.per_principal = max(1, most // 2)
@@ -180,7 +188,7 @@ class ConnectionLimiter:
         self._last_sweep = self.now()
 
     @classmethod
-    def of(cls, settings: Settings) -> ConnectionLimiter:
+    def of(cls, settings: Settings, void_tokens: Callable[[frozenset[str]], frozenset[str]]) -> ConnectionLimiter:
         """Make a limiter from the settings, within the process's limit of open files."""
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         most = max(1, min(settings.max_connections, int(descriptors * DESCRIPTOR_SHARE)))
@@ -188,7 +196,7 @@ class ConnectionLimiter:
             log.info(
                 "max_connections is reduced to %d: the process may open %d files (RLIMIT_NOFILE)", most, descriptors
             )
-        return cls(most, settings.max_unauthenticated_connections, settings.request_head_seconds)
+        return cls(most, settings.max_unauthenticated_connections, settings.request_head_seconds, void_tokens)
 
     def __len__(self) -> int:
         return self._count
@@ -263,21 +271,15 @@ class ConnectionLimiter:
         connection.principal = principal
         self.add(connection)
 
-    def close_tokens(self, hashes: Set[str]) -> None:
-        """Close the connections of tokens that are not valid any more. The sessions go on."""
-        for connection in [each for group in self._owned.values() for each in group]:
-            if connection.token_sha256 in hashes:
-                connection.close("its token is not valid any more")
-
     # -- the sweep -------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start to close slow connections."""
+        """Start to close slow connections, and those of tokens that are not valid any more."""
         self._last_sweep = self.now()
         self._timer = asyncio.get_running_loop().call_later(self._interval, self._sweep)
 
     def stop(self) -> None:
-        """Stop closing slow connections."""
+        """Stop closing connections."""
         if self._timer is not None:
             self._timer.cancel()
 
@@ -293,6 +295,11 @@ class ConnectionLimiter:
             for connection in [each for group in table.values() for each in group]:
                 if (reason := connection.overdue(now, elapsed)) is not None:
                     connection.close(reason)
+        owned = [each for group in self._owned.values() for each in group]
+        void = self._void_tokens(frozenset(each.token_sha256 for each in owned if each.token_sha256))
+        for connection in owned:
+            if connection.token_sha256 in void:
+                connection.close("its token is not valid any more")
         self._timer = asyncio.get_running_loop().call_later(self._interval, self._sweep)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from kernelsvc.errors import BadRequest
@@ -14,8 +14,8 @@ from kernelsvc.store.token_file import KeptToken, TokenFile
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two looks at the file, and between two writes of the times of last use.
-LOOK_SECONDS, WRITE_SECONDS = 1.0, 60.0
+#: Seconds between two writes of the times of last use.
+WRITE_SECONDS = 60.0
 
 
 class Principals:
@@ -39,7 +39,6 @@ class Principals:
         self._callers: tuple[Principal, ...] = ()
         self._uses = file.last_uses()
         self._used = False
-        self._on_void: list[Callable[[frozenset[str]], None]] = []
         self._apply()
 
     def authenticate(self, token: str | None) -> Principal:
@@ -60,9 +59,10 @@ class Principals:
         self.refresh()
         return self._callers
 
-    def on_void(self, callback: Callable[[frozenset[str]], None]) -> None:
-        """Call ``callback`` with the hashes of tokens that were valid and are not any more."""
-        self._on_void.append(callback)
+    def void(self, hashes: frozenset[str]) -> frozenset[str]:
+        """Return those of these tokens' hashes that are not valid any more."""
+        self.refresh()
+        return hashes - {record.sha256 for record in self._records}
 
     def refresh(self) -> None:
         """Read the file again if it has changed, and drop tokens that have expired meanwhile."""
@@ -84,24 +84,15 @@ class Principals:
         self._valid = {each.record.sha256: each for each in self._kept if not each.expired(now)}
         self._records = (*self._configured, *(each.record for each in self._valid.values()))
         self._callers = tuple(record.principal() for record in self._records)
-        void = frozenset(before.keys() - {record.sha256 for record in self._records})
-        for digest in void:
+        for digest in before.keys() - {record.sha256 for record in self._records}:
             kept = before[digest]
             log.info("The token %s of %s is not valid any more.", kept.id, kept.record.name)
-        if void:
-            for callback in self._on_void:
-                callback(void)
 
     async def run(self) -> None:
-        """Look at the file once a second, so that connections of a revoked token end. Ends when it is cancelled."""
-        loop = asyncio.get_running_loop()
-        written = loop.time()
+        """Write the times of last use once a minute. Ends when it is cancelled."""
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            self.refresh()
-            if loop.time() - written >= WRITE_SECONDS:
-                written = loop.time()
-                self.write_uses()
+            await asyncio.sleep(WRITE_SECONDS)
+            self.write_uses()
 
     def write_uses(self) -> None:
         """Write the times of last use, if a kept token was used since the last time."""

@@ -12,7 +12,7 @@ import contextlib
 import functools
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, Literal, cast
 from weakref import WeakKeyDictionary
@@ -244,9 +244,9 @@ class Service:
         """
         return self._principals.authenticate(token)
 
-    def on_void_tokens(self, callback: Callable[[frozenset[str]], None]) -> None:
-        """Call ``callback`` with the hashes of tokens that are not valid any more."""
-        self._principals.on_void(callback)
+    def void_tokens(self, hashes: frozenset[str]) -> frozenset[str]:
+        """Return those of these tokens' hashes that are not valid any more."""
+        return self._principals.void(hashes)
 
     def info(self) -> dict[str, Any]:
         """Return the server's versions, limits and sandbox."""

@@ -21,7 +21,7 @@ _SAMPLE, _DEPTH = 50, 4
 _ATOMS = frozenset((int, float, complex, bool, type(None), str, bytes))
 _COLLECTIONS = frozenset((list, tuple, dict, set, frozenset))
 KINDS = frozenset((str, bytes)) | _COLLECTIONS
-_BRACKETS: dict[type[Any], str] = {list: "[]", tuple: "()"}
+_BRACKETS: dict[type[Any], tuple[str, str]] = {list: ("[", "]"), tuple: ("(", ")")}
 _MAGIC = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"PK\x03\x04": "ZIP", b"%PDF": "PDF", b"\x1f\x8b": "gzip"}
 
 
@@ -124,7 +124,7 @@ def _large(value: Any, kind: type) -> str:
         tail = ", ".join(_element(each, 60) for each in items[max(_FIRST, len(items) - _LAST) :])
         left_out = len(items) - _FIRST - _LAST
         middle = (f", [… {left_out} more …], " if left_out > 0 else ", ") * bool(tail)
-        opening, closing = _BRACKETS.get(kind, "{}")
+        opening, closing = _BRACKETS.get(kind, ("{", "}"))
         return f"{title} {shape}: {opening}{head}{middle}{tail}{closing}"
     first, last = _element(items[0], _ELEMENT), _element(items[-1], _ELEMENT)
     more = f"\nlast: {last}" if len(items) > 1 else ""
@@ -168,7 +168,7 @@ def bounded_repr(value: Any, most: int) -> str:
         if room <= 0:
             parts.append(f"… {len(value)} in all")
             break
-    opening, closing = _BRACKETS.get(kind, "{}")
+    opening, closing = _BRACKETS.get(kind, ("{", "}"))
     return f"{opening}{', '.join(parts)}{closing}"
 
 
