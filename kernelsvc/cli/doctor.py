@@ -121,12 +121,13 @@ def _shown(one: dict[str, object]) -> str:
 def kernel_host(args: argparse.Namespace, terminal: Terminal) -> int:
     """Run the kernel host in the foreground until a signal stops it."""
     from kernelsvc.host.daemon import run
+    from kernelsvc.service.directories import prepare_directories
     from kernelsvc.service.host_settings import host_settings
 
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(args.verbose, 2)]
     logs.configure(level)
     found = conf.load(vars(args), os.environ)
-    conf.prepare_directories(found, of_others=os.geteuid() == 0)
+    prepare_directories(found, of_others=os.geteuid() == 0)
 
     def ready() -> None:
         terminal.line(f"kernel host in {found.runtime_path()}; templates: {', '.join(found.templates)}")

@@ -36,6 +36,7 @@ from kernelsvc.linux.systemd import Systemd, ready_fd
 from kernelsvc.model.events import SandboxReport
 from kernelsvc.server.app import Server, make_app
 from kernelsvc.service import Service
+from kernelsvc.service.directories import prepare_directories, with_kept_token
 
 #: Interval of the check whether the first template is ready.
 POLL_SECONDS = 0.02
@@ -59,8 +60,8 @@ def main(args: argparse.Namespace, terminal: Terminal) -> int:
     # A person at a terminal sees warnings. A log that is kept has each session.
     logs.configure(level, operator_level=logging.WARNING if terminal.tty else logging.INFO, form=settings.log_format)
     raise_descriptor_limit()
-    conf.prepare_directories(settings)
-    settings, generated_token = conf.with_kept_token(settings)
+    prepare_directories(settings)
+    settings, generated_token = with_kept_token(settings)
     token = generated_token or next(iter(getattr(args, "token", None) or []), None) or os.environ.get("KERNELSVC_TOKEN")
     with _data_dir_lock(settings):
         return asyncio.run(

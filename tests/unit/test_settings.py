@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import stat
 
 import pytest
 
 from kernelsvc import settings as s
 from kernelsvc.errors import BadRequest
 from kernelsvc.model.limits import Limits
-from kernelsvc.model.tokens import hash_token
 
 
 def test_precedence_and_sources(tmp_path):
@@ -94,21 +92,6 @@ def test_an_unknown_scope_names_the_valid_ones():
         s.load({"tokens": '[{"name": "a", "token": "s3cret-one", "scopes": ["all"]}]'})
 
 
-def test_a_token_is_made_once_when_none_is_configured(tmp_path):
-    bare = s.load({"data_dir": str(tmp_path)})
-    first, token = s.with_kept_token(bare)
-    assert token is not None
-    assert first.tokens[0].name == "local"
-    assert first.tokens[0].sha256 == hash_token(token)
-    assert s.with_kept_token(first) == (first, None)
-    assert (tmp_path / s.TOKEN_FILE).stat().st_mode & 0o777 == 0o600
-    assert s.with_kept_token(bare)[1] == token
-    (tmp_path / s.TOKEN_FILE).chmod(0o644)  # others have read it
-    assert s.with_kept_token(bare)[1] != token
-    (tmp_path / s.TOKEN_FILE).write_text("weak")
-    assert len(s.with_kept_token(bare)[1] or "") > 20
-
-
 @pytest.mark.parametrize(
     ("given", "why"),
     [
@@ -150,40 +133,6 @@ def test_platform_rules(tmp_path):
     assert s.load({}, {}).sandbox == "best-effort"
     assert s.load({}, {"SYSTEMD_EXEC_PID": str(os.getpid())}).sandbox == "required"
     assert s.load({"sandbox": "off"}, {"SYSTEMD_EXEC_PID": str(os.getpid())}).sandbox == "off"
-
-
-def test_prepared_directories_are_private(short_tmp):
-    root = short_tmp / "private"
-    settings = s.load({"data_dir": str(root / "d" / "e"), "runtime_dir": str(root / "r")})
-    s.prepare_directories(settings)
-    assert stat.S_IMODE(settings.data_path().stat().st_mode) == 0o700
-    assert stat.S_IMODE(settings.runtime_path().stat().st_mode) == 0o700
-
-
-@pytest.mark.parametrize("name", ["data_dir", "runtime_dir"])
-def test_a_directory_that_holds_other_things_is_not_closed_to_others(short_tmp, name):
-    root = short_tmp / name
-    theirs = root / "srv"
-    theirs.mkdir(parents=True)
-    theirs.chmod(0o755)
-    (theirs / "something").touch()
-    given = {"data_dir": str(root / "d"), "runtime_dir": str(root / "r"), name: str(theirs)}
-    with pytest.raises(BadRequest, match="Choose an empty directory"):
-        s.prepare_directories(s.load(given))
-    assert stat.S_IMODE(theirs.stat().st_mode) == 0o755
-    (theirs / "something").unlink()
-    (theirs / "lost+found").mkdir()
-    s.prepare_directories(s.load(given))
-    assert stat.S_IMODE(theirs.stat().st_mode) == 0o700
-
-
-def test_a_link_in_place_of_the_runtime_directory_is_refused(short_tmp):
-    root = short_tmp / "linked"
-    (root / "elsewhere").mkdir(parents=True)
-    (root / "r").symlink_to(root / "elsewhere")
-    settings = s.load({"data_dir": str(root / "d"), "runtime_dir": str(root / "r")})
-    with pytest.raises(BadRequest, match="runtime_dir"):
-        s.prepare_directories(settings)
 
 
 def test_every_setting_has_an_option_an_environment_name_and_a_help_line():

@@ -15,7 +15,15 @@ from kernelsvc.service import api
 
 #: ``client`` names a connection: it is compared and never called. ``Any`` stands for JSON.
 VALUES = (bool, int, float, str, bytes, type(None), Any, object)
-COLLECTIONS = (list, tuple, dict, collections.abc.Sequence, collections.abc.Mapping, collections.abc.Iterable)
+COLLECTIONS = (
+    list,
+    tuple,
+    dict,
+    frozenset,
+    collections.abc.Sequence,
+    collections.abc.Mapping,
+    collections.abc.Iterable,
+)
 
 
 def ports() -> list[type]:

@@ -1,0 +1,93 @@
+"""The directories of a server: made private before anything is written, and the token that is kept in one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+from pathlib import Path
+
+import msgspec
+
+from kernelsvc.errors import BadRequest
+from kernelsvc.linux import atomic_file
+from kernelsvc.model.tokens import record_for, weakness
+from kernelsvc.settings import Settings
+
+
+def prepare_directories(settings: Settings, *, of_others: bool = False) -> None:
+    """Create the data and runtime directories, mode 0700, and refuse those of another user.
+
+    Args:
+        settings: names the directories.
+        of_others: accept existing directories of any owner. A kernel host that runs as root uses its server's.
+
+    Raises:
+        BadRequest: a directory can't be created, or other users can open it.
+    """
+    for name, path in (("data_dir", settings.data_path()), ("runtime_dir", settings.runtime_path())):
+        try:
+            if not (of_others and path.is_dir() and not path.is_symlink()):
+                _make_private(path)
+        except OSError as error:
+            raise BadRequest(
+                f"Setting {name} ({settings.sources.get(name, 'default')}): can't use {path}: {error.strerror}.",
+                setting=name,
+            ) from None
+
+
+#: Names in a directory of kernelsvc. Only such a directory, or an empty one, may get mode 0700: a mistyped setting
+#: must not close a directory like ``/srv`` to its users.
+_MARKS = ("sessions", "keys", "host.lock", "server.json")
+#: Names in an empty directory: mke2fs(8) creates lost+found in the root of a new file system.
+_EMPTY = {"lost+found"}
+
+
+def _make_private(path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)
+    # In a world-writable /tmp another user may have created the directory first, to read our sockets and tokens.
+    for part in (path, path.parent) if path.parent.name.startswith("kernelsvc-") else (path,):
+        info = part.lstat()
+        if not stat.S_ISDIR(info.st_mode) or info.st_uid not in (os.geteuid(), 0):
+            raise PermissionError(1, "it belongs to another user")
+        if info.st_uid == os.geteuid() and info.st_mode & 0o077 and part == path:
+            if {each.name for each in part.iterdir()} - _EMPTY and not any((part / mark).exists() for mark in _MARKS):
+                raise PermissionError(1, "other users can open it, and it has other files. Choose an empty directory")
+            part.chmod(0o700)
+
+
+#: The file below the data directory with the token of a server without configured tokens.
+TOKEN_FILE = Path("keys", "token")
+
+
+def with_kept_token(settings: Settings) -> tuple[Settings, str | None]:
+    """Return the settings and, if they have no token, a token for the principal ``local``.
+
+    The first call makes the token, and the data directory keeps it: clients that have it, and sessions of earlier
+    runs, continue after a restart. Remove the file for a new one. ``prepare_directories`` must have been called.
+
+    Raises:
+        BadRequest: the file can't be read or made.
+    """
+    if settings.tokens:
+        return settings, None
+    path = settings.data_path() / TOKEN_FILE
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            with os.fdopen(fd, "rb") as file:
+                kept = file.read(1024).decode("ascii", "replace").strip()
+                if not os.fstat(fd).st_mode & 0o077 and weakness(kept, public=True) is None:
+                    return _with_local(settings, kept), kept
+        token = secrets.token_urlsafe(24)
+        atomic_file.replace_bytes(path, token.encode())
+    except OSError as error:
+        raise BadRequest(f"Can't keep a token in {path}: {error.strerror}. Set one with --token.") from None
+    return _with_local(settings, token), token
+
+
+def _with_local(settings: Settings, token: str) -> Settings:
+    return msgspec.structs.replace(settings, tokens=[record_for(token)])

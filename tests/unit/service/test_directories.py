@@ -1,0 +1,61 @@
+"""The directories of a server, and the token that it keeps."""
+
+from __future__ import annotations
+
+import stat
+
+import pytest
+
+from kernelsvc import settings as s
+from kernelsvc.errors import BadRequest
+from kernelsvc.model.tokens import hash_token
+from kernelsvc.service.directories import TOKEN_FILE, prepare_directories, with_kept_token
+
+
+def test_a_token_is_made_once_when_none_is_configured(tmp_path):
+    bare = s.load({"data_dir": str(tmp_path)})
+    first, token = with_kept_token(bare)
+    assert token is not None
+    assert first.tokens[0].name == "local"
+    assert first.tokens[0].sha256 == hash_token(token)
+    assert with_kept_token(first) == (first, None)
+    assert (tmp_path / TOKEN_FILE).stat().st_mode & 0o777 == 0o600
+    assert with_kept_token(bare)[1] == token
+    (tmp_path / TOKEN_FILE).chmod(0o644)  # others have read it
+    assert with_kept_token(bare)[1] != token
+    (tmp_path / TOKEN_FILE).write_text("weak")
+    assert len(with_kept_token(bare)[1] or "") > 20
+
+
+def test_prepared_directories_are_private(short_tmp):
+    root = short_tmp / "private"
+    settings = s.load({"data_dir": str(root / "d" / "e"), "runtime_dir": str(root / "r")})
+    prepare_directories(settings)
+    assert stat.S_IMODE(settings.data_path().stat().st_mode) == 0o700
+    assert stat.S_IMODE(settings.runtime_path().stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("name", ["data_dir", "runtime_dir"])
+def test_a_directory_that_holds_other_things_is_not_closed_to_others(short_tmp, name):
+    root = short_tmp / name
+    theirs = root / "srv"
+    theirs.mkdir(parents=True)
+    theirs.chmod(0o755)
+    (theirs / "something").touch()
+    given = {"data_dir": str(root / "d"), "runtime_dir": str(root / "r"), name: str(theirs)}
+    with pytest.raises(BadRequest, match="Choose an empty directory"):
+        prepare_directories(s.load(given))
+    assert stat.S_IMODE(theirs.stat().st_mode) == 0o755
+    (theirs / "something").unlink()
+    (theirs / "lost+found").mkdir()
+    prepare_directories(s.load(given))
+    assert stat.S_IMODE(theirs.stat().st_mode) == 0o700
+
+
+def test_a_link_in_place_of_the_runtime_directory_is_refused(short_tmp):
+    root = short_tmp / "linked"
+    (root / "elsewhere").mkdir(parents=True)
+    (root / "r").symlink_to(root / "elsewhere")
+    settings = s.load({"data_dir": str(root / "d"), "runtime_dir": str(root / "r")})
+    with pytest.raises(BadRequest, match="runtime_dir"):
+        prepare_directories(settings)
