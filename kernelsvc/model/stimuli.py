@@ -1,6 +1,7 @@
 """Stimuli, the causes of a session's transitions, and effects, the actions that the session must then carry out.
 
-Both are plain values. ``Machine.decide`` turns a stimulus into a ``Decision``, which contains events and effects.
+Both are plain values. ``Machine.decide`` turns a stimulus into a ``Decision``, which contains events and effects. They
+are msgspec structs, because each cell makes about ten, and a frozen dataclass sets each field by a call.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
+
 from kernelsvc.model.events import CallStatus, Event, Reason, ToolReturned
 from kernelsvc.model.objects import CellRequest
 from kernelsvc.model.tool_calls.offers import Approval, Offer
@@ -16,8 +19,7 @@ from kernelsvc.model.tool_calls.offers import Approval, Offer
 # --- stimuli --------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Submit:
+class Submit(msgspec.Struct, frozen=True):
     """A client sends cells. The session accepts all or none. The client or the session chose the ``ids``."""
 
     requests: tuple[CellRequest, ...]
@@ -25,8 +27,7 @@ class Submit:
     principal: str = ""
 
 
-@dataclass(frozen=True)
-class CellBegan:
+class CellBegan(msgspec.Struct, frozen=True):
     """The kernel reports that it runs a cell."""
 
     cell: str
@@ -34,8 +35,7 @@ class CellBegan:
     frame: int | None = None
 
 
-@dataclass(frozen=True)
-class KernelReplied:
+class KernelReplied(msgspec.Struct, frozen=True):
     """The kernel's ``execute_reply``.
 
     Attributes:
@@ -52,23 +52,21 @@ class KernelReplied:
     peak_rss_bytes: int | None = None
     frame: int | None = None
     struck: str = ""  # limit that its exception names (``limit_causes``)
-    expressions: Mapping[str, Any] = field(default_factory=dict)  # name -> MIME bundle or error
+    expressions: Mapping[str, Any] = {}  # name -> MIME bundle or error
     model: tuple[str, ...] = ()  # traceback for language models
     changes: Mapping[str, list[str]] | None = None  # kind of change -> descriptions
     room: int | None = None  # size of the scratch space that was full, bytes
     outputs: tuple[Event, ...] = ()
 
 
-@dataclass(frozen=True)
-class KernelIdle:
+class KernelIdle(msgspec.Struct, frozen=True):
     """The kernel's idle status for a cell."""
 
     cell: str
     frame: int | None = None
 
 
-@dataclass(frozen=True)
-class KernelExited:
+class KernelExited(msgspec.Struct, frozen=True):
     """The kernel's process has ended.
 
     Attributes:
@@ -82,8 +80,7 @@ class KernelExited:
     restorable: bool = False
 
 
-@dataclass(frozen=True)
-class KernelReady:
+class KernelReady(msgspec.Struct, frozen=True):
     """A kernel is ready: a new one, a resumed checkpoint, or one that an earlier server started.
 
     Attributes:
@@ -95,13 +92,11 @@ class KernelReady:
     ordered: bool = False
 
 
-@dataclass(frozen=True)
-class JournalReplayed:
+class JournalReplayed(msgspec.Struct, frozen=True):
     """A new server has rebuilt the session. The time without a server does not count as idle time."""
 
 
-@dataclass(frozen=True)
-class DeliveryKnown:
+class DeliveryKnown(msgspec.Struct, frozen=True):
     """A new server knows which cells the earlier server sent.
 
     Attributes:
@@ -113,43 +108,37 @@ class DeliveryKnown:
     ordered: bool = False
 
 
-@dataclass(frozen=True)
-class StartFailed:
+class StartFailed(msgspec.Struct, frozen=True):
     """No kernel could be started."""
 
     message: str
 
 
-@dataclass(frozen=True)
-class Interrupt:
+class Interrupt(msgspec.Struct, frozen=True):
     """Stop the running cell, which then ends with ``reason``."""
 
     why: str = "requested"
     reason: Reason = Reason.INTERRUPTED
 
 
-@dataclass(frozen=True)
-class Restart:
+class Restart(msgspec.Struct, frozen=True):
     """Replace the kernel by a new one with empty variables."""
 
     why: str = "requested"
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """A client answers the running cell, which waits for it (``MachineState.waiting_for``)."""
 
     cell: str
     text: str
 
 
-@dataclass(frozen=True)
-class AnswerLost:
+class AnswerLost(msgspec.Struct, frozen=True):
     """The kernel has not received the last answer in the journal: the earlier server ended before it sent it."""
 
 
-@dataclass(frozen=True)
-class BeginProgram:
+class BeginProgram(msgspec.Struct, frozen=True):
     """A program is about to start in the session's container. The session does not hibernate before it has ended.
 
     Attributes:
@@ -159,61 +148,51 @@ class BeginProgram:
     number: int
 
 
-@dataclass(frozen=True)
-class ProgramBegun:
+class ProgramBegun(msgspec.Struct, frozen=True):
     """The start of a program has succeeded, with its event in the log, or has failed."""
 
     number: int
 
 
-@dataclass(frozen=True)
-class Resume:
+class Resume(msgspec.Struct, frozen=True):
     """Start a kernel with the saved variables for a hibernated session."""
 
 
-@dataclass(frozen=True)
-class BeginSwitch:
+class BeginSwitch(msgspec.Struct, frozen=True):
     """The session is about to replace or end its kernel (rollback, hibernation). Illegal while a cell runs or waits."""
 
 
-@dataclass(frozen=True)
-class AbortSwitch:
+class AbortSwitch(msgspec.Struct, frozen=True):
     """The rollback or hibernation failed. The session keeps its kernel."""
 
 
-@dataclass(frozen=True)
-class StateSaved:
+class StateSaved(msgspec.Struct, frozen=True):
     """The variables are saved and the kernel has ended."""
 
     event: Event
 
 
-@dataclass(frozen=True)
-class Close:
+class Close(msgspec.Struct, frozen=True):
     """End the session."""
 
     reason: str
 
 
-@dataclass(frozen=True)
-class Tick:
+class Tick(msgspec.Struct, frozen=True):
     """Time has passed."""
 
 
-@dataclass(frozen=True)
-class CheckOutputLimit:
+class CheckOutputLimit(msgspec.Struct, frozen=True):
     """Output was journaled and may exceed the limit of the log."""
 
 
-@dataclass(frozen=True)
-class RecordEvents:
+class RecordEvents(msgspec.Struct, frozen=True):
     """Events to journal that need no decision."""
 
     events: tuple[Event, ...]
 
 
-@dataclass(frozen=True)
-class ToolRequested:
+class ToolRequested(msgspec.Struct, frozen=True):
     """Code in the session calls a client's function.
 
     Attributes:
@@ -247,8 +226,7 @@ class ToolRequested:
     recorded: ToolReturned | None = None
 
 
-@dataclass(frozen=True)
-class CallsDecided:
+class CallsDecided(msgspec.Struct, frozen=True):
     """A person approves or denies calls that wait for a decision.
 
     Attributes:
@@ -262,8 +240,7 @@ class CallsDecided:
     remember: Literal["cell", "session"] | None = None
 
 
-@dataclass(frozen=True)
-class CallAnswered:
+class CallAnswered(msgspec.Struct, frozen=True):
     """The provider has carried out a call, or failed to."""
 
     call: str
@@ -274,8 +251,7 @@ class CallAnswered:
     form: Literal["", "content", "rows"] = ""
 
 
-@dataclass(frozen=True)
-class CallFailed:
+class CallFailed(msgspec.Struct, frozen=True):
     """The server ends a call: its provider is gone, or its result is too large."""
 
     call: str
@@ -283,8 +259,7 @@ class CallFailed:
     message: str
 
 
-@dataclass(frozen=True)
-class CallAbandoned:
+class CallAbandoned(msgspec.Struct, frozen=True):
     """The code that waited for a call does not wait any more: it was interrupted, or its task was cancelled."""
 
     call: str
@@ -326,49 +301,42 @@ Stimulus = (
 # --- effects --------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class SendCell:
+class SendCell(msgspec.Struct, frozen=True):
     """Send the cell's code to the kernel."""
 
     cell: str
 
 
-@dataclass(frozen=True)
-class AttachKernel:
+class AttachKernel(msgspec.Struct, frozen=True):
     """Send cells to this kernel from now on."""
 
     ordered: bool
 
 
-@dataclass(frozen=True)
-class MarkSent:
+class MarkSent(msgspec.Struct, frozen=True):
     """Treat the cell as running without sending it, because the kernel has received it."""
 
     cell: str
 
 
-@dataclass(frozen=True)
-class MarkUnsent:
+class MarkUnsent(msgspec.Struct, frozen=True):
     """Treat the running cell as not sent, because the kernel has not received it."""
 
     cell: str
 
 
-@dataclass(frozen=True)
-class ResetClocks:
+class ResetClocks(msgspec.Struct, frozen=True):
     """Start idle time and grace time from now, and forget programs, which ended with the earlier server."""
 
 
-@dataclass(frozen=True)
-class MarkProgram:
+class MarkProgram(msgspec.Struct, frozen=True):
     """Add a program that is being started to the running programs, or remove it if the start is ``over``."""
 
     number: int
     over: bool
 
 
-@dataclass(frozen=True)
-class SendAnswer:
+class SendAnswer(msgspec.Struct, frozen=True):
     """Send a client's answer to the cell that waits for it.
 
     Attributes:
@@ -380,82 +348,68 @@ class SendAnswer:
     msg_id: str
 
 
-@dataclass(frozen=True)
-class AskAgain:
+class AskAgain(msgspec.Struct, frozen=True):
     """Wait for another answer to the last question that was answered."""
 
 
-@dataclass(frozen=True)
-class InterruptKernel:
+class InterruptKernel(msgspec.Struct, frozen=True):
     """Send SIGINT. At ``kill_at`` (monotonic seconds) the kernel is killed if the cell still runs."""
 
     reason: Reason
     kill_at: float
 
 
-@dataclass(frozen=True)
-class KillKernel:
+class KillKernel(msgspec.Struct, frozen=True):
     """Send SIGKILL to all processes of the kernel. A ``KernelExited`` follows."""
 
 
-@dataclass(frozen=True)
-class NoteReply:
+class NoteReply(msgspec.Struct, frozen=True):
     """Keep the reply until the idle status arrives."""
 
     reply: KernelReplied
 
 
-@dataclass(frozen=True)
-class NoteIdle:
+class NoteIdle(msgspec.Struct, frozen=True):
     """Keep the idle status until the reply arrives."""
 
 
-@dataclass(frozen=True)
-class StartKernel:
+class StartKernel(msgspec.Struct, frozen=True):
     """Replace the kernel by a new one."""
 
     why: str
 
 
-@dataclass(frozen=True)
-class WakeCheckpoint:
+class WakeCheckpoint(msgspec.Struct, frozen=True):
     """Resume the newest checkpoint in place of the dead kernel."""
 
 
-@dataclass(frozen=True)
-class PauseQueue:
+class PauseQueue(msgspec.Struct, frozen=True):
     """Send no cell until a kernel is ready."""
 
 
-@dataclass(frozen=True)
-class ResumeQueue:
+class ResumeQueue(msgspec.Struct, frozen=True):
     """Send cells again."""
 
 
-@dataclass(frozen=True)
-class Hibernate:
+class Hibernate(msgspec.Struct, frozen=True):
     """Save the variables of an idle session and end its kernel."""
 
 
-@dataclass(frozen=True)
-class ResumeSaved:
+class ResumeSaved(msgspec.Struct, frozen=True):
     """Start a kernel and load the saved variables into it."""
 
 
-@dataclass(frozen=True)
-class EndKernel:
+class EndKernel(msgspec.Struct, frozen=True):
     """End the kernel and close the session's log."""
 
 
-@dataclass(frozen=True)
-class DispatchCall:
+class DispatchCall(msgspec.Struct, frozen=True):
     """Give a call to its provider."""
 
     call: str
 
 
-@dataclass(frozen=True)
-class DeliverResult:
+class DeliverResult(msgspec.Struct, frozen=True):
     """Send a call's result to the kernel.
 
     Attributes:
@@ -467,8 +421,7 @@ class DeliverResult:
     value: Any = None
 
 
-@dataclass(frozen=True)
-class CancelCall:
+class CancelCall(msgspec.Struct, frozen=True):
     """Tell the provider that no cell waits for a call any more."""
 
     call: str

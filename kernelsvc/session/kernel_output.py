@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec import structs
 
 from kernelsvc.kernels.port import KernelMessage, Output, StreamText
 from kernelsvc.model import events as ev
@@ -102,9 +103,9 @@ class KernelOutput:
                 continue
             if isinstance(stimulus, KernelReplied):
                 pending += () if full else stimulus.outputs
-                stimulus = replace(stimulus, outputs=())
-                if self._fits_limits(pending):  # one write for the cell's last output and its end
-                    stimulus, pending = replace(stimulus, outputs=tuple(pending)), []
+                fits = self._fits_limits(pending)  # one write for the cell's last output and its end
+                stimulus = structs.replace(stimulus, outputs=tuple(pending) if fits else ())
+                pending = [] if fits else pending
             if pending:
                 self._record(pending, index)
                 pending = []
