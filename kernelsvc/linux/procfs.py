@@ -66,12 +66,17 @@ def stat(pid: int) -> Stat | None:
         return None
     # proc_pid_stat(5): the name in parentheses may contain parentheses, so split after the last one.
     fields = text[text.rindex(b")") + 2 :].split()
-    exiting = bool(int(fields[6]) & _PF_EXITING)
-    parent, session, faults, started, status = (int(fields[at]) for at in (1, 3, 7, 19, 49))
-    cpu_seconds = (int(fields[11]) + int(fields[12])) / _TICKS
-    threads, resident_bytes = int(fields[17]), int(fields[21]) * _PAGE
     return Stat(
-        fields[0].decode(), parent, session, started, status, exiting, faults, cpu_seconds, threads, resident_bytes
+        state=fields[0].decode(),
+        parent=int(fields[1]),
+        session=int(fields[3]),
+        started=int(fields[19]),
+        status=int(fields[49]),
+        exiting=bool(int(fields[6]) & _PF_EXITING),
+        faults=int(fields[7]),
+        cpu_seconds=(int(fields[11]) + int(fields[12])) / _TICKS,
+        threads=int(fields[17]),
+        resident_bytes=int(fields[21]) * _PAGE,
     )
 
 

@@ -205,13 +205,18 @@ def _result(content: Content) -> Event:
     )
 
 
+def _failure(content: Content) -> dict[str, Any]:
+    return {
+        "ename": text(content.get("ename"), 1024),
+        "evalue": text(content.get("evalue")),
+        "traceback": tuple(lines(content.get("traceback"))),
+        "model": model_lines(content.get("model")),
+    }
+
+
 def _error(content: Content) -> Event:
-    return ev.Error(
-        ename=text(content.get("ename"), 1024),
-        evalue=text(content.get("evalue")),
-        traceback=lines(content.get("traceback")),
-        model=[*model_lines(content.get("model"))] or None,
-    )
+    fields = _failure(content)
+    return ev.Error(**{**fields, "traceback": [*fields["traceback"]], "model": [*fields["model"]] or None})
 
 
 def _clear(content: Content) -> Event:
@@ -313,27 +318,26 @@ def payload_of(shown: ev.Display) -> dict[str, Any] | None:
 def reply_of(cell: str, content: Content, metadata: Content, frame: int | None) -> KernelReplied:
     """Convert an ``execute_reply`` into a stimulus. Usage is the kernel's claim and only displayed."""
     usage = mapping(metadata.get("kernelsvc"))
-    strike = mapping(usage.get("struck"))
     status = content.get("status")
+    strike = mapping(usage.get("struck")) if "struck" in usage else {}
     return KernelReplied(
         cell,
         status=status if status in ("ok", "error") else "aborted",
         execution_count=number(content.get("execution_count")),
-        ename=text(content.get("ename"), 1024),
-        evalue=text(content.get("evalue")),
-        traceback=tuple(lines(content.get("traceback"))),
         cpu_ms=figure(usage.get("cpu_ms")),
         peak_rss_bytes=number(usage.get("peak_rss_bytes")),
         frame=frame,
         expressions=expressions(content.get("user_expressions")),
-        model=model_lines(content.get("model")),
         changes=changes(usage.get("changes")),
         struck=strike["limit"] if strike.get("limit") in limit_causes.GUEST_LIMITS else "",
         room=number(strike.get("bytes")),
-        outputs=tuple(_in_cell(cell, shown) for shown in shown_payloads(content.get("payload"))),
+        outputs=_payloads_in(cell, content) if content.get("payload") else (),
+        **(_failure(content) if status == "error" else {}),
     )
 
 
-def _in_cell(cell: str, event: Event) -> Event:
-    event.cell = cell
-    return event
+def _payloads_in(cell: str, content: Content) -> tuple[Event, ...]:
+    events = shown_payloads(content.get("payload"))
+    for event in events:
+        event.cell = cell
+    return tuple(events)

@@ -96,6 +96,9 @@ STOP_SECONDS = 10.0
 #: Sessions that save their variables at the same time.
 HIBERNATING = 8
 
+#: Events after which the service itself has work. The events of an ordinary cell are none of them.
+_OBSERVED = frozenset((ev.ToolReturned, ev.Leased, ev.SessionClosed, ev.JournalSigned, ev.NotAsWritten))
+
 log = logging.getLogger(__name__)
 
 
@@ -537,6 +540,8 @@ class Service:
     def _observe(self, session: Session, events: Sequence[Event]) -> None:
         self._projections.feed(session.id, events)
         self._index.set_state(session.id, session.state)
+        if _OBSERVED.isdisjoint(map(type, events)):
+            return
         for event in events:
             if isinstance(event, ev.ToolReturned):
                 self.offers.ended(event.call)

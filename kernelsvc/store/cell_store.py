@@ -139,12 +139,13 @@ class CellStore:
     def runs(self) -> list[tuple[int, int]]:
         """Return start and size of each contiguous run of the cells, in order, each with a separator at the end."""
         runs: list[tuple[int, int]] = []
+        first = end = 0
         for start, size in zip(self._starts, self._sizes, strict=True):
-            if runs and sum(runs[-1]) == start:
-                runs[-1] = (runs[-1][0], runs[-1][1] + size)
-            else:
-                runs.append((start, size))
-        return runs
+            if start != end:
+                runs.append((first, end - first))
+                first = start
+            end = start + size
+        return [run for run in (*runs, (first, end - first)) if run[1]]
 
     def snapshot(self) -> Snapshot:
         """Return the present cells, to copy in another thread. Stored bytes never change in place."""

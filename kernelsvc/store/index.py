@@ -164,7 +164,7 @@ class Index:
             rule = _RULES.get(type(event))
             if rule is not None:
                 rule(self, session, event)
-        if events and isinstance(events[-1], ev.CellFinished | ev.SessionClosed):
+        if events and type(events[-1]) in _ENDS:
             change = self._change(session)
             change.at, change.seq = events[-1].at, events[-1].seq
         if len(self._pending) + len(self._code) >= MAX_PENDING:
@@ -412,6 +412,8 @@ _STATES: dict[type[Event], str] = {
     ev.Woken: "idle",
     ev.SessionClosed: "closed",
 }
+#: Events whose time and position the session's row gets.
+_ENDS = frozenset((ev.CellFinished, ev.SessionClosed))
 
 
 Rule = Callable[[Index, str, Event], None]
