@@ -1,6 +1,6 @@
 """One session: a kernel, a log and a state machine. Only ``service`` uses it."""
 
-from kernelsvc.session.ids import new_id, new_kernel_id
+from kernelsvc.session.kernel_requests import new_id, new_kernel_id
 from kernelsvc.session.session import Session
 from kernelsvc.session.spec import SessionSpec, start_request_of
 

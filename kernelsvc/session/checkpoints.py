@@ -45,8 +45,7 @@ from kernelsvc.model.objects import Checkpoint, CheckpointMode, SessionState
 from kernelsvc.model.state import MachineState
 from kernelsvc.sandbox import branch_dirs
 from kernelsvc.session.cell_views import CellViews
-from kernelsvc.session.ids import new_id, new_kernel_id
-from kernelsvc.session.kernel_requests import OperationQueue
+from kernelsvc.session.kernel_requests import OperationQueue, new_id, new_kernel_id
 from kernelsvc.session.ports import SessionPort
 from kernelsvc.session.replay import PastCell, longest
 from kernelsvc.session.spec import SessionSpec, start_request_of

@@ -1,4 +1,4 @@
-"""Requests to the kernel: their order, and the futures of the replies to those that are no cells.
+"""Requests to the kernel: their ids, their order, and the futures of the replies to those that are no cells.
 
 The kernel carries out requests in the order in which it reads them. A plain call writes a cell or a message. A fork, or
 another request whose answer the server awaits, is a coroutine, and it writes its request when it first runs, some
@@ -11,6 +11,7 @@ Signals (interrupt, kill) have no place in this order. They strike the operation
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -19,12 +20,21 @@ from kernelsvc.errors import Conflict, KernelsvcError, QuotaExceeded, Timeout
 from kernelsvc.kernels.port import Kernel, KernelMessage
 from kernelsvc.protocol import kernel_messages
 from kernelsvc.protocol.kernel_messages import KernelRequest, RequestChannel
-from kernelsvc.session.ids import new_id
 
 Result = TypeVar("Result")
 
 #: Messages without a reply (comms) that may wait for one kernel to handle them.
 MAX_UNHANDLED = 1000
+
+
+def new_id(prefix: str) -> str:
+    """Return a new id: the prefix and 64 random bits in hex, so that ids don't collide."""
+    return f"{prefix}_{os.urandom(8).hex()}"
+
+
+def new_kernel_id() -> str:
+    """Return an id for a kernel. It is short because a socket's path contains it (unix(7): 108 bytes)."""
+    return new_id("k")
 
 
 class OperationQueue:

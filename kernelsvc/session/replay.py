@@ -14,7 +14,7 @@ from kernelsvc.errors import Conflict
 from kernelsvc.kernels.port import Kernel, KernelMessage, Output, Sink
 from kernelsvc.model.exit_status import Exit
 from kernelsvc.protocol.kernel_messages import ExecuteRequest
-from kernelsvc.session.ids import new_id
+from kernelsvc.session.kernel_requests import new_id
 
 #: A cell without a time limit may take so many times its earlier time, and so many seconds more.
 SLOWER, MORE_SECONDS = 10.0, 60.0

@@ -21,7 +21,7 @@ from kernelsvc.model.stimuli import Answer, BeginProgram, Close, Interrupt, Prog
 from kernelsvc.model.view.request import ViewRequest
 from kernelsvc.protocol.kernel_messages import KernelRequest
 from kernelsvc.sandbox.watchdog import LimitExceeded
-from kernelsvc.session.ids import new_cell_id
+from kernelsvc.session.kernel_requests import new_id
 from kernelsvc.session.ports import LogReader
 from kernelsvc.session.runtime import SessionRuntime
 from kernelsvc.session.session_info import describe
@@ -140,7 +140,7 @@ class Session(SessionRuntime):
                 "Branch the session, or create another one. This one's log stays readable.",
                 limit="max_log_bytes",
             )
-        ids = tuple(r.cell or new_cell_id() for r in requests)
+        ids = tuple(request.cell or new_id("c") for request in requests)
         try:
             self.handle(Submit(tuple(requests), ids, principal))
         except OSError:

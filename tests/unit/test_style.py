@@ -235,7 +235,6 @@ TESTED_THROUGH = {
     "kernelsvc.session.checkpoints": "tests/unit/session/test_session.py",
     "kernelsvc.session.session": "tests/unit/session/test_session.py",
     "kernelsvc.session.kernel_output": "tests/unit/session/test_session.py",
-    "kernelsvc.session.ids": "tests/unit/session/test_session.py",
     "kernelsvc.session.cell_views": "tests/unit/session/test_session.py",
     "kernelsvc.server.jupyter.handlers": "tests/compat/test_jupyter_channels.py",
     "kernelsvc.server.e2b.control_plane": "tests/integration/test_e2b.py",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from kernelsvc.session.deadline_timer import DeadlineTimer
+from kernelsvc.session.runtime import DeadlineTimer
 
 
 async def test_it_fires_at_the_earliest_deadline_and_then_at_the_next() -> None:
