@@ -55,8 +55,8 @@ from kernelsvc.sandbox.uid_pool import UIDS
 
 log = logging.getLogger(__name__)
 
-#: Seconds for a fork server to be ready.
-FORK_SERVER_SECONDS = 20.0
+#: Seconds for a fork server to be ready: less than a request may take. On a loaded machine its imports took over 20.
+FORK_SERVER_SECONDS = 50.0
 #: Seconds between two polls of the containers' cgroups, and the most kernels that one notice names.
 POLL_SECONDS, MAX_KERNELS = 1.0, 1000
 #: Attempts at a spawn when the fork server ends meanwhile.

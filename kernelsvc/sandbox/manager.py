@@ -26,8 +26,9 @@ from kernelsvc.sandbox import quota
 from kernelsvc.sandbox.branch_dirs import branch_count
 from kernelsvc.sandbox.cgroup import Cgroup, CgroupManager, open_cgroups
 from kernelsvc.sandbox.idmap import can_map, make_map, make_owned
-from kernelsvc.sandbox.plan import SPARE_TASKS, ConfinementRequest, Policy, confine
-from kernelsvc.sandbox.probe import probe
+from kernelsvc.sandbox.own_inodes import mount_of, mount_points, overlay_dirs
+from kernelsvc.sandbox.plan import OWN_INODES, SPARE_TASKS, ConfinementRequest, Policy, confine
+from kernelsvc.sandbox.probe import OVERLAYS_TRIED, probe, try_overlays
 from kernelsvc.sandbox.probe_result import Layer, Probe
 from kernelsvc.sandbox.rootfs_paths import RootfsPaths, find_paths, is_reachable, private_files, read_network_files
 from kernelsvc.sandbox.uid_pool import UIDS, BlockLocks, UidPool, give
@@ -334,8 +335,26 @@ class SandboxManager:
         key = (python, *prefixes)
         if key not in self._paths:
             found = find_paths(python, prefixes=prefixes)
+            found = msgspec.structs.replace(found, overlays=self._find_overlays(source for source, _ in found.readonly))
             self._paths[key] = found, is_reachable(source for source, _ in found.readonly)
         return self._paths[key]
+
+    def _find_overlays(self, sources: Iterable[str]) -> dict[str, tuple[str, str]]:
+        """Return the overlays that work here, for ``RootfsPaths``."""
+        if not self.probe.works(OWN_INODES):
+            return {}
+        real = {source: os.path.realpath(source) for source in sources}
+        mounts = mount_points(Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace"))
+        chosen = overlay_dirs(real.values(), mounts, locked=not self.probe.root)
+        # A filesystem refuses or allows overlays as a whole. On most machines the probe has tried all that are needed.
+        tried = {mount_of(path, mounts) for path in OVERLAYS_TRIED}
+        others = sorted({path for path in chosen.values() if mount_of(path, mounts) not in tried})
+        refused = try_overlays(others, directory=self._root) if others else {}
+        return {
+            source: (chosen[path], os.path.relpath(path, chosen[path]))
+            for source, path in real.items()
+            if path in chosen and not refused.get(chosen[path])
+        }
 
 
 def _limit_disk(request: ConfinementRequest) -> bool:

@@ -38,6 +38,8 @@ Policy = Literal["required", "best-effort", "off"]
 
 #: Namespaces without which there is no private root. Ordinary users need "user", too.
 _CORE_NAMESPACES = ("mount", "pid", "ipc")
+#: The layer of ``kernelsvc.sandbox.own_inodes``.
+OWN_INODES = "own inodes"
 _DEVICES = ["null", "zero", "full", "random", "urandom"]
 #: Files that describe the host or are for root. They are covered in the session's /proc.
 _PROC_MASKS = [
@@ -162,6 +164,7 @@ class _Wanted:
         self.become = may_become and (core or request.reachable)
         self.user_namespace = on and core and not probe.root and probe.works("user namespace")
         self.view = on and core and (self.user_namespace or self.become)
+        self.own_inodes = self.view and probe.works(OWN_INODES)
         self.proc = self.view and probe.works("proc")
         self.net = self.view and limits.network == "none" and probe.works("net namespace")
         self.seccomp = on and probe.works("seccomp")
@@ -247,6 +250,7 @@ def _view(request: ConfinementRequest, wanted: _Wanted, inside: dict[str, int]) 
         "root": request.root,
         "links": request.paths.links | {"/var/tmp": "../tmp"} | _data_link(request),
         "readonly": [list(pair) for pair in request.paths.readonly],
+        "overlays": request.paths.overlays if wanted.own_inodes else {},
         "writable": [list(own), *([path, path] for path in request.share)],
         "binds": [[bind.source, bind.target, bind.writable] for bind in request.binds],
         "identity": request.identity,
@@ -418,6 +422,7 @@ def _layers(request: ConfinementRequest, wanted: _Wanted) -> dict[str, bool]:
         "uts namespace": "uts" in spaces,
         "cgroup namespace": "cgroup" in spaces,
         "filesystem": wanted.view,
+        OWN_INODES: wanted.own_inodes and not _shared_sources(request),
         "proc": wanted.proc,
         "rlimits": True,
         "capabilities": wanted.capabilities,
@@ -438,9 +443,15 @@ def _missing_reason(name: str, request: ConfinementRequest, probe: Probe) -> str
     if name == "user" and not request.reachable and probe.works("user"):
         return f"another user can't walk to {request.workdir} or to Python; make the directories above searchable"
     layer = probe.layers.get(name, Layer(name=name, ok=False, why="not tried"))
+    if layer.ok and name == OWN_INODES and (shared := _shared_sources(request)):
+        return f"no overlay can show {shared[0]} ({len(shared)} of {len(request.paths.readonly)} paths)"
     if layer.ok:
         return "needs the layers above that are missing"
     return layer.why
+
+
+def _shared_sources(request: ConfinementRequest) -> list[str]:
+    return [source for source, _ in request.paths.readonly if source not in request.paths.overlays]
 
 
 def _isolation(request: ConfinementRequest, wanted: _Wanted) -> str:

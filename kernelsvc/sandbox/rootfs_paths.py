@@ -78,12 +78,14 @@ class RootfsPaths(msgspec.Struct, frozen=True, kw_only=True):
         readonly: (source, path inside).
         path: the value of ``PATH``.
         site: the directory of installed packages below a prefix, or "" if the Python's version is not known.
+        overlays: (directory to mount an overlay of, path below it) by source (``kernelsvc.sandbox.own_inodes``).
     """
 
     links: dict[str, str]
     readonly: list[tuple[str, str]]
     path: str
     site: str = ""
+    overlays: dict[str, tuple[str, str]] = {}
 
 
 def outermost(paths: Iterable[str]) -> list[str]:

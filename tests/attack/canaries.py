@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import importlib.util
 import os
@@ -15,6 +16,8 @@ from types import TracebackType
 from typing import Any
 
 VARIABLE = "KERNELSVC_CANARY"
+#: A program on which this machine's processes hold a shared lock.
+LOCKED = "/usr/bin/env"
 
 
 def _machine() -> dict[str, Any]:
@@ -28,6 +31,7 @@ def _machine() -> dict[str, Any]:
         # In place of a configuration: a file beside Python that nobody needs.
         "concealed": glob.glob(os.path.join(sysconfig.get_path("purelib"), "pytest-*.dist-info", "RECORD"))[0],
         "dnotify": os.path.exists("/proc/sys/fs/dir-notify-enable"),
+        "overlayfs": "\toverlay\n" in Path("/proc/filesystems").read_text(),
         "udplite": _makes_socket(socket.AF_INET, socket.SOCK_DGRAM, 136),
         "unix_oob": _sends_out_of_band(),
         "joblib": importlib.util.find_spec("joblib") is not None,
@@ -66,11 +70,13 @@ class Canaries:
     def __init__(self, base: str) -> None:
         self.base = base
         self._sockets: list[socket.socket] = []
+        self._locked = open(LOCKED, "rb")  # noqa: SIM115 - held until the end
         self._files: list[str] = []
         self._victim: subprocess.Popen[bytes] | None = None
         self.facts: dict[str, Any] = {}
 
     def __enter__(self) -> Canaries:
+        fcntl.flock(self._locked, fcntl.LOCK_SH)
         secret = self._plant(os.path.join(self.base, "data", "secret"))
         self._plant(os.path.join(self.base, "neighbour", "theirs"))
         tcp = self._listen(socket.AF_INET, ("127.0.0.1", 0))
@@ -87,6 +93,7 @@ class Canaries:
         self.facts = {
             "secret": secret,
             "neighbour": os.path.join(self.base, "neighbour"),
+            "locked": LOCKED,
             "tmp": self._plant(tempfile.mkstemp(prefix="kernelsvc-canary-")[1]),
             "shm": self._plant(tempfile.mkstemp(prefix="kernelsvc-canary-", dir="/dev/shm")[1]),
             "prefix": sys.prefix,
@@ -104,8 +111,8 @@ class Canaries:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for s in self._sockets:
-            s.close()
+        for closable in (self._locked, *self._sockets):
+            closable.close()
         for path in self._files:
             os.unlink(path)
         if self._victim is not None:

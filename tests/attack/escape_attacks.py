@@ -6,6 +6,20 @@ from attack.cell import ROOT, UNSAFE, attack
 
 FILES = [
     attack(
+        "own inodes",
+        "meet another's lock on a program",
+        """
+import fcntl
+try:
+    fcntl.flock(open(C['locked'], 'rb'), fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    pass
+else:
+    raise AssertionError('no lock of others is here')
+""",
+        needs="overlayfs",
+    ),
+    attack(
         "private root",
         "list the administrator's files beside the programs",
         "need(os.listdir('/usr/local/etc') is not None, '?')",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import fcntl
 import os
 import select
 import signal
@@ -171,6 +173,63 @@ def test_a_directory_that_lies_in_what_is_shown_can_be_hidden(sandbox: SandboxMa
     ticket.plan["view"]["hidden"].append(str(hidden))
     text = said_by(ticket.plan, lambda: say([sorted(os.listdir(shown)), os.listdir(hidden)]))
     assert text.strip() == "[['hidden', 'open'], []]"
+    eventually(lambda: sandbox.release(ticket))
+
+
+def test_no_file_that_sessions_see_has_the_locks_of_the_machine(sandbox: SandboxManager, tmp_path: Path) -> None:
+    ticket = prepare(sandbox, tmp_path / "work")
+    if "own inodes" not in ticket.report.enforced:
+        pytest.skip(str(ticket.report.not_enforced))
+    shown = ticket.plan["view"]["readonly"]
+
+    def kernel() -> None:
+        for _, path in shown:
+            fcntl.flock(os.open(path, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Nor those of another session: these locks stay while the test starts one.
+        say("locked")
+        signal.pause()
+
+    with contextlib.ExitStack() as held:
+        for source, _ in shown:
+            fd = os.open(source, os.O_RDONLY)
+            held.callback(os.close, fd)
+            fcntl.flock(fd, fcntl.LOCK_SH)
+        held.callback(eventually, lambda: sandbox.release(ticket))
+        for number in range(2):
+            other = prepare(sandbox, tmp_path / f"work{number}", f"k{number}")
+            held.callback(eventually, lambda other=other: sandbox.release(other))
+            reader, hold = spawn(other.plan, kernel, stay=True)
+            held.callback(os.close, reader)
+            held.callback(os.close, hold)
+            assert os.read(reader, 4096) == b"locked\n"
+
+
+def test_a_watch_shows_only_what_the_session_opens(sandbox: SandboxManager, tmp_path: Path) -> None:
+    """Both directions in one test: an event of its own proves that the watch works."""
+    ticket = prepare(sandbox, tmp_path / "work")
+    if "own inodes" not in ticket.report.enforced:
+        pytest.skip(str(ticket.report.not_enforced))
+    libc, opened = ctypes.CDLL(None), 0x20
+
+    def kernel() -> None:
+        watch = libc.inotify_init1(os.O_NONBLOCK)
+        libc.inotify_add_watch(watch, b"/usr/bin/env", opened)
+        say("watching")
+        eventually(lambda: os.path.exists("others opened it"))
+        with contextlib.suppress(BlockingIOError):
+            say(f"others: {len(os.read(watch, 4096))}")
+        os.close(os.open("/usr/bin/env", os.O_RDONLY))
+        say(f"own: {len(os.read(watch, 4096))}")
+
+    reader, hold = spawn(ticket.plan, kernel)
+    try:
+        assert os.read(reader, 4096) == b"watching\n"
+        os.close(os.open("/usr/bin/env", os.O_RDONLY))
+        (tmp_path / "work" / "others opened it").touch()
+        with os.fdopen(reader, "rb") as said:
+            assert said.read() == b"own: 16\n"
+    finally:
+        os.close(hold)
     eventually(lambda: sandbox.release(ticket))
 
 

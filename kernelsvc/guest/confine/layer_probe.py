@@ -3,22 +3,25 @@
 ``kernelsvc.sandbox.probe`` runs it as a program, so that the caller's threads don't matter. It trusts no version number
 and no file in /proc: a layer works if it works here, for this user.
 
-Standard input: ``{"directory": an empty directory, "uid": for root, "filter": hex}``. Standard output:
-``{"landlock_abi": n, "layers": {name: "" or the error}}``.
+Standard input: ``{"directory": an empty directory, "uid": for root, "filter": hex, "overlays": [directory...],
+"only_overlays": [directory...]}``. Standard output: ``{"landlock_abi": n, "layers": {name: "" or the error}}``. With
+"only_overlays", nothing but overlays of these directories is tried, and the names are the directories.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import json
 import os
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from kernelsvc.guest.confine import linux as lx
-from kernelsvc.guest.confine.rootfs import build_view
+from kernelsvc.guest.confine.rootfs import build_view, mount_overlays
 
 Trial = Callable[[], None]
 
@@ -27,6 +30,7 @@ _VIEW: dict[str, Any] = {
     "readonly": [["/usr", "/usr"]],
     "writable": [],
     "binds": [],
+    "overlays": {},
     "hidden": [],
     "idmap": None,
     "files": {"/etc/hostname": "trial\n"},
@@ -81,6 +85,27 @@ def _filesystem(directory: str) -> Trial:
     def trial() -> None:
         _in_namespaces(["mount", "pid", "ipc"])
         _in_child(lambda: build_view({**_VIEW, "root": directory}))
+
+    return trial
+
+
+def overlays(directory: str, shown: Sequence[str]) -> Trial:
+    """Return a trial of overlays: a lock on a directory itself must be none on its overlay.
+
+    Args:
+        directory: an empty directory, to mount over.
+        shown: existing directories.
+    """
+
+    def trial() -> None:
+        _in_namespaces(["mount"])
+        lx.mount(None, "/", None, lx.MS_REC | lx.MS_SLAVE)
+        lx.mount("tmpfs", directory, "tmpfs", 0, "size=1m,nr_inodes=64")
+        for below, above in mount_overlays(directory, shown).items():
+            # Shared, because another host may try the same. If anyone holds the only lock below, that is as good.
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(os.open(below, os.O_RDONLY | os.O_CLOEXEC), fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(os.open(above, os.O_RDONLY | os.O_CLOEXEC), fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     return trial
 
@@ -161,6 +186,7 @@ def trials(request: dict[str, Any]) -> dict[str, Trial]:
         found[f"{name} namespace"] = _namespace(name)
     found["net namespace"] = _network
     found["filesystem"] = _filesystem(request["directory"])
+    found["own inodes"] = overlays(request["directory"], request["overlays"])
     found["proc"] = _proc(request["directory"])
     found["capabilities"] = _capabilities
     found["no_new_privs"] = _no_new_privs
@@ -172,7 +198,8 @@ def trials(request: dict[str, Any]) -> dict[str, Trial]:
 def main() -> None:
     """Try all layers and print the results."""
     request = json.load(sys.stdin)
-    verdicts = {name: attempt(trial) for name, trial in trials(request).items()}
+    chosen = {shown: overlays(request["directory"], [shown]) for shown in request["only_overlays"]}
+    verdicts = {name: attempt(trial) for name, trial in (chosen or trials(request)).items()}
     sys.stdout.write(json.dumps({"landlock_abi": lx.landlock_abi(), "layers": verdicts}))
 
 

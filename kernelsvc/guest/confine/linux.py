@@ -165,6 +165,11 @@ def mapped_tree(source: str, attributes: int, idmap: int) -> int:
     return tree
 
 
+def detach(path: str) -> None:
+    """Unmount ``path`` here. What is bound from it elsewhere stays (umount2(2), MNT_DETACH)."""
+    _check(_libc.umount2(_path(path), MNT_DETACH), f"detach {path}")
+
+
 def pivot_into(root: str) -> None:
     """Make ``root`` the root of this mount namespace and detach the old one.
 

@@ -12,12 +12,15 @@ A Python environment may be below ``/tmp``, which the session may write. The dir
 to the session's user in a user namespace. One of a group of sessions could rename them and put an environment of its
 own there, which the others would import. So these directories are in a small tmpfs of their own, which becomes
 read-only. It is a mount point, and rename(2) and rmdir(2) refuse those with ``EBUSY``.
+
+The read-only binds come from overlays, so that a session has inodes of its own (``kernelsvc.sandbox.own_inodes``).
 """
 
 from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable
 from typing import Any
 
 from kernelsvc.guest.confine import linux as lx
@@ -28,6 +31,8 @@ _OWN = lx.ATTR_NOSUID | lx.ATTR_NODEV
 _DEVICE = lx.ATTR_NOSUID | lx.ATTR_NOEXEC | lx.ATTR_RDONLY
 #: Writable mounts that may hold binds.
 _SCRATCH = ("/tmp", "/dev/shm")
+#: The second lower directory of overlays. It stays empty.
+_EMPTY = "var/empty"
 _SEALED = lx.MS_REMOUNT | lx.MS_BIND | lx.MS_RDONLY | lx.MS_NOSUID
 
 
@@ -55,8 +60,14 @@ def build_view(view: dict[str, Any]) -> None:
     for path in sealed:
         os.makedirs(root + path, exist_ok=True)
         lx.mount("tmpfs", root + path, "tmpfs", lx.MS_NOSUID | lx.MS_NODEV, "size=64k,nr_inodes=128,mode=755")
+    overlays = mount_overlays(root, [directory for directory, _ in view["overlays"].values()])
+    inodes = {source: f"{overlays[directory]}/{path}" for source, (directory, path) in view["overlays"].items()}
     for source, target in view["readonly"]:
-        _bind(root, source, target, _SYSTEM)
+        _bind(root, inodes.get(source, source), target, _SYSTEM)
+    # The binds keep the overlays. By their own paths, a session could reach everything in these directories.
+    for path in overlays.values():
+        lx.detach(path)
+        os.rmdir(path)
     for path in view["hidden"]:
         if os.path.isdir(root + path):
             lx.mount("tmpfs", root + path, "tmpfs", lx.MS_RDONLY | _OWN, "size=4k,nr_inodes=2,mode=755")
@@ -90,6 +101,32 @@ def directories_to_seal(targets: list[str]) -> list[str]:
             if below != target and "/" in below:
                 tops.add(f"{scratch}/{below.partition('/')[0]}")
     return sorted(tops - set(targets))
+
+
+def mount_overlays(root: str, directories: Iterable[str]) -> dict[str, str]:
+    """Mount a read-only overlay of each directory below ``root``. The working directory is then ``root``.
+
+    Args:
+        root: a directory of a mount namespace of the caller's.
+        directories: each with files only of its own filesystem, if this is in a user namespace.
+
+    Returns:
+        The path of the overlay by directory.
+
+    Raises:
+        OSError: Linux refuses an overlay of this filesystem.
+    """
+    os.chdir(root)
+    os.makedirs(_EMPTY)
+    mounted: dict[str, str] = {}
+    for number, directory in enumerate(dict.fromkeys(directories)):
+        mounted[directory] = f"{root}/.overlay{number}"
+        os.mkdir(mounted[directory])
+        # An overlay without a directory for changes needs two lower ones (overlayfs.rst, "Multiple lower layers").
+        # Relative, because /proc/self/mountinfo shows it.
+        options = f"lowerdir={directory}:{_EMPTY},redirect_dir=nofollow,metacopy=off,index=off,xino=off"
+        lx.mount("overlay", mounted[directory], "overlay", lx.MS_RDONLY | lx.MS_NOSUID | lx.MS_NODEV, options)
+    return mounted
 
 
 def _create(path: str, text: str = "") -> None:

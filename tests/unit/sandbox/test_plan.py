@@ -19,6 +19,7 @@ from kernelsvc.sandbox.rootfs_paths import RootfsPaths
 LAYERS = [
     *("user", "user namespace", "task rlimit", "mount namespace", "pid namespace", "ipc namespace", "uts namespace"),
     *("cgroup namespace", "net namespace", "filesystem", "proc", "capabilities", "no_new_privs", "landlock", "seccomp"),
+    "own inodes",
 ]
 ALL_CONTROLLERS = frozenset({"memory", "pids", "cpu"})
 
@@ -32,7 +33,9 @@ def request(**changes: object) -> ConfinementRequest:
     base = ConfinementRequest(
         policy="best-effort",
         limits=Limits(),
-        paths=RootfsPaths(links={"/bin": "usr/bin"}, readonly=[("/usr", "/usr")], path="/usr/bin"),
+        paths=RootfsPaths(
+            links={"/bin": "usr/bin"}, readonly=[("/usr", "/usr")], path="/usr/bin", overlays={"/usr": ("/", "usr")}
+        ),
         root="/run/view",
         workdir="/data/sessions/s/files",
         uid=70_001,
@@ -59,6 +62,21 @@ def test_a_machine_with_everything_confines_fully(root: bool) -> None:
     assert made.report.limits["memory_bytes"] == "hard"
     assert made.report.limits["network"] == "hard"
     json.dumps(made.plan)
+
+
+def test_inodes_are_the_sessions_own_only_if_overlays_show_all_paths() -> None:
+    paths = RootfsPaths(
+        links={}, readonly=[("/opt", "/opt"), ("/usr", "/usr")], path="", overlays={"/usr": ("/", "usr")}
+    )
+    made = confine(request(paths=paths), probe())
+    assert made.plan["view"]["overlays"] == {"/usr": ("/", "usr")}
+    assert [(lack.layer, lack.why) for lack in made.report.not_enforced if lack.layer == "own inodes"] == [
+        ("own inodes", "no overlay can show /opt (1 of 2 paths)")
+    ]
+    refused = confine(request(), probe(without=("own inodes",)))
+    assert refused.plan["view"]["overlays"] == {}
+    assert "own inodes" not in refused.report.enforced
+    assert refused.report.isolation == "full"
 
 
 def test_without_cgroups_an_ordinary_user_still_has_a_hard_cap_on_tasks() -> None:
