@@ -146,6 +146,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_format: Annotated[
         Literal["text", "json"], _meta("Format of the server's log on standard error: text, or one JSON object a line.")
     ] = "text"
+    metrics_scope: Annotated[
+        Scope | None, _meta("Scope that a token needs for /metrics. None: no token is needed.")
+    ] = None
     hosts: Annotated[
         list[str],
         _meta(
@@ -229,6 +232,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             ge=0,
         ),
     ] = 5.0
+    drain_seconds: Annotated[
+        float,
+        _meta("Time for cells to finish after SIGUSR1, before the server stops as by SIGTERM.", "seconds", ge=0),
+    ] = 600.0
     on_stop: Annotated[
         Literal["end", "hibernate", "keep"],
         _meta(

@@ -4,6 +4,7 @@
 SIGINT (Ctrl-C)    stop, end every session
 SIGTERM            stop, and do with sessions as the setting ``on_stop`` says
 SIGHUP             stop, keep sessions
+SIGUSR1            refuse new sessions, wait for running cells, then stop as after SIGTERM
 =================  =================================================================
 
 The next server on the same data directory adopts kept sessions, also after a crash. A second SIGINT or SIGTERM exits
@@ -112,7 +113,7 @@ class _ServerRun:
         self.settings, self.args, self.terminal = settings, args, terminal
         self.started, self.generated_token, self.token = started, generated_token, token
         self.systemd = Systemd(os.environ)
-        self.stopping = asyncio.Event()
+        self.stopping, self.draining = asyncio.Event(), asyncio.Event()
         self.on_stop: OnStop = "end"
         self.stop_requested_at = 0.0
 
@@ -136,6 +137,7 @@ class _ServerRun:
                 asyncio.create_task(self._announce_ready(service)),
                 asyncio.create_task(self.systemd.feed_watchdog()),
                 asyncio.create_task(logs.flush_regularly()),
+                asyncio.create_task(self._drain(service)),
             ]
             await self.stopping.wait()
         except BaseException:
@@ -174,6 +176,15 @@ class _ServerRun:
         ready_fd(self.args.ready_fd)
         self.systemd.tell("READY=1", f"STATUS=ready; templates: {names}")
 
+    async def _drain(self, service: Service) -> None:
+        await self.draining.wait()
+        seconds_left = seconds(self.settings.drain_seconds)
+        self.terminal.message(f"draining: no new sessions; stops when no cell runs, after {seconds_left} at the latest")
+        self.systemd.tell("STATUS=draining")
+        await service.drain(self.settings.drain_seconds)
+        if not self.stopping.is_set():
+            self._on_stop_signal(self.settings.on_stop)
+
     async def _stop(self, server: Server, service: Service) -> None:
         self.systemd.tell("STOPPING=1")
         await server.stop()
@@ -189,6 +200,7 @@ class _ServerRun:
         # systemd stops and restarts a unit with SIGTERM (systemd.kill(5)). Sessions must survive an upgrade.
         loop.add_signal_handler(signal.SIGTERM, self._on_stop_signal, self.settings.on_stop)
         loop.add_signal_handler(signal.SIGHUP, self._on_stop_signal, "keep")
+        loop.add_signal_handler(signal.SIGUSR1, self.draining.set)
         if self.args.while_fd is not None:
             loop.add_reader(self.args.while_fd, self._on_while_fd_closed)
 

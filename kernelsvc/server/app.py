@@ -183,6 +183,13 @@ class Server:
             )
         self.addresses = [address_of(each) for each in self._sockets]
         self._context.on_loopback = all(_is_loopback(each) for each in self._sockets)
+        for each in self._sockets:
+            if each.family != socket.AF_UNIX and not _is_loopback(each):
+                log.warning(
+                    "Other machines can reach %s, and the connection is not encrypted: tokens can be read on the way. "
+                    "Listen on 127.0.0.1 behind a proxy with TLS (docs/howto/deploy.md).",
+                    address_of(each),
+                )
         return self.addresses
 
     def start(self) -> list[str]:

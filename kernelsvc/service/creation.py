@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from kernelsvc.errors import AtCapacity, BadRequest, Conflict, KernelsvcError, NotSupported, Timeout
+from kernelsvc.errors import AtCapacity, BadRequest, KernelsvcError, NotSupported, Timeout
 from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.limits import Limits
 from kernelsvc.model.objects import Principal, SessionRequest
@@ -69,7 +69,7 @@ class SessionCreator:
         Cancelling it leaves nothing behind, unless the request has an idempotency key: then creation continues.
 
         Raises:
-            Conflict: the server stops, or the idempotency key belongs to a request with other parameters.
+            Conflict: the idempotency key belongs to a request with other parameters.
             NotFound: there is no such template.
             BadRequest, Forbidden: there is no such mount, or it is for others.
             LimitTooHigh, QuotaExceeded, AtCapacity, SandboxUnavailable, Timeout: nothing was created.
@@ -87,8 +87,10 @@ class SessionCreator:
         """Check that more sessions fit. Members of the warm pool end if that makes the room.
 
         Raises:
-            QuotaExceeded, AtCapacity: they do not fit.
+            QuotaExceeded, AtCapacity: they do not fit, or the server stops.
         """
+        if self._stopping:
+            raise AtCapacity("The server is stopping. Try again when it is back.")
         try:
             self._registry.admit(who, limits, count, warm=len(self._warm_pool))
         except AtCapacity:
@@ -97,8 +99,6 @@ class SessionCreator:
             self._registry.admit(who, limits, count)
 
     async def _create(self, who: Principal, request: SessionRequest) -> str:
-        if self._stopping:
-            raise Conflict("The server is stopping. Try again when it is back.")
         main = self._registry.find_open(who, request.sidecar_of) if request.sidecar_of else None
         template = request.template or (main.spec.template if main else self._settings.default_template)
         self._factory.require_template(template)

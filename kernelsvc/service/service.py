@@ -188,10 +188,29 @@ class Service:
             retention = Retention(self.settings, self._store, self._projections, self._closed)
             self._tasks.start(retention.run())
 
-    async def stop(self, *, end_sessions: bool) -> None:
-        """Stop. Sessions end, or wait for the next server with their kernels alive. Nothing is accepted any more."""
+    def _refuse_sessions(self) -> None:
         self._stopping = True
         self._creator.stop()
+
+    async def drain(self, seconds: float) -> None:
+        """Accept no more sessions, and wait until no cell runs. Open sessions still accept cells. Safe to cancel.
+
+        Args:
+            seconds: the longest wait.
+        """
+        self._refuse_sessions()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while busy := next((one for one in self._registry.open_sessions() if one.unfinished), None):
+                    await self._wait_for_cells(busy)
+
+    async def _wait_for_cells(self, session: Session) -> None:
+        while (cell := session.unfinished) is not None:
+            await session.wait(cell)
+
+    async def stop(self, *, end_sessions: bool) -> None:
+        """Stop. Sessions end, or wait for the next server with their kernels alive. Nothing is accepted any more."""
+        self._refuse_sessions()
         await self.programs.end_all()
         if end_sessions:
             await self._loads.all(STOP_SECONDS)
@@ -215,16 +234,14 @@ class Service:
         Args:
             seconds: for the cells that run or wait, before their sessions are left as they are.
         """
-        self._stopping = True
-        self._creator.stop()
+        self._refuse_sessions()
         await self._loads.all(STOP_SECONDS)
         at_once = asyncio.Semaphore(HIBERNATING)
 
         async def save(session: Session) -> None:
             try:
                 async with asyncio.timeout(seconds):
-                    while session.running is not None:
-                        await session.wait(session.running)
+                    await self._wait_for_cells(session)
                 async with at_once:
                     await session.hibernate()
             except (KernelsvcError, TimeoutError) as error:
@@ -280,7 +297,6 @@ class Service:
 
         Raises:
             NotFound: there is no such template.
-            Conflict: the server is stopping.
             LimitTooHigh, QuotaExceeded, AtCapacity, SandboxUnavailable, Timeout: nothing was created.
         """
         self._registry.require_scope(who, "run")

@@ -54,6 +54,11 @@ class Session(SessionRuntime):
         return run.id if run is not None else None
 
     @property
+    def unfinished(self) -> str | None:
+        """The id of the oldest cell that runs or waits, or None."""
+        return next(iter(self.machine.queue), None)
+
+    @property
     def lease(self) -> ev.Leased | None:
         """The last lease that the owner set, or None."""
         return self.machine.lease

@@ -7,15 +7,22 @@ from pathlib import Path
 
 import psutil
 import pytest
+import requests
 from served import QUICK, STOP_SECONDS, Served
+from waiting import wait_for
 
 from kernelsvc import Client
+from kernelsvc.errors import AtCapacity
 
 
 def _terminate(served: Served) -> None:
     assert served.process is not None
     served.process.send_signal(signal.SIGTERM)
     assert served.process.wait(STOP_SECONDS) == 0, served.output()
+
+
+def is_ready(served: Served) -> bool:
+    return requests.get(f"{served.url}/readyz", timeout=10).ok
 
 
 @pytest.mark.parametrize("on_stop", ["hibernate", "keep"])
@@ -37,6 +44,31 @@ def test_the_next_server_has_the_variables(on_stop: str, short_tmp: Path) -> Non
             with client.session(idle.id).events(follow=False) as events:
                 kinds = [type(event).__name__ for event in events]
             assert ("Hibernated" in kinds) == (on_stop == "hibernate")
+    finally:
+        served.stop()
+
+
+def test_a_drained_server_takes_no_session_and_stops_when_no_cell_runs_or_waits(short_tmp: Path) -> None:
+    served = Served(short_tmp / "drain", "--on-stop", "keep", env=QUICK).start()
+    try:
+        with Client(served.url, served.token) as client:
+            session = client.create_session(keep=True)
+            session.run("import os, time\nwhile not os.path.exists('go'): time.sleep(0.02)\nz = 3", wait="queued")
+            second = session.run("time.sleep(0.2); z += 1", wait="queued")
+            assert served.process is not None
+            served.process.send_signal(signal.SIGUSR1)
+            wait_for(lambda: not is_ready(served), what="a server that is not ready for new sessions")
+            with pytest.raises(AtCapacity, match="stopping"):
+                client.create_session()
+            # A client with an open session can end its work.
+            session.upload(b"", "go")
+            assert session.run("z").text == "4\n"
+        assert served.process.wait(STOP_SECONDS) == 0, served.output()
+        served.start()
+        with Client(served.url, served.token) as client:
+            again = client.session(session.id)
+            assert again.cell(second.id).reason == "ok"
+            assert again.run("z").text == "4\n"
     finally:
         served.stop()
 

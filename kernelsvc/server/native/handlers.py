@@ -296,11 +296,17 @@ class ReadyHandler(ApiHandler):
 class MetricsHandler(ApiHandler):
     """Handler of ``/metrics``."""
 
-    scope = None
     route = "/metrics"
+
+    def initialize(self, context: ServerContext, **more: Any) -> None:
+        """Tornado's hook: require the scope of the settings."""
+        super().initialize(context, **more)
+        self.scope = context.settings.metrics_scope
 
     def get(self) -> None:
         """Write the metrics in Prometheus' text format."""
+        if self.scope is not None:
+            self.auth_scope(self.scope)
         self.set_header("Content-Type", CONTENT_TYPE)
         self.write(self.context.metrics.exposition())
 

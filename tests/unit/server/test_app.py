@@ -49,6 +49,13 @@ async def test_a_unix_socket_is_private_and_removed_at_the_end(short_tmp, tmp_pa
     assert not path.exists()
 
 
+@pytest.mark.parametrize(("host", "warned"), [("0.0.0.0", True), ("127.0.0.1", False)])
+async def test_an_unencrypted_address_for_other_machines_has_a_warning(tmp_path, caplog, host, warned):
+    async with serving(tmp_path, host=host) as server:
+        server.start()
+    assert ("not encrypted" in caplog.text) is warned
+
+
 async def test_a_unix_socket_can_be_opened_by_a_group(short_tmp, tmp_path):
     path = short_tmp / "g.sock"
     group = os.getgroups()[-1] if os.geteuid() else 4242

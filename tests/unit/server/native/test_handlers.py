@@ -494,6 +494,24 @@ async def test_health_and_metrics_hold_no_session_data(http_server):
     assert f'"{session}"' not in text
 
 
+async def test_metrics_need_a_token_if_the_settings_say_so(open_http_server):
+    http_server = await open_http_server(metrics_scope="run")
+    codes = [(await http_server.fetch("GET", "/metrics", token=t)).code for t in (None, "reader-token", "alice-token")]
+    assert codes == [401, 403, 200]
+    assert (await http_server.fetch("OPTIONS", "/metrics", token=None)).code == 204
+
+
+async def test_a_drain_ends_after_its_time_with_a_cell_that_runs(http_server):
+    session = await make(http_server)
+    await http_server.json("POST", f"/v1/sessions/{session}/cells?wait=queued", {"code": SLEEP, "cell": "c"})
+    async with asyncio.timeout(10):
+        await http_server.service.drain(0.05)
+    assert await http_server.refused("POST", "/v1/sessions", {}) == (503, "at_capacity")
+    assert await http_server.refused("POST", f"/v1/sessions/{session}/branches", {}) == (503, "at_capacity")
+    assert (await http_server.fetch("GET", "/readyz", token=None)).code == 503
+    assert (await http_server.json("GET", f"/v1/sessions/{session}/cells/c"))["state"] == "running"
+
+
 async def test_documents(http_server):
     openapi = await http_server.json("GET", "/v1/openapi.json", token=None)
     assert openapi["openapi"].startswith("3.1")
