@@ -36,7 +36,7 @@ from kernelsvc.model.answers.values import (
     ModelFault,
     ServerNote,
 )
-from kernelsvc.model.events import Answered, Reason
+from kernelsvc.model.events import ModelAnswered, Reason
 from kernelsvc.model.objects import CellInfo, CellRequest, Principal
 from kernelsvc.protocol.openai.chat_stream import ChatTurn, as_fault, learned_reasoning
 from kernelsvc.protocol.openai.messages import TOOL, Dialect, to_messages
@@ -73,6 +73,9 @@ class AnswerReader(Protocol):
 
     def step(self, step: Step, run: AnswerRun) -> None:
         """A step was taken. Its effect has been done or has been started."""
+
+    def cell(self, item: str, cell: CellInfo, made: Sequence[str], container: str) -> None:
+        """The cell of an item has ended, and has made files. Its ``ItemDone`` follows."""
 
     async def flush(self) -> None:
         """Wait while the client has too much to read. The steps of one read are complete. Safe to cancel."""
@@ -121,6 +124,7 @@ class AnswerRun:
         self._model, self._upstream, self._container = model, upstream, container
         self._inbox: asyncio.Queue[Any] = asyncio.Queue(64)
         self._tasks = OwnedTasks()
+        self._reader: AnswerReader | None = None
         self._asking: asyncio.Task[None] | None = None
         self._made: list[str] = []
         # Whether the present turn has sent a piece, and whether old results are left out earlier than the setting says.
@@ -141,6 +145,7 @@ class AnswerRun:
         """
         if note:
             self.machine.transcript.append(ServerNote(text=note))
+        self._reader = reader
         reader.begin()
         try:
             await self._take(self.machine.begin(), reader)
@@ -368,6 +373,8 @@ class AnswerRun:
         container.renew()
         self._made += [path for path in made if path not in self._made]
         self.outputs[item.id] = outputs_of(cell)
+        if self._reader is not None:
+            self._reader.cell(item.id, cell, made, container.id)
         self.pictures[item.id] = picture_urls(cell)
         text = result_text(cell, self._model.max_tool_text, made, vision=self._model.vision)
         died = cell.reason in (Reason.KERNEL_DIED, Reason.MEMORY)
@@ -377,7 +384,7 @@ class AnswerRun:
         """Record the end in the container's log: digests in place of texts, because a log can't lose a line."""
         if self._container is None or not self._container.session:
             return
-        answered = Answered(
+        answered = ModelAnswered(
             response=self.id,
             model=self.request.model,
             status=ended.status,

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from kernelsvc.model.answers.values import (
     ReasoningItem,
     is_shown,
 )
-from kernelsvc.model.objects import Principal
+from kernelsvc.model.objects import CellInfo, Principal
 from kernelsvc.protocol.openai.requests import AnswerRequest, refused
 from kernelsvc.protocol.openai.responses import ResponseEvents, ResponseHead, item_json, response_json, session_id
 from kernelsvc.service.api import ServiceApi
@@ -139,6 +139,9 @@ class ResponseReader:
             # Kept before the client reads the last event: its next request may name this response.
             self._answers.settle(run)
             self._log.close()
+
+    def cell(self, item: str, cell: CellInfo, made: Sequence[str], container: str) -> None:
+        """Do nothing: the response takes outputs from the answer."""
 
     async def flush(self) -> None:
         """Wait for a slow client."""

@@ -612,7 +612,7 @@ class Leased(Event):
     paused: bool = False
 
 
-class Answered(Event):
+class ModelAnswered(Event):
     """An answer of a model, whose code ran in this session, has ended. Its texts are not in the log, their digests are.
 
     Attributes:
@@ -680,7 +680,7 @@ AnyEvent = (
     | Hibernated
     | Woken
     | Leased
-    | Answered
+    | ModelAnswered
     | ToolsOffered
     | ToolCalled
     | ToolDecided

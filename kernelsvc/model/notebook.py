@@ -473,7 +473,7 @@ RULES: dict[type[Event], Rule | None] = {
     ev.Hibernated: NotebookFold._on_hibernated,
     ev.Woken: NotebookFold._on_woken,
     ev.Leased: None,
-    ev.Answered: None,
+    ev.ModelAnswered: None,
     ev.ToolsOffered: None,
     ev.ToolCalled: NotebookFold._on_cell_event,
     ev.ToolDecided: NotebookFold._on_cell_event,

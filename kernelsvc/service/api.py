@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from kernelsvc.model.events import Answered
+from kernelsvc.model.events import ModelAnswered
 from kernelsvc.model.files import FileEvent, FileStatus, StoredFile
 from kernelsvc.model.limits import LimitsRequest
 from kernelsvc.model.objects import (
@@ -417,7 +417,7 @@ class ServiceApi(Protocol):
         wait: Literal["finished", "queued"] = "finished",
         client: object | None = None,
     ) -> Cells: ...
-    def record_answer(self, who: Principal, session: str, answer: Answered) -> None: ...
+    def record_answer(self, who: Principal, session: str, answer: ModelAnswered) -> None: ...
     def client_gone(self, client: object) -> None:
         """Interrupt the cells with ``on_disconnect="interrupt"`` that a lost connection had submitted."""
 

@@ -374,7 +374,7 @@ class Service:
 
     # -- cells ----------------------------------------------------------------------------
 
-    def record_answer(self, who: Principal, session: str, answer: ev.Answered) -> None:
+    def record_answer(self, who: Principal, session: str, answer: ev.ModelAnswered) -> None:
         """Record the end of a model's answer in the log of its container. One that has ended gets no more entries."""
         self._registry.find(who, session, "run").try_record(answer)
 

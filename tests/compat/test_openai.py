@@ -1,4 +1,4 @@
-"""OpenAI's package as it is, against a real server over a scripted model: each event through the package's types."""
+"""OpenAI's and Anthropic's packages as they are, on a real server over a scripted model, with the packages' types."""
 
 from __future__ import annotations
 
@@ -36,12 +36,26 @@ def served_with_model(short_tmp: Path) -> Iterator[Served]:
             model.terminate()
 
 
-def test_openais_package_answers_streams_and_reads_files(served_with_model: Served) -> None:
-    python = python_with("openai==3.57.0")
-    command = [python, str(CLIENTS / "openai_responses.py"), served_with_model.url, served_with_model.token]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_SECONDS, env=clean_env())
+def run(served: Served, *command: object) -> None:
+    """Run a client's program with the address and the token. It must end with ``ok``."""
+    done = subprocess.run(
+        [*map(str, command), served.url, served.token],
+        capture_output=True, text=True, timeout=RUN_SECONDS, env=clean_env(),
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert done.stdout.strip().endswith("ok")
+
+
+#: Packages, and the program that uses them.
+PROGRAMS = {
+    "openai_responses.py": ["openai==3.57.0"],
+    "anthropic_messages.py": ["anthropic==2.15.0"],
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_package_as_it_is(served_with_model: Served, program: str) -> None:
+    run(served_with_model, python_with(*PROGRAMS[program]), CLIENTS / program)
 
 
 def test_no_process_that_the_server_starts_has_the_key(served_with_model: Served) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from kernelsvc.answers.answers import RunningAnswer, new_id
 from kernelsvc.answers.event_log import EventLog
 from kernelsvc.model.answers.machine import AnswerEnded, Step
 from kernelsvc.model.answers.values import ReasoningItem
+from kernelsvc.model.objects import CellInfo
 from kernelsvc.protocol.openai.chat_answers import ChatAnswer, read_chat_request
 from kernelsvc.protocol.openai.responses import ResponseHead
 from kernelsvc.server.openai.handler import KEEPALIVE, FaultError, OpenAiHandler
@@ -40,6 +42,9 @@ class ChatReader:
         if isinstance(step, AnswerEnded):
             self._log.add(self._answer.end(step, run.machine.usage))
             self._log.close()
+
+    def cell(self, item: str, cell: CellInfo, made: Sequence[str], container: str) -> None:
+        """Do nothing: the content has the result that the model reads."""
 
     async def flush(self) -> None:
         """Wait for a slow client."""

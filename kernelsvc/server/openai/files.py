@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 from kernelsvc.answers.answers import new_id
 from kernelsvc.answers.containers import file_name
 from kernelsvc.answers.kept import KeptFile
 from kernelsvc.errors import BadRequest, QuotaExceeded
+from kernelsvc.protocol.anthropic import container_of_file, file_json
 from kernelsvc.server.openai.handler import OpenAiHandler
 
 #: Most files of one principal, and bytes of them together.
 MAX_FILES, MAX_BYTES = 1000, 4 * 1024**3
+
+
+def _stamp(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
 def uploaded_json(file: KeptFile) -> dict[str, Any]:
@@ -50,32 +56,47 @@ class UploadsHandler(OpenAiHandler):
             size=len(data),
         )
         self.answers.store.put_file(self.who.name, file, data)
-        self.answer(uploaded_json(file))
+        self.answer(self.shown(file))
+
+    def shown(self, file: KeptFile) -> dict[str, Any]:
+        """Return a file in the format of the client's API."""
+        if self.for_anthropic:
+            return file_json(file.id, file.filename, file.size, _stamp(file.created))
+        return uploaded_json(file)
 
     async def get(self) -> None:
         """List the uploaded files."""
         self.auth_scope("read")
         purpose = self.get_query_argument("purpose", "")
         files = [each for each in self.answers.store.files(self.who.name) if purpose in ("", each.purpose)]
-        self.answer(self.list_of([uploaded_json(each) for each in files]))
+        self.answer(self.list_of([self.shown(each) for each in files]))
 
 
-class UploadedFileHandler(OpenAiHandler):
+class UploadedFileHandler(UploadsHandler):
     """Handler of ``/v1/files/{id}``."""
 
     route = "/v1/files/{id}"
 
-    async def get(self, file: str) -> None:
+    async def get(self, file: str) -> None:  # type: ignore[override]
         """Describe a file."""
         self.auth_scope("read")
-        self.answer(uploaded_json(self.answers.store.file(self.who.name, file)))
+        named = container_of_file(file)
+        if named is None:
+            self.answer(self.shown(self.answers.store.file(self.who.name, file)))
+            return
+        containers = self.answers.containers
+        session = (await containers.find(self.who, named[0])).id
+        found = await containers.find_file(self.who, session, named[1])
+        name = found.path.rpartition(b"/")[2].decode("utf-8", "replace")
+        self.answer(file_json(file, name, found.size, _stamp(found.mtime_ns / 1e9)))
 
     async def delete(self, file: str) -> None:
         """Erase a file."""
         self.auth_scope("run")
         self.answers.store.file(self.who.name, file)
         self.answers.store.remove(self.who.name, file)
-        self.answer({"id": file, "object": "file", "deleted": True})
+        deleted = {"type": "file_deleted"} if self.for_anthropic else {"object": "file", "deleted": True}
+        self.answer({"id": file, **deleted})
 
 
 class UploadedContentHandler(OpenAiHandler):
@@ -86,7 +107,14 @@ class UploadedContentHandler(OpenAiHandler):
     async def get(self, file: str) -> None:
         """Send the content of a file."""
         self.auth_scope("read")
-        self.send_bytes(self.answers.store.content(self.who.name, file))
+        named = container_of_file(file)
+        if named is None:
+            self.send_bytes(self.answers.store.content(self.who.name, file))
+            return
+        containers = self.answers.containers
+        session = (await containers.find(self.who, named[0])).id
+        found = await containers.find_file(self.who, session, named[1])
+        self.send_bytes(await containers.read(self.who, session, found.path))
 
 
 def _model_json(name: str) -> dict[str, Any]:

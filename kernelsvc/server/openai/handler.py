@@ -12,6 +12,7 @@ from kernelsvc.answers.answers import Answers
 from kernelsvc.answers.event_log import EventLog
 from kernelsvc.errors import BadRequest, KernelsvcError
 from kernelsvc.model.answers.values import ModelFault
+from kernelsvc.protocol.anthropic import error_json
 from kernelsvc.protocol.multipart import Form, Part, PartEnd, boundary_of
 from kernelsvc.server.handler import ApiHandler, as_error
 from kernelsvc.server.native.sse import start_stream
@@ -71,14 +72,29 @@ class OpenAiHandler(ApiHandler):
             self.set_header("Retry-After", raised.model_fault.retry_after)
         elif status in (429, 503):
             self.set_header("Retry-After", "1")
+        self.set_header("Content-Type", "application/json")
+        self.finish(msgspec.json.encode(self.error_body(status, error)))
+
+    @property
+    def for_anthropic(self) -> bool:
+        """Whether the client is one of Anthropic's API, which always sends this header."""
+        return "anthropic-version" in self.request.headers
+
+    def token(self) -> str | None:
+        """Return the token that the request carries. Anthropic's clients have a header of their own for it."""
+        return super().token() or self.request.headers.get("X-Api-Key")
+
+    def error_body(self, status: int, error: KernelsvcError) -> dict[str, Any]:
+        """Return an error in the format of the client's API."""
+        if self.for_anthropic:
+            return {"type": "error", "error": error_json(status, error.message)}
         about = {
             "message": error.message,
             "type": _KINDS.get(status, "server_error"),
             "param": error.details.get("param"),
             "code": error.details.get("openai_code") or _CODES.get(error.code),
         }
-        self.set_header("Content-Type", "application/json")
-        self.finish(msgspec.json.encode({"error": about}))
+        return {"error": about}
 
     def flag(self, name: str) -> bool:
         """Return a boolean of the query."""

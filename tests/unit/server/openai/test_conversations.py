@@ -101,7 +101,7 @@ async def test_the_log_has_usage_and_digests_and_no_text(lab: Any) -> None:
     made = await lab.create("canary-prompt\npython: 6 * 7")
     session = "s_" + made["output"][0]["container_id"].removeprefix("cntr_")
     events = [ev.decode(line) for line in lab.server.service.events(ALICE, session)]
-    [answered] = [each for each in events if isinstance(each, ev.Answered)]
+    [answered] = [each for each in events if isinstance(each, ev.ModelAnswered)]
     assert (answered.response, answered.status, answered.turns, answered.calls) == (made["id"], "completed", 2, 1)
     assert (answered.input_tokens, answered.output_tokens) == (200, 20)
     assert len(answered.input_sha256) == len(answered.output_sha256) == 64
