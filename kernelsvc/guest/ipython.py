@@ -778,7 +778,7 @@ def make_kernel() -> ForkableKernel:
     )
     kernel.shell.plain = PlainCellDetector(kernel.shell)
     # The modules of user code read the hook here, not in the private copy.
-    setattr(sys.modules["threading"], "excepthook", kernel.shell.report_thread)  # noqa: B010 - ModuleType has none
+    vars(sys.modules["threading"])["excepthook"] = kernel.shell.report_thread
     exit_calls.without_advice()
     # The plain ``pdb.Pdb`` continues after a KeyboardInterrupt, so an interrupt would not end its cell.
     debugger.Pdb = debugger.InterruptiblePdb

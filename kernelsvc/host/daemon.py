@@ -84,8 +84,11 @@ class HostDaemon:
             hidden=[*settings.hidden, *settings.hidden_files],
         )
         guest = install_guest(self.runtime)
+        # Without a root of its own, a session needs the machine's paths.
+        neutral = settings.sandbox != "off" and self.sandbox.probe.works("filesystem")
         self.fork_servers = {
-            name: ForkServer(name, one, guest, self._fork_server_changed) for name, one in settings.templates.items()
+            name: ForkServer(name, one, guest, self._fork_server_changed, neutral=neutral)
+            for name, one in settings.templates.items()
         }
         self.manager = ContainerManager(
             self.runtime,
@@ -290,6 +293,7 @@ class HostDaemon:
             python=fork_server.python,
             env=request.env,
             prefixes=fork_server.info.get("prefixes", []),
+            moves=fork_server.moves,
             group_dir=request.group_dir or None,
             binds=request.binds,
         )

@@ -8,6 +8,8 @@ guest for as long as the host runs.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import logging
 import os
 import shutil
@@ -23,12 +25,19 @@ import kernelsvc
 from kernelsvc.errors import KernelsvcError, TemplateFailed, Timeout
 from kernelsvc.host.protocol import ForkServerSettings
 from kernelsvc.linux import seqpacket
+from kernelsvc.sandbox.environment_paths import EnvironmentPaths, environment_paths
 
 log = logging.getLogger(__name__)
 
 _BOOT = (
     "import sys; sys.path.insert(0, sys.argv[2]); "
     "from kernelsvc.guest.forking.forkserver import main; main(int(sys.argv[1]))"
+)
+#: Runs ``_BOOT`` in a namespace with other paths of Python, or without them if that is not possible.
+_BOOT_WITH_PATHS = (
+    "import json, sys; sys.path.insert(0, sys.argv[2]); plan = json.loads(sys.argv.pop(3)); "
+    "from kernelsvc.guest.confine.neutral_paths import start; "
+    "start(plan, ['-P', '-c', plan['boot'], *sys.argv[1:]]); exec(plan['boot'])"
 )
 #: Seconds before a restart: doubled after each failure, up to the maximum.
 _RETRY_PAUSE, _MAX_RETRY_PAUSE = 0.1, 10.0
@@ -64,6 +73,7 @@ class ForkServer:
         settings: its settings.
         guest: directory that holds the guest package.
         changed: called when ``state`` changes.
+        neutral: whether to run Python below ``/opt``, so that sessions show no path of this machine.
 
     Attributes:
         info: the fork server's report when it was ready: python, versions, prefixes, pid.
@@ -72,7 +82,13 @@ class ForkServer:
     """
 
     def __init__(
-        self, name: str, settings: ForkServerSettings, guest: Path, changed: Callable[[ForkServer], None]
+        self,
+        name: str,
+        settings: ForkServerSettings,
+        guest: Path,
+        changed: Callable[[ForkServer], None],
+        *,
+        neutral: bool = False,
     ) -> None:
         self.name = name
         self.settings = settings
@@ -81,6 +97,8 @@ class ForkServer:
         self.state = "starting"
         self.message = ""
         self._guest = guest
+        self._neutral = neutral
+        self._paths: EnvironmentPaths | None = None
         self._changed = changed
         self._channel: seqpacket.SeqpacketChannel | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -94,11 +112,12 @@ class ForkServer:
         self.state, self.message = "starting", ""
         self._state_known.clear()
         host_end, server_end = seqpacket.pair()
+        self._paths = self._choose_paths()
         home = str(self._guest / "home")  # for the imported libraries. Sessions can't open it (``guest.home_paths``)
         env = {name: os.environ[name] for name in _INHERITED_VARIABLES if name in os.environ}
         try:
             self._process = subprocess.Popen(
-                [self.python, "-P", "-c", _BOOT, str(server_end.fileno()), str(self._guest)],
+                [self.python, "-P", "-c", *self._boot(server_end.fileno())],
                 env={"LANG": "C.UTF-8"} | env | _VARIABLES | {"HOME": home},
                 pass_fds=[server_end.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -115,7 +134,29 @@ class ForkServer:
             # Otherwise the host never reads the end of the connection: it comes with the last copy of this descriptor.
             server_end.close()
         self._channel = seqpacket.SeqpacketChannel(host_end, self._received, self._exited, fds=0)
-        self._channel.send({"preload": self.settings.preload, "path": str(self._guest)})
+        self._channel.send({"preload": self.settings.preload, "binds": self._paths.binds if self._paths else {}})
+
+    def _choose_paths(self) -> EnvironmentPaths | None:
+        config = self._guest / f"{hashlib.sha256(self.name.encode()).hexdigest()[:16]}.cfg"
+        try:
+            return environment_paths(self.python, str(self._guest), config) if self._neutral else None
+        except (OSError, ValueError):
+            # The start of the interpreter reports what is wrong with it.
+            return None
+
+    def _boot(self, channel: int) -> list[str]:
+        arguments = [str(channel), str(self._guest)]
+        if self._paths is None:
+            return [_BOOT, *arguments]
+        plan = {"binds": self._paths.binds, "python": self._paths.python, "guest": self._paths.guest, "boot": _BOOT}
+        return [_BOOT_WITH_PATHS, *arguments, json.dumps(plan)]
+
+    @property
+    def moves(self) -> dict[str, str]:
+        """New path by path of the environment, where its sessions show other paths than the machine's."""
+        if self._paths is None or not self.info.get("neutral"):
+            return {}
+        return {source: target for source, target in self._paths.binds.items() if target != self._paths.guest}
 
     @property
     def pid(self) -> int:

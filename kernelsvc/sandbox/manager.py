@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,7 @@ class SandboxManager:
         python: str,
         env: dict[str, str] | None = None,
         prefixes: Sequence[str] = (),
+        moves: Mapping[str, str] | None = None,
         group_dir: str | None = None,
         share: Sequence[str] = (),
         binds: Sequence[Bind] = (),
@@ -128,6 +129,7 @@ class SandboxManager:
             python: the interpreter whose environment is visible (``argv[0]`` of a kernelspec kernel).
             env: the environment variables inside, in addition to a small default environment.
             prefixes: more directories with the environment's modules.
+            moves: see ``rootfs_paths.find_paths``.
             group_dir: see ``plan.ConfinementRequest``.
             share: see ``plan.ConfinementRequest``.
             binds: see ``plan.ConfinementRequest``.
@@ -147,7 +149,7 @@ class SandboxManager:
             stat_directory(workdir)
             own = stat_directory(group_dir or workdir)
             group = self._cgroups.make(kernel, cpu=limits.cpu_cores is not None)
-            paths, reachable = self._find_paths(python, tuple(prefixes))
+            paths, reachable = self._find_paths(python, tuple(prefixes), moves)
             request = ConfinementRequest(
                 policy=self.policy,
                 limits=limits,
@@ -330,11 +332,13 @@ class SandboxManager:
         self._cgroups.close()
         self._uid_locks.close()
 
-    def _find_paths(self, python: str, prefixes: tuple[str, ...]) -> tuple[RootfsPaths, bool]:
+    def _find_paths(
+        self, python: str, prefixes: tuple[str, ...], moves: Mapping[str, str] | None
+    ) -> tuple[RootfsPaths, bool]:
         """Return the paths of an environment, and whether every user may walk to all of them. Looks only once."""
-        key = (python, *prefixes)
+        key = (python, *prefixes, *(moves or ()))
         if key not in self._paths:
-            found = find_paths(python, prefixes=prefixes)
+            found = find_paths(python, prefixes=prefixes, moves=moves)
             found = msgspec.structs.replace(found, overlays=self._find_overlays(source for source, _ in found.readonly))
             self._paths[key] = found, is_reachable(source for source, _ in found.readonly)
         return self._paths[key]

@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 
 import msgspec
@@ -67,7 +67,11 @@ _MAX_NETWORK_FILE = 16 * 1024
 #: joblib and lscpu count cores there.
 _SYS = ("/sys/devices/system/cpu",)
 #: Directories that are never bound, even if an interpreter names one as its prefix.
-_TOO_BROAD = frozenset({"/", "/home", "/root", "/etc", "/var", "/run", "/tmp", "/dev", "/proc", "/sys", "/opt", "/srv"})
+TOO_BROAD = frozenset({"/", "/home", "/root", "/etc", "/var", "/run", "/tmp", "/dev", "/proc", "/sys", "/opt", "/srv"})
+
+
+#: Directories that a session writes to: a link there could be replaced.
+_WRITABLE = ("/tmp/", "/dev/shm/", "/home/", "/sessions/")
 
 
 class RootfsPaths(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,13 +116,16 @@ def is_reachable(paths: Iterable[str]) -> bool:
     return all(os.stat(directory).st_mode & stat.S_IXOTH for directory in above)
 
 
-def find_paths(python: str = sys.executable, *, prefixes: Sequence[str] = ()) -> RootfsPaths:
+def find_paths(
+    python: str = sys.executable, *, prefixes: Sequence[str] = (), moves: Mapping[str, str] | None = None
+) -> RootfsPaths:
     """Find the paths of the allow-list that exist on this machine.
 
     Args:
         python: the environment's interpreter.
         prefixes: directories with its modules, as the fork server reports them (its ``sys.path``). Directories that
             hold more than Python's files are omitted: whole homes, and the checkout that kernelsvc may run from.
+        moves: path inside by path, where the environment has other paths inside. Its own paths are links to them.
 
     Raises:
         ValueError: the interpreter's own prefix is such a directory.
@@ -134,15 +141,29 @@ def find_paths(python: str = sys.executable, *, prefixes: Sequence[str] = ()) ->
     # With a prefix of /usr or /usr/local, Python's files lie in the directories that are shown already.
     own_prefixes = [prefix for prefix in python_prefixes(python) if prefix not in ("/usr", "/usr/local")]
     for prefix in own_prefixes:
-        if prefix in _TOO_BROAD:
+        if prefix in TOO_BROAD:
             raise ValueError(f"{prefix} can't be a Python prefix of a confined session. Use a virtual environment.")
-    other_prefixes = {prefix for prefix in prefixes if prefix not in _TOO_BROAD and prefix != _checkout()}
-    for prefix in sorted({*own_prefixes, *other_prefixes, *_guest_package()}):
+    other_prefixes = {prefix for prefix in prefixes if prefix not in TOO_BROAD and prefix != _checkout()}
+    # A forked session has the guest package in memory.
+    package = [] if moves else _guest_package()
+    for prefix in sorted({*own_prefixes, *other_prefixes, *package}):
         # Both names: that of the environment, and the real one that its links point to.
         binds += [path for path in {prefix, os.path.realpath(prefix)} if os.path.exists(path)]
     shown = [path for path in outermost(binds) if not any(is_beneath(path, link) for link in links)]
+    moved = [(source, target) for source, target in (moves or {}).items()]
+    for path in list(shown):
+        inside = (moves or {}).get(os.path.realpath(path))
+        if inside is not None and not path.startswith(_WRITABLE):
+            # Scripts of the environment name its interpreter by this path.
+            links[path] = os.path.relpath(inside, os.path.dirname(path))
+            shown.remove(path)
+    own_bin = os.path.dirname(os.path.abspath(python))
+    inside = (moves or {}).get(os.path.realpath(os.path.dirname(own_bin)))
     return RootfsPaths(
-        links=links, readonly=[(path, path) for path in shown], path=_search_path(python), site=site_of(prefixes)
+        links=links,
+        readonly=[(path, path) for path in shown] + moved,
+        path=_search_path(own_bin if inside is None else f"{inside}/bin"),
+        site=site_of(prefixes),
     )
 
 
@@ -238,6 +259,5 @@ def _guest_package() -> list[str]:
     return [os.path.join(package, "guest"), os.path.join(package, "__init__.py")]
 
 
-def _search_path(python: str) -> str:
-    own_prefixes = os.path.dirname(os.path.abspath(python))
-    return ":".join(dict.fromkeys([own_prefixes, "/usr/local/bin", "/usr/bin", "/bin"]))
+def _search_path(own: str) -> str:
+    return ":".join(dict.fromkeys([own, "/usr/local/bin", "/usr/bin", "/bin"]))

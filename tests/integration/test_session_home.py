@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from served import Served
 
+import kernelsvc
 from kernelsvc import Client
 from kernelsvc.client.sync_client import Session
 
@@ -54,6 +56,27 @@ def test_a_librarys_directory_is_below_the_home(session: Session, place: str) ->
     assert cell.ok, cell.text
     assert cell.text.startswith("."), cell.text
     assert not cell.text.startswith(".."), cell.text
+
+
+_SHOWS_PATHS = {
+    "modules": "import json, sys, numpy; print(sys.executable, sys.path, sys.prefix, numpy.__file__, json.__file__)",
+    "programs": "!ps axww -o args; echo $PATH; cat /proc/self/environ /proc/1/cmdline",
+    "python": "!python -c 'import sys, json; print(sys.path, sys.executable, sys.base_prefix, json.__file__)'",
+    "help": "import json; help(json.dumps)\njson.dumps?\n",
+    "traceback": "import json; json.loads('no')",
+    "thread": "import threading; t = threading.Thread(target=lambda: 1 / 0); t.start(); t.join()",
+    "variables": "print(sorted(__import__('os').environ.items()))",
+}
+
+
+@pytest.mark.parametrize("cell", _SHOWS_PATHS)
+def test_a_session_shows_no_path_of_the_machine(session: Session, below_run: Served, cell: str) -> None:
+    if "filesystem" not in below_run.call("GET", "/v1/info")["sandbox"]["enforced"]:
+        pytest.skip("sessions have the machine's filesystem here: no mount namespaces")
+    shown = session.run(_SHOWS_PATHS[cell]).text
+    prefixes = {sys.prefix, sys.base_prefix} - {"/usr", "/usr/local"}
+    for path in (*prefixes, below_run.args[1], str(Path(kernelsvc.__file__).parent)):
+        assert path not in shown
 
 
 _CELLS = {

@@ -24,12 +24,12 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 # Import all of them here: a confined session can no longer read kernelsvc's files.
 from kernelsvc.guest import import_policy, ipython, limit_errors, variables
-from kernelsvc.guest.confine import confine, init, linux
+from kernelsvc.guest.confine import confine, init, linux, neutral_paths
 from kernelsvc.guest.forking import copy_tree, fork, fork_safety, state_pickle
 from kernelsvc.guest.main_loop import PreparedKernel, prepare, serve
 
@@ -62,8 +62,8 @@ def main(control_fd: int) -> None:
         why = threads or f"{type(error).__name__}: {error}"
         control.send(json.dumps({"failed": why[:4000]}).encode())
         raise
-    sys.path[:] = [p for p in sys.path if p != request.get("path")]
-    control.send(json.dumps(_describe()).encode())
+    sys.path[:] = [p for p in sys.path if p != sys.argv[2]]
+    control.send(json.dumps(_describe(request.get("binds") or {})).encode())
     _wait(control, prepared)
 
 
@@ -89,14 +89,17 @@ def _count_threads(name: str) -> int:
         return 0
 
 
-def _describe() -> dict[str, Any]:
+def _describe(binds: Mapping[str, str]) -> dict[str, Any]:
     packages = ("ipykernel", "IPython", "numpy", "pandas", "matplotlib")
     found = {name: getattr(sys.modules.get(name), "__version__", None) for name in packages}
+    prefixes = {sys.prefix, sys.base_prefix, *(path for path in sys.path if os.path.isdir(path))}
     return {
         "ready": True,
         "pid": os.getpid(),
         "python": platform.python_version(),
-        "prefixes": sorted({sys.prefix, sys.base_prefix, *(p for p in sys.path if os.path.isdir(p))}),
+        # The machine's paths, since the host looks them up.
+        "prefixes": sorted({neutral_paths.original(path, binds) for path in prefixes}),
+        "neutral": any(sys.executable.startswith(f"{target}/") for target in binds.values()),
         "versions": {name: version for name, version in found.items() if version},
         "threads": len(os.listdir("/proc/self/task")),
     }

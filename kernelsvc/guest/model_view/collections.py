@@ -21,7 +21,7 @@ _SAMPLE, _DEPTH = 50, 4
 _ATOMS = frozenset((int, float, complex, bool, type(None), str, bytes))
 _COLLECTIONS = frozenset((list, tuple, dict, set, frozenset))
 KINDS = frozenset((str, bytes)) | _COLLECTIONS
-_BRACKETS: dict[type[Any], tuple[str, str]] = {list: ("[", "]"), tuple: ("(", ")")}
+_BRACKETS: dict[type, tuple[str, str]] = {list: ("[", "]"), tuple: ("(", ")")}
 _MAGIC = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"PK\x03\x04": "ZIP", b"%PDF": "PDF", b"\x1f\x8b": "gzip"}
 
 
