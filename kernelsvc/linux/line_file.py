@@ -62,6 +62,9 @@ class SparseIndex:
 
     One entry (16 bytes) for 64 lines or 64 KiB, whichever comes first: at most 2.5 KB for 10,000 small lines and 16
     KB for 64 MB. A look-up reads at most 64 KiB and one line.
+
+    Attributes:
+        next_seq, next_offset: lines before both need no entry. Only to be read.
     """
 
     EVERY_LINES = 64
@@ -70,20 +73,18 @@ class SparseIndex:
     def __init__(self) -> None:
         self._seqs = array("Q")
         self._offsets = array("Q")
-        self._next_seq = 0
-        self._next_offset = 0
+        self.next_seq = 0
+        self.next_offset = 0
 
     def add(self, seq: int, offset: int) -> None:
         """Note that line ``seq`` begins at ``offset``. Call it for each line in order."""
-        if seq >= self._next_seq or offset >= self._next_offset:
+        if seq >= self.next_seq or offset >= self.next_offset:
             self._seqs.append(seq)
             self._offsets.append(offset)
-            self._next_seq, self._next_offset = seq + self.EVERY_LINES, offset + self.EVERY_BYTES
+            self.next_seq, self.next_offset = seq + self.EVERY_LINES, offset + self.EVERY_BYTES
 
-    def add_all(self, seq: int, offset: int, lines: Sequence[bytes], size: int) -> None:
-        """Note that these lines begin at ``offset`` with number ``seq``. ``size`` is their length with newlines."""
-        if seq + len(lines) <= self._next_seq and offset + size <= self._next_offset:
-            return
+    def add_all(self, seq: int, offset: int, lines: Sequence[bytes]) -> None:
+        """Note that these lines begin at ``offset`` with number ``seq``."""
         for number, line in enumerate(lines, seq):
             self.add(number, offset)
             offset += len(line) + 1

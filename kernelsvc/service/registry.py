@@ -174,7 +174,8 @@ class SessionRegistry:
         if session.startswith("s-"):  # as E2B's clients show it, because host names have no underscore
             session = session.replace("-", "_", 1)
         of_others = _SCOPE_OF_OTHERS.get(scope) in who.scopes
-        self._loads.check(session, None if of_others else who.name)
+        if session in self._loads.owners:
+            self._loads.check(session, None if of_others else who.name)
         found = self._open.get(session) or self._closed.get(session)
         if found is None or not (of_others or found.principal == who.name):
             raise NotFound(f"There is no session {session!r}. List your sessions.")

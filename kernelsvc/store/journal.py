@@ -291,7 +291,9 @@ class Journal:
             raise OSError(errno.EIO, f"the journal is damaged and needs recover(): {self.damaged}")
 
     def _record_lines(self, lines: list[bytes], size: int) -> None:
-        self._index.add_all(self._head.seq + 1, self._size, lines, size)
+        first, index = self._head.seq + 1, self._index
+        if first + len(lines) > index.next_seq or self._size + size > index.next_offset:
+            index.add_all(first, self._size, lines)
         self._size += size
         self._ring += lines
         self._ring_bytes += size

@@ -160,6 +160,7 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         self._requests = OwnedTasks()
         self._not_started = 0
         self._pending_replies: Counter[str] = Counter()
+        self._unanswered = 0
         self._unsent = 0
         self._may_read = asyncio.Event()
         self._may_read.set()
@@ -315,12 +316,12 @@ class ApiSocket(BaseHandler, WebSocketHandler):
             request = jsonrpc.decode(message, self.context.request_limits)
         except jsonrpc.RequestRefused as refused:
             return self._refuse(refused)
-        under_way = len(self._requests) + self._pending_replies.total()
-        if under_way >= self.context.settings.max_requests:
+        if self._unanswered >= self.context.settings.max_requests:
             busy = QuotaExceeded(
-                f"{under_way} requests are unanswered on this connection. Wait for some of the replies first."
+                f"{self._unanswered} requests are unanswered on this connection. Wait for some of the replies first."
             )
             return self._send_error(request.id, busy)
+        self._unanswered += 1
         if not self._not_started and request.method.name == "session.execute" and request.params.wait == "finished":
             self._run_cell(request)
             return self._send_queue.drained() if self._send_queue.backlog > UNSENT_BYTES else None
@@ -371,8 +372,8 @@ class ApiSocket(BaseHandler, WebSocketHandler):
 
         self._pending_replies[session_id] += 1
         try:
-            (session, cell), _ = request.method.arguments(request.params)
-            self.context.service.execute_then(self.who, session, cell, on_finished, client=self)
+            # The parameters of ``session.execute`` are a ``CellRequest``.
+            self.context.service.execute_then(self.who, session_id, request.params, on_finished, client=self)
         except Recovering:
             self._forget_pending_reply(session_id)
             self._start_task(request)
@@ -394,6 +395,7 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         self, request: jsonrpc.Request, began: float, payload: bytes, error: Exception | None = None
     ) -> None:
         """Reply to a request, unless it is a notification."""
+        self._unanswered -= 1
         known = None if error is None else self._as_known_error(error, request)
         code = "ok" if known is None else known.code
         self.context.metrics.request(self.transport, request.method.name, code, time.perf_counter() - began)
@@ -425,6 +427,8 @@ class ApiSocket(BaseHandler, WebSocketHandler):
                 after()
         except ConnectionGone:
             return
+        finally:
+            self._unanswered -= 1
 
     async def _send_error(self, id: Any, error: KernelsvcError) -> None:
         if not isinstance(id, UnsetType):

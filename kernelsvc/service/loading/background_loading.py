@@ -41,12 +41,15 @@ class BackgroundLoads:
 
     Args:
         seconds: the longest time that a request waits for the session that it names.
+
+    Attributes:
+        owners: by session that is being read, the name of its principal, or None if it is not known. Only to be read.
     """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._owners: dict[str, str | None] = {}
+        self.owners: dict[str, str | None] = {}
         self._one_at_a_time = asyncio.Lock()
 
     def __contains__(self, session: str) -> bool:
@@ -61,7 +64,7 @@ class BackgroundLoads:
             work: reads the session.
         """
         if session not in self._tasks:
-            self._owners[session] = owner
+            self.owners[session] = owner
             self._tasks[session] = asyncio.ensure_future(self._one(session, work))
 
     async def _one(self, session: str, work: Callable[[], Awaitable[object]]) -> None:
@@ -73,7 +76,7 @@ class BackgroundLoads:
                 "session %s: its journal can't be read: %s", session, error, exc_info=not isinstance(error, OSError)
             )
         finally:
-            del self._tasks[session], self._owners[session]
+            del self._tasks[session], self.owners[session]
 
     def check(self, session: str, who: str | None = None) -> None:
         """Check that a session is not being read.
@@ -85,7 +88,7 @@ class BackgroundLoads:
         Raises:
             Recovering: the session is being read, and the caller may know that.
         """
-        if session in self._tasks and (who is None or self._owners[session] in (None, who)):
+        if session in self._tasks and (who is None or self.owners[session] in (None, who)):
             raise Recovering(session=session)
 
     async def named(self, text: str) -> None:

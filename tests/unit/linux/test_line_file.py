@@ -50,7 +50,7 @@ def test_any_line_is_found_through_the_index(file):
     for at in range(0, len(lines), 7):
         some = lines[at : at + 7]
         size = sum(map(len, some)) + len(some)
-        portions.add_all(at + 1, offset, some, size)
+        portions.add_all(at + 1, offset, some)
         offset += size
     counted, total, where = count(file, end)
     assert (total, where) == (1000, end)
