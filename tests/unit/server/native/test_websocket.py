@@ -237,6 +237,21 @@ async def test_too_many_requests_at_once_are_refused(open_http_server):
         assert hung[0] not in {message.get("id") for message in rpc.heard}
 
 
+async def test_every_kind_of_answer_makes_room_for_another_request(open_http_server):
+    http_server = await open_http_server(max_requests=2)
+    async with http_server.socket() as socket:
+        rpc = Rpc(socket)
+        session = await make(rpc)
+        for _ in range(3):
+            assert (await rpc.call("session.execute", session=session, code="1"))["reason"] == "ok"
+            assert (await rpc.refused("session.execute", session="s_none", code="1"))["code"] == "not_found"
+            assert (await rpc.refused("session.get", session="s_none"))["code"] == "not_found"
+            assert (await rpc.refused("session.get", sessions=1))["code"] == "bad_request"
+            params = {"session": session, "code": "2"}
+            await socket.send(json.dumps({"jsonrpc": "2.0", "method": "session.execute", "params": params}))
+            assert (await rpc.call("session.get", session=session))["id"] == session
+
+
 # --- who may come in -----------------------------------------------------------------
 
 
