@@ -36,7 +36,7 @@ from kernelsvc.server import auth
 from kernelsvc.server.connections import connection_of
 from kernelsvc.server.handler import BaseHandler, ServerContext, invoke
 from kernelsvc.server.native.attachment import Attachment
-from kernelsvc.server.ws.frame_parser import FrameParser, MessageTooBig, ProtocolViolation
+from kernelsvc.server.ws.protocol import FrameParser, MessageTooBig, ProtocolViolation
 from kernelsvc.server.ws.send_queue import MAX_BACKLOG, FrameSource, SendQueue
 from kernelsvc.server.ws.socket_stream import SocketStream, take_over
 

@@ -5,7 +5,7 @@ import random
 import pytest
 from websockets.frames import Frame, Opcode
 
-from kernelsvc.server.ws.frame_parser import FrameParser, MessageTooBig, ProtocolViolation
+from kernelsvc.server.ws.protocol import FrameParser, MessageTooBig, ProtocolViolation
 
 TEXT, BINARY, PING = 1, 2, 9
 
