@@ -22,10 +22,10 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import Any, cast
+from typing import Any
 
 from msgspec import UnsetType
-from tornado.iostream import IOStream, StreamClosedError
+from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketProtocol, WebSocketProtocol13
 
 from kernelsvc.errors import BadRequest, Internal, KernelsvcError, QuotaExceeded, Recovering
@@ -33,12 +33,10 @@ from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model.objects import CellInfo
 from kernelsvc.protocol import jsonrpc, methods
 from kernelsvc.server import auth
-from kernelsvc.server.connections import connection_of
 from kernelsvc.server.handler import BaseHandler, ServerContext, invoke
 from kernelsvc.server.native.attachment import Attachment
-from kernelsvc.server.ws.protocol import FrameParser, MessageTooBig, ProtocolViolation
+from kernelsvc.server.ws.protocol import FastWebSocketProtocol
 from kernelsvc.server.ws.send_queue import MAX_BACKLOG, FrameSource, SendQueue
-from kernelsvc.server.ws.socket_stream import SocketStream, take_over
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +44,6 @@ log = logging.getLogger(__name__)
 CHUNK_BYTES = MAX_BACKLOG
 #: Bytes of unsent replies beyond which the client's next request is not read.
 UNSENT_BYTES = 4 * 1024 * 1024
-#: Most frames of one connection in one turn of the event loop, so that other connections get their share.
-MAX_FRAMES_PER_TURN = 64
 #: Most requests of one connection that start in one turn of the event loop.
 MAX_STARTS_PER_TURN = 4
 MAX_ATTACHMENTS = 10_000
@@ -55,95 +51,6 @@ MAX_ATTACHMENTS = 10_000
 
 class ConnectionGone(Exception):
     """The connection is closed."""
-
-
-class FastWebSocketProtocol(WebSocketProtocol13):
-    """Tornado's protocol with kernelsvc's reader and parser (``ws``). It reports why it closes."""
-
-    async def _receive_frame_loop(self) -> None:
-        """Tornado's hook: the connection is open. Returns when it has ended."""
-        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        try:
-            connection = connection_of(self.stream)
-            taken, early = await take_over(self.stream)
-            self._frame_parser = FrameParser(self.max_message_size)
-            released = connection.release if connection is not None else lambda: None
-            self._socket_stream = SocketStream(taken, self._on_data, self._on_closed, released)
-            if connection is not None:
-                connection.restore(self._socket_stream)
-            self.stream = cast("IOStream", self._socket_stream)
-            self._on_data(early)
-            if not self._socket_stream.closed():
-                await self._ended
-        except StreamClosedError:
-            pass
-        finally:
-            self._abort()
-            self.handler.on_ws_connection_close(self.close_code, self.close_reason)
-
-    def _on_closed(self) -> None:
-        if not self._ended.done():
-            self._ended.set_result(None)
-
-    def _on_data(self, data: bytes) -> None:
-        if data:
-            self._frame_parser.feed(data)
-        try:
-            self._handle_frames()
-        except MessageTooBig:
-            self.close(1009, "message too big")
-            self._abort()
-        except (ProtocolViolation, ValueError) as error:  # ValueError: Tornado decodes the reason of a close frame
-            log.debug("Closed a WebSocket: %s", error)
-            self._abort()
-        except Exception:  # a bug with one frame must end only its own connection
-            log.exception("A WebSocket's frame failed. The connection is closed", extra={"action": "frame_failed"})
-            self._abort()
-
-    def _handle_frames(self) -> None:
-        """Handle the frames that have arrived, in order. Read on when all are handled."""
-        for _ in range(MAX_FRAMES_PER_TURN):
-            frame = self._frame_parser.next()
-            if frame is None:
-                self._socket_stream.listen()
-                return
-            handled = self._handle_message(*frame)
-            if self.client_terminated:
-                return
-            if handled is not None and not handled.done():
-                self._socket_stream.pause()
-                handled.add_done_callback(self._resume)
-                return
-        self._socket_stream.pause()  # other connections get their turn
-        asyncio.get_running_loop().call_soon(self._resume)
-
-    def _resume(self, handled: object = None) -> None:
-        if not self.client_terminated:
-            self._on_data(b"")
-
-    def _handle_message(self, opcode: int, data: bytes) -> asyncio.Future[None] | None:
-        """Pass text as bytes, so that invalid UTF-8 gets an error before the close."""
-        if opcode == 0x1 and not self.client_terminated and not self._frame_compressed:
-            self._message_bytes_in += len(data)
-            return self._run_callback(self.handler.on_message, data)
-        return super()._handle_message(opcode, data)
-
-    def close(self, code: int | None = None, reason: str | None = None) -> None:
-        """Send the error of a message that is too large before the close frame."""
-        if code == 1009 and not self.server_terminated:
-            bound = self.max_message_size
-            error = jsonrpc.encode_error(
-                None, jsonrpc.too_large("The frame", bound + 1, bound), jsonrpc.INVALID_REQUEST
-            )
-            if isinstance(self.handler, ApiSocket):
-                self.handler.flush_queue()
-            self.stream.write(jsonrpc.text_frame(error))
-        super().close(code, reason)
-
-    @property
-    def max_message_size(self) -> int:
-        """The configured limit, in bytes."""
-        return self.params.max_message_size
 
 
 class ApiSocket(BaseHandler, WebSocketHandler):
@@ -184,7 +91,7 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         """Tornado's hook: use ``FastWebSocketProtocol``."""
         protocol = super().get_websocket_protocol()
         if isinstance(protocol, WebSocketProtocol13):
-            return FastWebSocketProtocol(self, mask_outgoing=False, params=protocol.params)
+            return FastWebSocketProtocol(self, self.flush_queue, params=protocol.params)
         return None
 
     def open(self, *args: str, **kwargs: str) -> None:

@@ -1,4 +1,4 @@
-"""A parser of WebSocket frames (RFC 6455, section 5). Pure.
+"""The WebSocket protocol (RFC 6455) of a connection: a pure parser of frames, and Tornado's protocol over it.
 
 Most requests are one small frame that arrives in one piece. It is parsed in one
 step, and copied once, to unmask it. A large frame stays in the pieces in which
@@ -7,7 +7,20 @@ it arrives until it is complete, so that its cost is proportional to its size.
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, cast
+
+from tornado.iostream import IOStream, StreamClosedError
 from tornado.util import _websocket_mask
+from tornado.websocket import WebSocketHandler, WebSocketProtocol13
+
+from kernelsvc.protocol import jsonrpc
+from kernelsvc.server.connections import connection_of
+from kernelsvc.server.ws.socket_stream import SocketStream, take_over
+
+log = logging.getLogger(__name__)
 
 CONTINUATION, TEXT = 0x0, 0x1
 #: Bits of a frame's first byte (RFC 6455, section 5.2): the final frame of its message, reserved bits, control opcodes.
@@ -15,6 +28,8 @@ FIN, RESERVED, CONTROL = 0x80, 0x70, 0x08
 _UNUSUAL = RESERVED | CONTROL
 #: Most bytes of a control frame's content (section 5.5).
 CONTROL_BYTES = 125
+#: Most frames of one connection in one turn of the event loop, so that other connections get their share.
+MAX_FRAMES_PER_TURN = 64
 
 
 class ProtocolViolation(Exception):
@@ -120,3 +135,101 @@ class FrameParser:
             return None
         whole, self._message = bytes(self._message), None
         return self._opcode, whole
+
+
+class FastWebSocketProtocol(WebSocketProtocol13):
+    """Tornado's protocol with kernelsvc's reader and parser. It reports why it closes.
+
+    Args:
+        handler: The handler of the connection.
+        flush: Sends the frames that the handler has queued, before a close frame.
+        params: See Tornado.
+    """
+
+    def __init__(self, handler: WebSocketHandler, flush: Callable[[], None], *, params: Any) -> None:
+        super().__init__(handler, mask_outgoing=False, params=params)
+        self._flush = flush
+
+    async def _receive_frame_loop(self) -> None:
+        """Tornado's hook: the connection is open. Returns when it has ended."""
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        try:
+            connection = connection_of(self.stream)
+            taken, early = await take_over(self.stream)
+            self._frame_parser = FrameParser(self.max_message_size)
+            released = connection.release if connection is not None else lambda: None
+            self._socket_stream = SocketStream(taken, self._on_data, self._on_closed, released)
+            if connection is not None:
+                connection.restore(self._socket_stream)
+            self.stream = cast("IOStream", self._socket_stream)
+            self._on_data(early)
+            if not self._socket_stream.closed():
+                await self._ended
+        except StreamClosedError:
+            pass
+        finally:
+            self._abort()
+            self.handler.on_ws_connection_close(self.close_code, self.close_reason)
+
+    def _on_closed(self) -> None:
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+    def _on_data(self, data: bytes) -> None:
+        if data:
+            self._frame_parser.feed(data)
+        try:
+            self._handle_frames()
+        except MessageTooBig:
+            self.close(1009, "message too big")
+            self._abort()
+        except (ProtocolViolation, ValueError) as error:  # ValueError: Tornado decodes the reason of a close frame
+            log.debug("Closed a WebSocket: %s", error)
+            self._abort()
+        except Exception:  # a bug with one frame must end only its own connection
+            log.exception("A WebSocket's frame failed. The connection is closed", extra={"action": "frame_failed"})
+            self._abort()
+
+    def _handle_frames(self) -> None:
+        """Handle the frames that have arrived, in order. Read on when all are handled."""
+        for _ in range(MAX_FRAMES_PER_TURN):
+            frame = self._frame_parser.next()
+            if frame is None:
+                self._socket_stream.listen()
+                return
+            handled = self._handle_message(*frame)
+            if self.client_terminated:
+                return
+            if handled is not None and not handled.done():
+                self._socket_stream.pause()
+                handled.add_done_callback(self._resume)
+                return
+        self._socket_stream.pause()  # other connections get their turn
+        asyncio.get_running_loop().call_soon(self._resume)
+
+    def _resume(self, handled: object = None) -> None:
+        if not self.client_terminated:
+            self._on_data(b"")
+
+    def _handle_message(self, opcode: int, data: bytes) -> asyncio.Future[None] | None:
+        """Pass text as bytes, so that invalid UTF-8 gets an error before the close."""
+        if opcode == 0x1 and not self.client_terminated and not self._frame_compressed:
+            self._message_bytes_in += len(data)
+            return self._run_callback(self.handler.on_message, data)
+        return super()._handle_message(opcode, data)
+
+    def close(self, code: int | None = None, reason: str | None = None) -> None:
+        """Send the error of a message that is too large before the close frame."""
+        if code == 1009 and not self.server_terminated:
+            bound = self.max_message_size
+            error = jsonrpc.encode_error(
+                None, jsonrpc.too_large("The frame", bound + 1, bound), jsonrpc.INVALID_REQUEST
+            )
+            self._flush()
+            self.stream.write(jsonrpc.text_frame(error))
+        super().close(code, reason)
+
+    @property
+    def max_message_size(self) -> int:
+        """The configured limit, in bytes."""
+        return self.params.max_message_size
