@@ -347,7 +347,7 @@ SLEEPS_LEFT = {
     "unit/linux/test_acceptor.py": 1,
     "unit/linux/test_stopped_process.py": 2,
     "unit/sandbox/test_cgroup.py": 1,
-    "unit/server/ws/test_send_queue.py": 1,
+    "unit/server/ws/test_socket_stream.py": 1,
     "unit/session/test_session.py": 1,
     "unit/store/test_journal.py": 1,
     "unit/store/test_notebook_file.py": 2,
