@@ -579,7 +579,7 @@ class Machine(MachineState):
         kill = self.running.kill_at if self.running else None
         calls = self.calls.next_deadline() if self.calls.open else None
         found = (self._cell_deadline(), kill, self.expires_at(), self._hibernates_at(), calls)
-        return min((at for at in found if at is not None), default=None)
+        return min([at for at in found if at is not None], default=None)
 
     def _tick(self, now: float) -> Decision:
         if self.state is S.CLOSED:

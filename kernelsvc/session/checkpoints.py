@@ -137,9 +137,11 @@ class Checkpoints:
 
     def cell_sent(self, now: float) -> None:
         """Record that a cell is sent at ``now`` (monotonic seconds), and cancel a scheduled checkpoint."""
-        self._budget.sent(self._spec.id, now)
-        self._schedule.sent(now, self._budget.load(now))
-        self._cancel()
+        if self._keep > 0:
+            self._budget.sent(self._spec.id, now)
+            self._schedule.sent(now, self._budget.load(now))
+        if self._timer is not None or self._reserved:
+            self._cancel()
 
     def make_after_cell(self, mode: CheckpointMode | None, now: float) -> bool:
         """Fork the kernel now if a checkpoint is wanted after each cell. Call it before the next cell is sent.
@@ -166,11 +168,13 @@ class Checkpoints:
             usage: resources that the cell used.
             copied: whether ``make_after_cell`` has forked the kernel.
         """
+        if self._keep <= 0:
+            return
         budget, schedule = self._budget, self._schedule
         cpu = None if usage.cpu_ms is None else usage.cpu_ms / 1000
         schedule.ended(now, usage.wall_ms / 1000, cpu, budget.load(now))
         kernel, rss = self._session.kernel, usage.peak_rss_bytes
-        if copied or self._keep <= 0 or kernel is None or not kernel.forkable:
+        if copied or kernel is None or not kernel.forkable:
             return
         if self._max_bytes is not None and rss is not None and rss > self._max_bytes:
             self._skip([f"the kernel has {rss} bytes and copies are made up to {self._max_bytes}"])

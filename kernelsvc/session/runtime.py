@@ -269,10 +269,16 @@ class SessionRuntime:
         events = decision.events
         if events:
             self.journal.append(events)
-        ended = self._ended_cell(events)
-        self.machine.commit(decision, now)
-        copied = ended is not None and self.checkpoints.make_after_cell(ended.checkpoint, now)
-        story = self.machine.story
+        machine = self.machine
+        # The commit removes the request of a cell that ends.
+        ran = machine.queue.get(machine.running.id) if machine.running is not None else None
+        machine.commit(decision, now)
+        copied = (
+            ran is not None
+            and self._has_finished(str(ran.cell))
+            and self.checkpoints.make_after_cell(ran.checkpoint, now)
+        )
+        story = machine.story
         if story is not None and log.isEnabledFor(logging.DEBUG):
             log.debug("session %s: transition %s", self.id, story.last())
         sends = [effect for effect in decision.effects if isinstance(effect, SendCell)]
@@ -292,12 +298,6 @@ class SessionRuntime:
         if events:
             self._observer(self, events)
         self._timer.schedule()
-
-    def _ended_cell(self, events: Sequence[Event]) -> ev.CellQueued | None:
-        """Return the request of the running cell, if one of the events ends it."""
-        run = self.machine.running
-        ended = run is not None and any(isinstance(e, ev.CellFinished) and e.cell == run.id for e in events)
-        return self.machine.queue.get(run.id) if run is not None and ended else None
 
     def _project(self, events: Sequence[Event], *, copied: bool = False) -> None:
         ends = self.journal.sync_ends(events)
