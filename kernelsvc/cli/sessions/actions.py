@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
@@ -32,16 +33,14 @@ async def purge(args: argparse.Namespace, terminal: Terminal) -> int:
     """Delete sessions for good."""
     if bool(args.id) == bool(args.principal):
         raise BadRequest("Give the ids of sessions, or --principal NAME.")
-    refused: KernelsvcError | None = None
     async with client_of(args) as client:
+
+        async def delete(id: str) -> None:
+            terminal.line(msgspec.json.encode(await client.purge(id, force=args.force)).decode())
+
         # The newest first, so a branch comes before its parent.
         ids = args.id or [each.id for each in await client.sessions(principal=args.principal)]
-        for id in ids:
-            try:
-                terminal.line(msgspec.json.encode(await client.purge(id, force=args.force)).decode())
-            except KernelsvcError as error:
-                terminal.message(f"{id}: {error.message}", "red")
-                refused = refused or error
+        refused = await _each(ids, delete, terminal)
     if refused is not None:
         raise refused
     return 0
@@ -71,25 +70,37 @@ async def download(args: argparse.Namespace, terminal: Terminal) -> int:
 
 
 async def _act_on_all(action: str, args: argparse.Namespace, terminal: Terminal) -> int:
-    """Do the same with each session. A session that refuses does not stop the others.
-
-    Raises:
-        KernelsvcError: the first refusal, after all sessions were tried.
-    """
     done: list[SessionInfo] = []
-    refused: KernelsvcError | None = None
     async with client_of(args) as client:
-        for id in args.id:
-            try:
-                session = await client.session(id)
-                done.append(await getattr(session, action)())
-            except KernelsvcError as error:
-                refused = refused or error
-                continue
+
+        async def act(id: str) -> None:
+            session = await client.session(id)
+            done.append(await getattr(session, action)())
             if not args.json:
                 terminal.line(f"{done[-1].id} {done[-1].state}")
+
+        refused = await _each(args.id, act, terminal)
     if args.json:
         terminal.line(msgspec.json.format(msgspec.json.encode(done), indent=2).decode())
     if refused is not None:
         raise refused
     return 0
+
+
+async def _each(ids: Sequence[str], act: Callable[[str], Awaitable[None]], terminal: Terminal) -> KernelsvcError | None:
+    """Call ``act`` with each id. A session that refuses does not stop the others.
+
+    Returns:
+        The last refusal. The caller raises it, and ``cli.main`` prints it. The earlier ones are printed here.
+    """
+    refused: KernelsvcError | None = None
+    for id in ids:
+        try:
+            await act(id)
+        except KernelsvcError as error:
+            if refused is not None:
+                terminal.message(f"kernelsvc: {refused.message}", "red")
+            if id not in error.message:
+                error.message = f"{id}: {error.message}"
+            refused = error
+    return refused

@@ -17,7 +17,7 @@ _REASONS = {
     "lifetime": "It reached its limit lifetime_seconds.",
     "lease": "The time that its owner had set was over.",
     "closed": "Its owner closed it.",
-    "server stopped": "The server was stopped with Ctrl-C or SIGTERM, which ends its sessions.",
+    "server stopped": "The server was stopped with Ctrl-C, or with SIGTERM and the setting on_stop = end.",
     "executed": "It was made for one call, which is done.",
 }
 

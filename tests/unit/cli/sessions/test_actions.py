@@ -39,6 +39,7 @@ def command(server):
             await getattr(importlib.import_module(args.module), args.function)(args, terminal)
         except KernelsvcError as refused:
             error = refused
+        run.printed = terminal.err.getvalue()
         return terminal.out.getvalue(), error
 
     return run
@@ -52,6 +53,15 @@ async def test_close_ends_each_session_and_says_what_it_could_not_find(client, c
     assert "nothing" in error.message
     shown = json.loads((await command("close", one.id, "--json"))[0])
     assert [(each["id"], each["state"]) for each in shown] == [(one.id, "closed")]
+
+
+@pytest.mark.parametrize("words", [["purge", "--force"], ["close"], ["interrupt"], ["hibernate"]])
+async def test_each_refusal_is_printed_once(client, command, words):
+    open_one = await client.create_session(keep=True)
+    _, error = await command(*words, "s_1", open_one.id, "s_2")
+    assert error is not None
+    told = [*command.printed.splitlines(), error.message]  # ``cli.main`` prints the error
+    assert [sum(id in line for line in told) for id in ("s_1", "s_2")] == [1, 1]
 
 
 async def test_interrupt_ends_the_cell(client, command):
