@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from kernelsvc.errors import BadRequest, TooLarge
+from kernelsvc.protocol.jupyter import check_json
 
 #: The content type of a stream.
 STREAM = "application/connect+json"
@@ -60,6 +61,7 @@ def take(data: bytearray) -> list[dict[str, Any]]:
 
 
 def _message(data: bytes) -> dict[str, Any]:
+    check_json(data)
     try:
         value = msgspec.json.decode(data or b"{}")
     except (msgspec.DecodeError, ValueError, RecursionError) as error:

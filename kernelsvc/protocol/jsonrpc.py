@@ -19,6 +19,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from kernelsvc.errors import BadRequest, Internal, KernelsvcError, NotFound, TooLarge
+from kernelsvc.protocol.jupyter import COPIED, check_json
 from kernelsvc.protocol.methods import METHODS, Method
 
 #: Deepest JSON in a client's own data (metadata, arguments). Readers of the journal recurse.
@@ -110,6 +111,10 @@ def decode(frame: bytes | str, bounds: RequestLimits = DEFAULT_LIMITS) -> Reques
     if len(raw) > bounds.frame_bytes:
         raise RequestRefused(None, INVALID_REQUEST, too_large("The frame", len(raw), bounds.frame_bytes))
     try:
+        _check_size(raw)
+    except BadRequest as error:
+        raise RequestRefused(None, INVALID_REQUEST, error) from None
+    try:
         call = _calls.decode(raw)
     except DECODE_ERRORS:
         call = None  # _decode_by_steps finds the cause
@@ -171,10 +176,17 @@ def decode_json(decoder: msgspec.json.Decoder[Any], raw: bytes, what: str) -> An
     Raises:
         BadRequest: It is not JSON, or not of the type. The message names the place.
     """
+    _check_size(raw)
     try:
         return decoder.decode(raw)
     except DECODE_ERRORS as error:
         raise BadRequest(f"The {what} can't be read: {_reason(error)}.") from None
+
+
+def _check_size(raw: bytes) -> None:
+    """Refuse a long text that would be decoded for seconds, while all clients wait."""
+    if len(raw) > COPIED:
+        check_json(raw)
 
 
 def _reason(error: Exception) -> str:

@@ -19,6 +19,7 @@ from tornado.web import HTTPError
 from kernelsvc.errors import BadRequest, KernelsvcError, NotFound, Unauthenticated
 from kernelsvc.model.objects import Scope, SessionInfo, SessionState
 from kernelsvc.protocol import e2b
+from kernelsvc.protocol.jupyter import check_json
 from kernelsvc.server import auth
 from kernelsvc.server.e2b import models
 from kernelsvc.server.handler import ApiHandler, ClientGone, as_error
@@ -99,6 +100,7 @@ class E2bHandler(ApiHandler):
             TooLarge: It is over its limit.
         """
         data = self.body().strip()
+        check_json(data)
         try:
             value = msgspec.json.decode(data) if data else {}
         except (msgspec.DecodeError, ValueError, RecursionError) as error:

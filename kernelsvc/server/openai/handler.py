@@ -13,6 +13,7 @@ from kernelsvc.answers.event_log import EventLog
 from kernelsvc.errors import BadRequest, KernelsvcError
 from kernelsvc.model.answers.values import ModelFault
 from kernelsvc.protocol.anthropic import error_json
+from kernelsvc.protocol.jupyter import check_json
 from kernelsvc.protocol.multipart import Form, Part, PartEnd, boundary_of
 from kernelsvc.server.handler import ApiHandler, as_error
 from kernelsvc.server.native.sse import start_stream
@@ -51,8 +52,10 @@ class OpenAiHandler(ApiHandler):
         Raises:
             BadRequest: It is not JSON.
         """
+        body = self.body()
+        check_json(body)
         try:
-            return msgspec.json.decode(self.body())
+            return msgspec.json.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise BadRequest("The body is not JSON.") from None
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernelsvc.errors import BY_CODE, Internal, KernelsvcError, NotFound
+from kernelsvc.errors import BY_CODE, BadRequest, Internal, KernelsvcError, NotFound
 from kernelsvc.protocol import jsonrpc, methods
 
 NESTED = st.recursive(
@@ -133,6 +133,14 @@ def test_depth_bombs_are_harmless(deep):
     refused(bomb + deep * 100_000 + b"1" + tail * 100_000 + b"}}}")
     refused(bomb + deep * 70 + b"1" + tail * 70 + b"}}}")
     jsonrpc.decode(bomb + deep * 50 + b"1" + tail * 50 + b"}}}")
+
+
+def test_numbers_that_are_decoded_for_seconds_are_refused():
+    params = b'{"session":"s","code":"1","x":[' + b"1e-320," * 20_000 + b"0]}"
+    with pytest.raises(jsonrpc.RequestRefused, match="numbers with a point or an exponent"):
+        jsonrpc.decode(b'{"jsonrpc":"2.0","id":1,"method":"session.execute","params":' + params + b"}")
+    with pytest.raises(BadRequest, match="numbers with a point or an exponent"):
+        jsonrpc.decode_json(msgspec.json.Decoder(), params, "body")
 
 
 def test_bounds_are_in_bytes():

@@ -168,6 +168,30 @@ def test_many_small_containers_are_refused(unit: bytes, name: str) -> None:
         jupyter.parse_json(b"[" + unit * (jupyter.MAX_CONTAINERS + 1) + b"0]")
 
 
+@pytest.mark.parametrize(
+    ("number", "most"),
+    [
+        (b"1e-320", jupyter.MAX_SLOW_FLOATS),  # subnormal: 9 us each
+        (b"1.7976931348623157E+308", jupyter.MAX_SLOW_FLOATS),
+        (b"2e-0000310", jupyter.MAX_SLOW_FLOATS),
+        (b"9007199254740993.000000000000000000001", jupyter.MAX_SLOW_FLOATS),  # halfway between two floats
+        (b"1.5", jupyter.MAX_FLOATS),
+        (b"1e23", jupyter.MAX_FLOATS),
+    ],
+)
+def test_numbers_that_are_decoded_slowly_are_few(number: bytes, most: int) -> None:
+    separated = number + b","
+    assert len(jupyter.parse_json(b"[" + separated * (most - 1) + number + b"]")) == most
+    with pytest.raises(TooLarge, match="numbers with a point or an exponent"):
+        jupyter.parse_json(b"[" + separated * most + number + b"]")
+
+
+@pytest.mark.parametrize("text", [b"1e-320,", b"0.5,", b"1" * 30 + b","])
+def test_numbers_in_texts_and_words_are_no_slow_numbers(text: bytes) -> None:
+    assert jupyter.parse_json(b'["' + text * (jupyter.MAX_FLOATS + 1) + b'"]')
+    assert len(jupyter.parse_json(b"[" + b"true,false," * jupyter.MAX_FLOATS + b"0]")) == 2 * jupyter.MAX_FLOATS + 1
+
+
 def test_many_texts_among_brackets_are_refused() -> None:
     few = b"[[]" + b",[]" * 200
     assert jupyter.parse_json(few + b',"a"' * jupyter.MAX_STRINGS + b"]")
