@@ -93,7 +93,7 @@ class HostDaemon:
         self.manager = ContainerManager(
             self.runtime,
             self.sandbox,
-            settings.adoption_seconds,
+            settings.adoption_seconds if settings.orphan_seconds is None else settings.orphan_seconds,
             self._exited,
             lambda: {fork_server.pid for fork_server in self.fork_servers.values()} | self._exec_shims,
         )

@@ -49,7 +49,8 @@ class HostSettings(msgspec.Struct, frozen=True, kw_only=True):
         sandbox: whether a session may start without confinement.
         hidden: directories that no session may see.
         hidden_files: files that no session may see: the configuration.
-        adoption_seconds: how long kernels run without a server.
+        adoption_seconds: how long kernels, and the host itself, run without a server.
+        orphan_seconds: how long kernels run without a server, if that differs from the host's time.
         mounts: directories that sessions may see read-only, whoever owns them.
         limits: the server's limits, for the report of the layers that would be enforced.
         persistent: keep running without servers and kernels, as under systemd.
@@ -61,6 +62,7 @@ class HostSettings(msgspec.Struct, frozen=True, kw_only=True):
     hidden: list[str] = []
     hidden_files: list[str] = []
     adoption_seconds: float = 600.0
+    orphan_seconds: float | None = None
     mounts: list[str] = []
     limits: Limits = Limits()
     persistent: bool = False

@@ -30,6 +30,8 @@ from kernelsvc.kernels.forked.launcher import ForkedLauncher
 TEMPLATE = "python3"
 #: Seconds for which the host waits for the next application before it ends.
 STAY_SECONDS = 300.0
+#: Seconds for which kernels outlive their application. Another application can't take them over.
+ORPHAN_SECONDS = 5.0
 #: Modules that are imported once for all kernels, if they are installed.
 PRELOAD = ("numpy", "pandas", "matplotlib.pyplot")
 
@@ -77,7 +79,11 @@ async def connect(environment: Environment) -> ForkedLauncher:
     make_private(runtime)
     template = ForkServerSettings(python=environment.python, preload=list(environment.preload))
     settings = HostSettings(
-        runtime_dir=str(runtime), templates={TEMPLATE: template}, sandbox="off", adoption_seconds=STAY_SECONDS
+        runtime_dir=str(runtime),
+        templates={TEMPLATE: template},
+        sandbox="off",
+        adoption_seconds=STAY_SECONDS,
+        orphan_seconds=ORPHAN_SECONDS,
     )
     host = HostClient(settings)
     await host.start()

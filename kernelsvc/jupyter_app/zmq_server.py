@@ -20,9 +20,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
+from socket import SHUT_RDWR, create_server
+from socket import socket as Socket
 from typing import Any, Literal
 
 import zmq
@@ -51,6 +54,8 @@ STALL_SECONDS = 10.0
 BUFFER_SECONDS, BUFFER_TEXT = 0.02, 64 * 1024
 #: Milliseconds for which a closed socket still sends its last messages.
 LINGER_MS = 200
+#: listen(2)'s backlog, that of libzmq (ZMQ_BACKLOG).
+BACKLOG = 100
 
 CHANNELS: tuple[Channel, ...] = ("shell", "control", "stdin")
 
@@ -89,6 +94,7 @@ class ZmqServer:
         self._tasks = OwnedTasks(self._loop)
         self._context = zmq.asyncio.Context()
         self._sockets: dict[str, zmq.asyncio.Socket] = {}
+        self._listeners: list[Socket] = []
 
     # -- start and end -----------------------------------------------------------------------
 
@@ -96,7 +102,7 @@ class ZmqServer:
         """Bind the sockets. Messages of clients wait in them until ``serve``.
 
         Raises:
-            zmq.ZMQError: An address is in use.
+            OSError, zmq.ZMQError: An address is in use.
         """
         kinds = {"shell": zmq.ROUTER, "control": zmq.ROUTER, "stdin": zmq.ROUTER, "hb": zmq.ROUTER, "iopub": zmq.XPUB}
         secret = self._info.get("curve_secretkey")
@@ -112,7 +118,20 @@ class ZmqServer:
                 socket.set(zmq.XPUB_NODROP, 1)
                 # Reports every subscription, also a second one to the same topic, so that each subscriber is welcomed.
                 socket.set(zmq.XPUB_VERBOSE, 1)
+            if self._info["transport"] == "tcp":
+                socket.set(zmq.USE_FD, self._listen(name))
             socket.bind(self._url(name))
+
+    def _listen(self, name: str) -> int:
+        """Listen on a channel's TCP port, and return a descriptor for libzmq, which closes it.
+
+        A process that the application forks inherits the descriptors, and its copies alone would keep the port in use
+        after ``close``. ``close`` ends the listening for all of them: shutdown(2) acts on the open file description.
+        """
+        listener = create_server((self._info["ip"].replace("*", ""), self._info[f"{name}_port"]), backlog=BACKLOG)
+        listener.setblocking(False)
+        self._listeners.append(listener)
+        return os.dup(listener.fileno())
 
     def _url(self, name: str) -> str:
         info = self._info
@@ -143,6 +162,11 @@ class ZmqServer:
         self._sockets.clear()
         if not self._context.closed:
             self._context.term()
+        # Not before: libzmq aborts the process if accept(2) fails with EINVAL.
+        for listener in self._listeners:
+            listener.shutdown(SHUT_RDWR)
+            listener.close()
+        self._listeners.clear()
 
     # -- from the clients ----------------------------------------------------------------------
 

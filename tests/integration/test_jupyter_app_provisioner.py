@@ -136,6 +136,29 @@ async def test_an_exit_keeps_the_kernel_and_a_shutdown_request_ends_it(specs: Ke
     manager.context.destroy(linger=0)
 
 
+async def test_the_kernels_of_an_application_that_was_killed_end(specs: KernelSpecManager) -> None:
+    code = (
+        "import sys, time\n"
+        "from jupyter_client.kernelspec import KernelSpecManager\n"
+        "from jupyter_client.manager import KernelManager\n"
+        "specs = KernelSpecManager(kernel_dirs=[sys.argv[1]])\n"
+        "manager = KernelManager(kernel_name='forked', kernel_spec_manager=specs)\n"
+        "manager.start_kernel()\n"
+        "print(manager.provisioner._served.kernel.info.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    argv = [sys.executable, "-W", "ignore", "-c", code, specs.kernel_dirs[0]]
+    application = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
+    assert application.stdout is not None
+    pid = int(await asyncio.wait_for(application.stdout.readline(), 60))
+    assert psutil.pid_exists(pid)
+    application.kill()
+    await application.wait()
+    await wait_until(lambda: not psutil.pid_exists(pid), deadline=30)
+    # The host stays, with its modules imported, for the next application. The fixture ends it.
+    await background().run(background().launcher(ENVIRONMENT, connect))
+
+
 async def test_nbclient_runs_a_notebook_with_it(specs: KernelSpecManager, tmp_path: Path) -> None:
     notebook = nbformat.v4.new_notebook()
     notebook.cells = [

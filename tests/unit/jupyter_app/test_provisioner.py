@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager, KernelManager
@@ -119,6 +120,27 @@ async def test_a_restart_gives_another_kernel_at_the_same_address(manager: Async
     client.start_channels()
     await client.wait_for_ready(timeout=10)
     client.stop_channels()
+
+
+async def test_a_restart_works_while_a_process_holds_the_sockets_that_it_has_inherited(
+    manager: AsyncKernelManager, host: Host
+) -> None:
+    await manager.start_kernel()
+    ports = {getattr(manager, f"{name}_port") for name in ("shell", "iopub", "stdin", "hb", "control")}
+    listening = [one for one in psutil.Process().net_connections() if one.laddr and one.laddr.port in ports]
+    inherited = [one.fd for one in listening if one.status == psutil.CONN_LISTEN]
+    assert len(inherited) >= len(ports)
+    # As a process of multiprocessing's "fork", or of a pool of the application.
+    child = await asyncio.create_subprocess_exec("sleep", "60", pass_fds=inherited)
+    try:
+        await manager.restart_kernel(now=True)
+        client = manager.client()
+        client.start_channels()
+        await client.wait_for_ready(timeout=10)
+        client.stop_channels()
+    finally:
+        child.kill()
+        await child.wait()
 
 
 async def test_a_death_is_seen(manager: AsyncKernelManager, host: Host) -> None:
