@@ -20,6 +20,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -152,6 +153,8 @@ class RpcConnection:
             self._ensure_connection_task()
             if self._socket is not None:
                 await self._send(self._socket, number, request)
+            if timeout is None:
+                return await request.answer
             async with asyncio.timeout(timeout):
                 return await request.answer
         except TimeoutError:
@@ -275,10 +278,10 @@ class RpcConnection:
     async def _stay_connected(self) -> None:
         try:
             while not self._closed and (self._calls or self._feeds or (self.provider and self.provider.active)):
-                socket = await self._connect(self._give_up_seconds)
+                socket, ended = await self._connect(self._give_up_seconds)
                 self._give_up_seconds = self._retry_seconds
                 try:
-                    await self._serve(socket)
+                    await self._serve(socket, ended)
                 finally:
                     self._on_socket_closed()
                 _abort(socket)
@@ -291,7 +294,7 @@ class RpcConnection:
             failure.__cause__ = error
             self._give_up(failure)
 
-    async def _connect(self, give_up_seconds: float) -> WebSocketClientConnection:
+    async def _connect(self, give_up_seconds: float) -> tuple[WebSocketClientConnection, asyncio.Future[None]]:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + give_up_seconds
         attempt = 0
@@ -310,7 +313,9 @@ class RpcConnection:
                 attempt += 1
                 await asyncio.sleep(pause)
 
-    async def _connect_once(self) -> WebSocketClientConnection:
+    async def _connect_once(self) -> tuple[WebSocketClientConnection, asyncio.Future[None]]:
+        """Return a connection, and a future that is done when nothing more can be read from it."""
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         request = HTTPRequest(
             self.address.websocket,
             headers=self.address.headers(),
@@ -320,6 +325,8 @@ class RpcConnection:
         connecting = asyncio.ensure_future(
             websocket_connect(
                 request,
+                # A queue of messages would cost another turn of the event loop for each.
+                on_message_callback=partial(self._on_message, ended),
                 ping_interval=PING_SECONDS,
                 ping_timeout=PING_SECONDS,
                 max_message_size=MAX_MESSAGE_BYTES,
@@ -329,12 +336,12 @@ class RpcConnection:
         try:
             # Tornado's own limits end where it has written the request: an error in between leaves its future pending.
             async with asyncio.timeout(2 * CONNECT_SECONDS):
-                return await asyncio.shield(connecting)
+                return await asyncio.shield(connecting), ended
         except (asyncio.CancelledError, TimeoutError):
             connecting.add_done_callback(_close_abandoned)  # Tornado can't cancel a connect
             raise
 
-    async def _serve(self, socket: WebSocketClientConnection) -> None:
+    async def _serve(self, socket: WebSocketClientConnection, ended: asyncio.Future[None]) -> None:
         """Send pending calls, attach to the sessions with readers, and read until the socket closes."""
         self._socket = socket
         self._on_state("connected")
@@ -346,11 +353,22 @@ class RpcConnection:
             self._start_update(session)
         if self.provider is not None and self.reconnects:
             self.provider.connected()
-        while (message := await socket.read_message()) is not None:
-            try:
+        await ended
+
+    def _on_message(self, ended: asyncio.Future[None], message: str | bytes | None) -> None:
+        """Handle a message, or the end of a socket (None). Nothing is read from a socket that has ended."""
+        if ended.done():
+            return
+        try:
+            if message is not None:
                 self._handle(message.encode() if isinstance(message, str) else message)
-            except (SequenceGap, msgspec.DecodeError):
-                return  # Reconnect, and attach after the last event that was received.
+                return
+        except (SequenceGap, msgspec.DecodeError):
+            pass  # Connect again, and attach after the last event that was received.
+        except Exception as error:
+            ended.set_exception(error)
+            return
+        ended.set_result(None)
 
     def _handle(self, message: bytes) -> None:
         incoming = _decode(message)

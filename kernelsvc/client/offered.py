@@ -213,7 +213,7 @@ def answer_of(value: Any) -> dict[str, Any]:
         value.save(file, "PNG")
         block = {"type": "image", "mimeType": "image/png", "data": base64.b64encode(file.getvalue()).decode()}
         return {"status": "ok", "content": [block]}
-    return {"status": "ok", "value": msgspec.json.decode(msgspec.json.encode(value, enc_hook=_plain))}
+    return {"status": "ok", "value": msgspec.Raw(msgspec.json.encode(value, enc_hook=_plain))}
 
 
 def _plain(value: Any) -> Any:

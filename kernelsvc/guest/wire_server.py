@@ -486,13 +486,13 @@ class WireServer:
             while not condition():
                 if end is not None and time.monotonic() >= end:
                     return False
-                self._poll(end)
-                self.serve()
+                self.serve(self._poll(end))
             return True
         finally:
             self._waiting -= 1
 
-    def _poll(self, end: float | None) -> None:
+    def _poll(self, end: float | None) -> int | None:
+        """Wait for input, or for room to send. Return the descriptor if only one is ready."""
         poller = select.poll()
         poller.register(self._listener.fileno(), select.POLLIN)
         for connection in self._pending:
@@ -501,7 +501,8 @@ class WireServer:
         if conn:
             waits = not (self.corked or self.outbox.clear)
             poller.register(conn.sock.fileno(), select.POLLIN | (select.POLLOUT if waits else 0))
-        poller.poll(None if end is None else max(0.0, end - time.monotonic()) * 1000)
+        ready = poller.poll(None if end is None else max(0.0, end - time.monotonic()) * 1000)
+        return ready[0][0] if len(ready) == 1 else None
 
     # -- what goes out --------------------------------------------------------------------
 

@@ -547,6 +547,36 @@ def test_a_call_goes_to_the_client_that_runs_the_cell(client: Client, served: Se
         assert mine.run("tools.who()").text.strip() == "'theirs'"
 
 
+def test_functions_for_all_sessions_of_a_client(client: Client) -> None:
+    with client.create_session() as before:
+        before.run("1")
+        client.offer(lambda: "all", name="everywhere")
+        with client.create_session() as after:
+            assert before.run("tools.everywhere()").text.strip() == "'all'"
+            assert after.run("tools.everywhere()").text.strip() == "'all'"
+            after.offer(lambda: "own", name="everywhere")
+            assert after.run("tools.everywhere()").text.strip() == "'own'", "the newest offer counts"
+            assert before.run("tools.everywhere()").text.strip() == "'all'"
+
+
+def test_a_thousand_calls_in_flight(client: Client) -> None:
+    with client.create_session() as session:
+        begun: list[int] = []
+        all_begun = asyncio.Event()
+
+        @session.tool(max_in_flight=1000)
+        async def together(n: int) -> int:
+            begun.append(n)
+            if len(begun) == 1000:
+                all_begun.set()
+            await all_begun.wait()
+            return n
+
+        code = "import asyncio\nlist(range(1000)) == await asyncio.gather(*(tools.together(n=n) for n in range(1000)))"
+        assert ok(session, code).strip() == "True"
+        assert sorted(begun) == list(range(1000))
+
+
 def test_a_notebook_is_replayed_with_its_recorded_results(client: Client, served: Served, tmp_path: Path) -> None:
     with client.create_session() as session:
         results = iter(range(10))

@@ -35,6 +35,8 @@ MAX_OPEN = 1000
 SLICE = 0.02
 #: Seconds after which a question about offers is asked again, because a new server does not know it, and attempts.
 ASK_SECONDS, ASK_ATTEMPTS = 3.0, 5
+#: Calls after which those are forgotten whose result was taken.
+MAX_UNUSED = 32
 #: Definitions that are kept.
 MAX_KNOWN = 1000
 
@@ -176,6 +178,7 @@ class KernelCalls:
         self._kernel = kernel
         self._open: dict[str, CallFuture] = {}
         self._number = 0
+        self._prune_at = MAX_UNUSED
         self._questions: dict[str, dict[str, Any] | None] = {}
         self._known: dict[str, dict[str, Any]] = {}
         self._new_locks()
@@ -216,7 +219,9 @@ class KernelCalls:
                 raise
         finally:
             self._sending.release()
-        self.unused = [each for each in self.unused if not each._taken]
+        if len(self.unused) >= self._prune_at:  # a thousand calls by gather must not look at each other
+            self.unused = [each for each in self.unused if not each._taken]
+            self._prune_at = max(MAX_UNUSED, 2 * len(self.unused))
         self.unused.append(call)
         return call
 

@@ -9,6 +9,7 @@ An approval does not count as time of the cell: a person may take an hour. Time 
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -92,6 +93,32 @@ class OpenCall:
         return self.called_at + self.approval_seconds if self.pending else self.sent_at + self.timeout_seconds
 
 
+class _Deadlines:
+    """The deadlines of open calls, the next one first. They follow from the calls, and are no state of their own."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, str]] = []
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Deadlines)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def add(self, call: OpenCall) -> None:
+        """Note a call's deadline. Its earlier deadline does not count any more."""
+        heapq.heappush(self._heap, (call.deadline, call.id))
+
+    def next(self, calls: dict[str, OpenCall]) -> float | None:
+        """Return the next deadline of the open calls."""
+        while self._heap:
+            at, id = self._heap[0]
+            call = calls.get(id)
+            if call is not None and call.deadline == at:
+                return at
+            heapq.heappop(self._heap)
+        return None
+
+
 class CallLedger:
     """The calls of one session.
 
@@ -109,6 +136,7 @@ class CallLedger:
         self.offered: dict[str, ev.OfferedTool] = {}
         self.requests: dict[str, ev.CellQueued] = {}
         self.asked_people = False
+        self._deadlines = _Deadlines()
         self._number = 0  # of the kernel's last call
         self._of_cell: Counter[tuple[str | None, str]] = Counter()
         self._of_session: Counter[str] = Counter()
@@ -144,7 +172,7 @@ class CallLedger:
 
     def next_deadline(self) -> float | None:
         """Return when the next call ends without an answer, in monotonic seconds. None for never."""
-        return min((call.deadline for call in self.open.values()), default=None) if self.open else None
+        return self._deadlines.next(self.open) if self.open else None
 
     # -- events --------------------------------------------------------------------
 
@@ -163,6 +191,7 @@ class CallLedger:
                 call = self.open[event.call]
                 self._decided(call, now)
                 call.sent_at, call.decided_by = now, event.by
+                self._deadlines.add(call)
                 if event.decision == "approved" and event.remembered is not None:
                     self._remembered.add((call.tool, call.cell if event.remembered == "cell" else None))
             case ev.ToolReturned() if event.call in self.open:
@@ -202,6 +231,7 @@ class CallLedger:
             approval=event.approval,
             parent_call=event.parent_call,
         )
+        self._deadlines.add(call)
         self.asked_people = self.asked_people or call.pending
         if call.pending and cell is not None:
             self._approval_began.setdefault(cell, now)

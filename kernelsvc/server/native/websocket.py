@@ -60,6 +60,8 @@ LINGER = 0.002
 #: Prefixes of these events' lines.
 _BEGINNINGS = (b'{"type":"cell_queued"', b'{"type":"cell_started"')
 _END = b'{"type":"cell_finished"'
+#: Seconds that the reply to a call's result waits for the next call, to be sent in one write. Nothing waits for it.
+RETURN_LINGER = 0.002
 
 
 class ConnectionGone(Exception):
@@ -347,6 +349,9 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         if not self._not_started and request.method.name == "session.execute" and request.params.wait == "finished":
             self._run_cell(request)
             return self._send_queue.drained() if self._send_queue.backlog > UNSENT_BYTES else None
+        if not self._not_started and request.method.name == "tool.return":
+            self._take_result(request)
+            return self._send_queue.drained() if self._send_queue.backlog > UNSENT_BYTES else None
         self._start_task(request)
         return (
             self._wait_until_sent()
@@ -403,6 +408,22 @@ class ApiSocket(BaseHandler, WebSocketHandler):
             self._forget_pending_reply(session_id)
             self._answer_cell(request, began, b"", error)
 
+    def _take_result(self, request: jsonrpc.Request) -> None:
+        """Take the result of a call without a task: code in a session waits for it."""
+        began = time.perf_counter()
+        payload, failure = b"", None
+        try:
+            auth.require_scope(self.who, request.method.scope)
+            args, kwargs = request.method.arguments(request.params)
+            self.context.service.offers.answer(self.who, *args, **kwargs)
+            payload = b"" if isinstance(request.id, UnsetType) else jsonrpc.encode_result(request.id, None)
+        except Recovering:
+            self._start_task(request)
+            return
+        except Exception as error:
+            failure = error
+        self._answer_cell(request, began, payload, failure, linger=RETURN_LINGER)
+
     def _forget_pending_reply(self, session: str) -> None:
         """Count one pending reply fewer for a session."""
         self._pending_replies[session] -= 1
@@ -414,7 +435,12 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         return session in self._pending_replies
 
     def _answer_cell(
-        self, request: jsonrpc.Request, began: float, payload: bytes, error: Exception | None = None
+        self,
+        request: jsonrpc.Request,
+        began: float,
+        payload: bytes,
+        error: Exception | None = None,
+        linger: float = 0.0,
     ) -> None:
         """Reply to a request, unless it is a notification."""
         self._unanswered -= 1
@@ -423,15 +449,16 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         self.context.metrics.request(self.transport, request.method.name, code, time.perf_counter() - began)
         if not isinstance(request.id, UnsetType):
             payload = jsonrpc.encode_error(request.id, known) if known is not None else payload
-            if self._pending_replies:  # another reply may be sent in the same write
-                self._send_queue.put(jsonrpc.text_frame(payload))
+            if linger or self._pending_replies:  # another frame may be sent in the same write
+                self._send_queue.put(jsonrpc.text_frame(payload), linger)
             else:
                 self._send_queue.send(jsonrpc.text_frame(payload))
 
     async def _serve(self, request: jsonrpc.Request) -> None:
         began = time.perf_counter()
         code = "ok"
-        await self.context.service.ensure_loaded(getattr(request.params, "session", ""))
+        # An offer for all sessions has no session.
+        await self.context.service.ensure_loaded(getattr(request.params, "session", None) or "")
         self._not_started -= 1
         after: Callable[[], None] | None = None
         try:
