@@ -377,6 +377,8 @@ class AnswerRun:
             self._reader.cell(item.id, cell, made, container.id)
         self.pictures[item.id] = picture_urls(cell)
         text = result_text(cell, self._model.max_tool_text, made, vision=self._model.vision)
+        if container.notice:
+            text, container.notice = f"[{container.notice}]\n{text}", ""
         died = cell.reason in (Reason.KERNEL_DIED, Reason.MEMORY)
         return CellOutcome(status="failed" if died else "completed", text=text, pictures=len(self.pictures[item.id]))
 

@@ -7,7 +7,9 @@ import contextlib
 import os
 import posixpath
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
+from typing import Any
 
 from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, NotFound, NotSupported, SessionClosed, TooLarge
 from kernelsvc.model.answers.values import Citation, MessageItem
@@ -20,6 +22,8 @@ from kernelsvc.service.api import ServiceApi
 
 #: Most files of a container that are compared, and that an answer names. Bytes of files that a new container gets.
 MAX_LISTED, MAX_NEW, MAX_COPIED = 1000, 100, 256 * 1024 * 1024
+#: Most keys of containers that are remembered.
+MAX_KEYS = 10_000
 #: Name of the extended attribute of a file that the user gave.
 SOURCE = "user.kernelsvc.source"
 #: The label that marks a session as a container, and holds its idle minutes.
@@ -44,6 +48,8 @@ class Containers:
 
     def __init__(self, service: ServiceApi, idle_seconds: float, *, pauses: bool) -> None:
         self._service, self._idle_seconds, self._pauses = service, idle_seconds, pauses
+        # How often the container of a key has been replaced. It is found again after a restart.
+        self._replaced: OrderedDict[tuple[str, str], int] = OrderedDict()
 
     async def find(self, who: Principal, container: str) -> SessionInfo:
         """Return the session of a container, open or ended.
@@ -84,21 +90,57 @@ class Containers:
         memory_bytes: int | None = None,
         no_network: bool = False,
         idle_seconds: float | None = None,
-        key: str | None = None,
     ) -> SessionInfo:
         """Create a container.
 
         Raises:
             KernelsvcError: The service's own, for example of a quota.
         """
-        idle = self._idle_seconds if idle_seconds is None else idle_seconds
-        limits = LimitsRequest(memory_bytes=memory_bytes, network="none" if no_network else None)
-        request = SessionRequest(
-            name=name or "code interpreter", labels={LABEL: f"{idle:.0f}"}, limits=limits, idempotency_key=key
-        )
-        made = await self._service.create(who, request)
+        made = await self._service.create(who, self._request(name, memory_bytes, no_network, idle_seconds, None))
         self.renew(who, made)
         return made
+
+    async def named(
+        self, who: Principal, key: str, *, memory_bytes: int | None = None, no_network: bool = False
+    ) -> tuple[SessionInfo, str]:
+        """Return the container of a key. If it has ended, make another one with its files.
+
+        Args:
+            who: The principal.
+            key: The caller's name for the container.
+            memory_bytes: As in ``create``.
+            no_network: As in ``create``.
+
+        Returns:
+            The session, and a note for the model that its variables are gone, or "".
+        """
+        known = (who.name, key)
+        number = self._replaced.pop(known, 0)
+        ended = None
+        while True:
+            found = await self._service.create(
+                who, self._request(None, memory_bytes, no_network, None, f"{key}-{number}")
+            )
+            if found.state is not SessionState.CLOSED:
+                break
+            ended, number = found, number + 1
+        self._replaced[known] = number
+        while len(self._replaced) > MAX_KEYS:
+            self._replaced.popitem(last=False)
+        self.renew(who, found)
+        if ended is None:
+            return found, ""
+        copied = await self.copy_files(who, ended.id, found.id)
+        return found, GONE.format(", ".join(copied) or "none")
+
+    def _request(
+        self, name: str | None, memory_bytes: int | None, no_network: bool, idle_seconds: float | None, key: str | None
+    ) -> SessionRequest:
+        idle = self._idle_seconds if idle_seconds is None else idle_seconds
+        limits = LimitsRequest(memory_bytes=memory_bytes, network="none" if no_network else None)
+        return SessionRequest(
+            name=name or "code interpreter", labels={LABEL: f"{idle:.0f}"}, limits=limits, idempotency_key=key
+        )
 
     def renew(self, who: Principal, session: SessionInfo) -> None:
         """Start a container's idle time again, and end its pause."""
@@ -247,6 +289,7 @@ class AnswerContainer:
     Attributes:
         id: Its id, "" until it is open.
         session: The id of its session.
+        notice: For the model, with its next result: what has happened to an earlier container. Else "".
     """
 
     def __init__(
@@ -258,7 +301,7 @@ class AnswerContainer:
         uploads: Mapping[str, bytes],
         key: str | None = None,
     ) -> None:
-        self.id = self.session = ""
+        self.id = self.session = self.notice = ""
         self._containers, self._who, self._tool, self._uploads, self._key = containers, who, tool, uploads, key
         self._given = tool.container or ""
         self._earlier = "" if tool.container else earlier
@@ -316,9 +359,11 @@ class AnswerContainer:
             found = await containers.need_open(who, self._given)
         else:
             tool = self._tool
-            found = await containers.create(
-                who, memory_bytes=tool.memory_bytes, no_network=tool.no_network, key=self._key
-            )
+            limits: dict[str, Any] = {"memory_bytes": tool.memory_bytes, "no_network": tool.no_network}
+            if self._key is None:
+                found = await containers.create(who, **limits)
+            else:
+                found, self.notice = await containers.named(who, self._key, **limits)
             if self._ended:
                 await containers.copy_files(who, self._ended, found.id)
         for name, data in self._uploads.items():

@@ -50,6 +50,7 @@ def run(served: Served, *command: object) -> None:
 PROGRAMS = {
     "openai_responses.py": ["openai==3.57.0"],
     "anthropic_messages.py": ["anthropic==2.15.0"],
+    "vllm_tool_server.py": ["mcp==1.30.0", "openai-harmony==0.0.8"],
 }
 
 

@@ -2,7 +2,8 @@
 
 ``server`` is the MCP server over a toolbox (``kernelsvc.tools``), ``asgi_bridge``
 runs it in this process, ``tool_backend`` connects the toolbox to the service, and
-``event_store`` stores events for interrupted streams. This module has the handler. It
+``event_store`` stores events for interrupted streams. ``python_tool`` is a second server, at ``/python``, with one
+tool for model servers. This module has the handler. It
 does not import the official SDK. The first request imports it in a thread, so that
 neither the server's start nor other sessions wait for it.
 """
@@ -21,6 +22,7 @@ from kernelsvc.server.handler import ApiHandler, ServerContext
 
 if TYPE_CHECKING:
     from kernelsvc.server.mcp.asgi_bridge import Exchange, McpService
+    from kernelsvc.server.mcp.python_tool import PythonToolService
 
 #: Prefix with a token, for MCP hosts that can't send headers.
 PREFIX = r"(?:/t/[^/]+)?"
@@ -28,19 +30,26 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class McpServiceHolder:
-    """Holder of an application's MCP server, which the first request starts."""
+    """Holder of an application's MCP server, which the first request starts.
 
-    def __init__(self) -> None:
-        self._service: McpService | None = None
+    Args:
+        module: Name of the module with the server.
+        name: Name of its class.
+    """
+
+    def __init__(self, module: str = "asgi_bridge", name: str = "McpService") -> None:
+        self._module, self._name = f"kernelsvc.server.mcp.{module}", name
+        self._service: McpService | PythonToolService | None = None
         self._lock = asyncio.Lock()
 
-    async def serving(self, context: ServerContext) -> McpService:
+    async def serving(self, context: ServerContext) -> McpService | PythonToolService:
         """Return the server. The first call starts it. Safe to cancel: the next call starts it again."""
         async with self._lock:
             if self._service is None:
-                module = await asyncio.to_thread(importlib.import_module, "kernelsvc.server.mcp.asgi_bridge")
-                self._service = found = module.McpService(context)
-                context.closers.append(found.stop)
+                module = await asyncio.to_thread(importlib.import_module, self._module)
+                made: McpService | PythonToolService = getattr(module, self._name)(context)
+                context.closers.append(made.stop)
+                self._service = made
             return self._service
 
 
@@ -119,4 +128,8 @@ def routes(shared: dict[str, Any]) -> list[Any]:
     Args:
         shared: Passed to each handler's ``initialize``.
     """
-    return [(rf"{PREFIX}/mcp/?", McpHandler, {**shared, "holder": McpServiceHolder()})]
+    python = {**shared, "holder": McpServiceHolder("python_tool", "PythonToolService")}
+    return [
+        (rf"{PREFIX}/mcp/?", McpHandler, {**shared, "holder": McpServiceHolder()}),
+        (rf"{PREFIX}/python/(?:sse|messages|mcp)/?", McpHandler, python),
+    ]

@@ -38,7 +38,8 @@ MAX_CLIENTS, MAX_CALLERS = 1000, 10_000
 #: Most connected clients of one principal. Over it, the one that was quiet for longest gives way.
 MAX_CLIENTS_OF_ONE = 250
 IDLE_SECONDS = 3600.0
-_WHO = "kernelsvc.principal"
+#: Name of the caller in an ASGI scope.
+PRINCIPAL = "kernelsvc.principal"
 
 
 class McpService:
@@ -110,7 +111,7 @@ class McpService:
         request = ctx.request
         if request is None:
             raise RuntimeError("the MCP request has no HTTP request")
-        who: Principal = request.scope[_WHO]
+        who: Principal = request.scope[PRINCIPAL]
         backend = ServiceToolBackend(self._context, who)
         return Toolbox(backend, self._caller_state(who, request.headers.get(SESSION_HEADER), ctx)), backend
 
@@ -131,7 +132,7 @@ class McpService:
 
 def _owner(ctx: server.Context) -> str:
     request = ctx.request
-    return str(request.scope[_WHO].name) if request is not None else ""
+    return str(request.scope[PRINCIPAL].name) if request is not None else ""
 
 
 def _options(ctx: server.Context) -> server.McpOptions:
@@ -181,7 +182,7 @@ class Exchange:
             "client": None,
             "server": None,
             "user": user,
-            _WHO: who,
+            PRINCIPAL: who,
         }
 
     def end_scope(self, session: str) -> dict[str, Any]:

@@ -53,6 +53,17 @@ async def test_a_conversation_with_a_name_keeps_its_container(lab: Any) -> None:
     assert sorted(len(lab.server.service.cells(ALICE, each.id)) for each in sessions) == [1, 1, 2]
 
 
+async def test_a_named_container_that_has_ended_is_replaced_and_the_model_reads_it(lab: Any) -> None:
+    named = {"X-Conversation-Id": "c"}
+    for code, shown in (("x = 5", "[no output]"), ("x", "its variables and imports are gone")):
+        body = {"model": "qwen+python", "messages": [{"role": "user", "content": f"python: {code}"}]}
+        got = await lab.server.json("POST", "/v1/chat/completions", body, 200, headers=named)
+        assert shown in got["choices"][0]["message"]["content"]
+        [container] = [each for each in (await lab.read("/v1/containers"))["data"] if each["status"] == "running"]
+        await lab.server.json("DELETE", f"/v1/containers/{container['id']}", status=200)
+    assert len({each["id"] for each in (await lab.read("/v1/containers"))["data"]}) == 2
+
+
 async def test_without_the_tool_it_is_the_model_alone(lab: Any) -> None:
     got = await chat(lab, "python: 6 * 7", model="qwen")
     assert got["choices"][0]["message"]["content"].strip() == "I have no code to run."
