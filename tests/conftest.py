@@ -8,6 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import durations
 import examples
@@ -15,7 +16,9 @@ import leaks
 import pytest
 from served import Served, serving
 
+from benchmarks.corpus import LEAK
 from kernelsvc.model.machine import Machine
+from kernelsvc.tools import Toolbox, ToolResult
 
 #: More skipped tests than this and the run fails: a machine on which so much can't be tried proves too little. Each
 #: skip names what is missing (a privilege, a kernel feature), and the run's end lists them.
@@ -61,6 +64,21 @@ def served(short_tmp: Path) -> Iterator[Served]:
     """A server that the tests of one run share; make sessions of your own in it and leave its settings alone."""
     with serving(short_tmp / "shared", preload=True) as instance:
         yield instance
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _answers_of_tools_show_no_path() -> Iterator[None]:
+    """Check each answer that the tools of this process give to a model: it has no path of the server."""
+    call = Toolbox.call
+
+    async def checked(self: Toolbox, *args: Any, **more: Any) -> ToolResult:
+        result = await call(self, *args, **more)
+        assert not LEAK.search(result.text), result.text
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Toolbox, "call", checked)
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -19,7 +19,10 @@ from mcp import Client, MCPError
 from mcp.client.streamable_http import streamable_http_client
 from served import Served, serving
 
-from kernelsvc.tools import CORE, TOOLS
+from benchmarks.corpus import LEAK
+from benchmarks.model_corpus import HOSTS
+from kernelsvc.tools import CORE, TOOLS, ToolResult
+from kernelsvc.tools.result import ImageContent, TextContent
 
 ERAS = ("legacy", "2026-07-28")
 JSON = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
@@ -62,7 +65,10 @@ class Calls:
         self.client, self.session = client, session
 
     async def __call__(self, tool: str, /, **arguments: Any) -> Any:
-        return await self.client.call_tool(tool, {"session": self.session, **arguments})
+        result = await self.client.call_tool(tool, {"session": self.session, **arguments})
+        for part in result.content:
+            assert part.type != "text" or not LEAK.search(part.text), part.text
+        return result
 
     async def text(self, tool: str, /, **arguments: Any) -> str:
         return "\n".join(part.text for part in (await self(tool, **arguments)).content if part.type == "text")
@@ -87,6 +93,12 @@ async def test_a_model_gets_text_and_pictures_and_no_second_form(served: Served)
         result = await client.call_tool("run_code", {"code": code, "session": "plain"})
         assert result.structured_content is None
         assert {part.type for part in result.content} == {"text", "image"}
+        parts = [
+            TextContent(part.text) if part.type == "text" else ImageContent(part.mime_type, part.data.encode())
+            for part in result.content
+        ]
+        received = ToolResult(parts=parts, facts=result.structured_content, failed=bool(result.is_error))
+        assert {rule(received) for rule in HOSTS.values()} == {("shown\n[picture 1]\n[1]", 1)}
         await client.call_tool("close_session", {"session": "plain"})
 
 
