@@ -28,6 +28,7 @@ from msgspec import Meta
 
 from kernelsvc.errors import BadRequest
 from kernelsvc.model.limits import Limits
+from kernelsvc.model.network.hosts import check_fixed_hosts
 from kernelsvc.model.objects import Scope
 from kernelsvc.model.storage.mounts import Mount, MountName, why_unsafe
 from kernelsvc.model.tokens import TokenRecord, hash_token, record_for, weakness
@@ -167,6 +168,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     start_host: Annotated[
         bool, _meta("Start a kernel host if none runs. Under systemd the default is false: the host has its own unit.")
     ] = True
+    egress_hosts: Annotated[
+        dict[str, str],
+        _meta("Addresses of names that sessions with network rules connect to, as in hosts(5). Others are looked up."),
+    ] = msgspec.field(default_factory=dict)
     default_template: Annotated[str, _meta("Template of a session that does not name one.", min_length=1)] = "python3"
     templates: Annotated[
         dict[str, Template], _meta("Environments to fork sessions from, by name: python, preload.")
@@ -313,8 +318,7 @@ _LIMIT_HELP: dict[str, tuple[str, str | None]] = {
     "idle_seconds": ("Idle time after which the session is closed.", "seconds"),
     "lifetime_seconds": ("Age at which the session is closed.", "seconds"),
     "network": (
-        "Network that the session can reach: none, the host's, or only the destinations of rules (JSON or a table "
-        "with allow, deny, private, connections, bytes). docs/howto/network.md.",
+        "Network that the session can reach: none, the host's, or rules (docs/howto/network.md).",
         None,
     ),
 }
@@ -372,7 +376,7 @@ class SettingRow(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def structured(self) -> bool:
         """Whether its text form is JSON."""
-        return self.name in {"tokens", "templates", "models", "mounts"}
+        return self.name in {"tokens", "templates", "models", "mounts", "egress_hosts"}
 
     @property
     def optional(self) -> bool:
@@ -651,6 +655,10 @@ def _distinct(tokens: list[TokenRecord]) -> list[TokenRecord]:
 
 
 def _check(settings: Settings) -> None:
+    try:
+        check_fixed_hosts(settings.egress_hosts)
+    except ValueError as error:
+        raise BadRequest(f"Setting egress_hosts is not valid: {error}.", setting="egress_hosts") from None
     runtime = os.fsencode(settings.runtime_path())
     if len(runtime) > MAX_RUNTIME_DIR:
         raise BadRequest(

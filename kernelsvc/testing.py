@@ -37,6 +37,7 @@ from typing import Any
 import msgspec
 
 from kernelsvc.errors import NotFound, NotSupported
+from kernelsvc.host.client import OnListeners
 from kernelsvc.kernels.exec_process import ExecProcess
 from kernelsvc.kernels.fake import FakeLauncher
 from kernelsvc.kernels.port import Launcher, Sink, StartRequest
@@ -66,6 +67,9 @@ class FakeLaunchers:
 
     def on_cgroup_event(self, callback: Callable[[list[str], str], None]) -> None:
         """Do nothing: no limit is enforced."""
+
+    def on_listeners(self, callback: OnListeners) -> None:
+        """Do nothing: fake kernels have no network."""
 
     def on_read_pauses(self, callback: Callable[[ReadPauses], None]) -> None:
         """Do nothing: fake kernels are not read."""

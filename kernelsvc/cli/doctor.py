@@ -1,4 +1,4 @@
-"""``kernelsvc doctor``, ``settings`` and ``kernel-host``: commands for this machine, without a server."""
+"""``kernelsvc doctor``, ``settings``, ``kernel-host``, ``egress``: commands for this machine, without a server."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from kernelsvc.sandbox.manager import Examination, examine
 #: Levels of isolation (SECURITY.md).
 ISOLATION_HELP = {
     "full": "own view of files, processes and network, and no privileges, enforced by Linux",
+    "filtered": "as full, and connections go through a proxy that applies rules",
     "networked": "as full, but on the host's network",
     "files": "Landlock and seccomp, no namespaces",
     "process": "limits and the watchdog only",
@@ -35,6 +36,7 @@ ENFORCEMENT_HELP = {
 #: Layers that a session does not need here, because another layer does the same.
 UNUSED_LAYER_HELP = {
     "cpu cgroup": "works, for sessions with limits.cpu_cores",
+    "egress": "works, for sessions with rules for the network",
     "user namespace": "replaced by a user id of the host for each session",
     "user": "replaced by a user namespace",
     "task rlimit": "works, for machines where no cgroup can limit processes",
@@ -90,7 +92,7 @@ def _show_limits(report: SandboxReport, terminal: Terminal) -> None:
 
 
 def _consequence(report: SandboxReport) -> str:
-    full = report.isolation in ("full", "networked")
+    full = report.isolation in ("full", "filtered", "networked")
     if report.policy == "required":
         return "sandbox = required: " + ("sessions start" if full else "sessions are refused with sandbox_unavailable")
     if report.policy == "off":
@@ -136,4 +138,24 @@ def kernel_host(args: argparse.Namespace, terminal: Terminal) -> int:
 
     # A user or systemd started this host explicitly, so it keeps running without a server.
     run(msgspec.structs.replace(host_settings(found), persistent=True), ready)
+    return 0
+
+
+def egress(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Run the egress proxy in the foreground until a signal stops it."""
+    from kernelsvc.egress.daemon import run
+    from kernelsvc.egress.protocol import EgressSettings
+
+    logs.configure((logging.WARNING, logging.INFO, logging.DEBUG)[min(args.verbose, 2)])
+    found = conf.load(vars(args), os.environ)
+    # The environment file of the service has the server's token, which this process has no use for.
+    for name in [name for name in os.environ if name.startswith("KERNELSVC_")]:
+        del os.environ[name]
+
+    def ready() -> None:
+        terminal.line(f"egress proxy in {found.runtime_path()}")
+        ready_fd(args.ready_fd)
+        Systemd(os.environ).tell("READY=1")
+
+    run(EgressSettings(runtime_dir=str(found.runtime_path()), hosts=found.egress_hosts, persistent=True), ready)
     return 0

@@ -116,6 +116,14 @@ def _server_commands(commands: _Commands) -> None:
         "one if none runs. Under systemd the host has its own unit.",
     )
     _serve_options(host)
+    egress = commands.add(
+        "egress",
+        "doctor:egress",
+        "start only the egress proxy (as its systemd unit does)",
+        "Start the egress proxy, through which sessions with network rules connect. The server starts one for the\n"
+        "first such session. Under systemd the proxy has its own unit.",
+    )
+    _serve_options(egress)
 
 
 def _serve_options(parser: argparse.ArgumentParser) -> None:

@@ -36,6 +36,7 @@ from kernelsvc.linux.acceptor import inherited_descriptor_limits
 from kernelsvc.linux.stopped_process import ResumeIfStopped
 from kernelsvc.model.events import SandboxReport
 from kernelsvc.model.exit_status import Exit, exit_of
+from kernelsvc.model.network.rules import MAX_PORTS
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +48,14 @@ START_SECONDS = 60.0
 REQUEST_SECONDS = 60.0
 #: Largest environment of a session, in bytes of JSON. A request is one datagram.
 MAX_ENV_BYTES = 64 * 1024
+#: Descriptors of an answer: a kernel's pidfd, and for network rules its init's pidfd and its listeners.
+MAX_ANSWER_FDS = 4 + MAX_PORTS
 _RETRY_SECONDS = 0.02, 1.0
 #: Attempts at an idempotent request, each with the next host.
 ATTEMPTS = 3
 
 OnExit = Callable[[Exit], None]
+OnListeners = Callable[[dict[str, Any], list[int]], None]
 
 
 class HostGone(Internal):
@@ -86,6 +90,8 @@ class HostClient:
         sandbox: the layers that the host enforces.
         on_limit_hit: called with ids of kernels and the name of a limit that Linux enforced against another process of
             their sessions.
+        on_listeners: called when a kernel has network rules: with the container's id, session and rules, and with a
+            pidfd of its init and its listeners, which it owns.
     """
 
     def __init__(self, settings: HostSettings, *, start: bool = True) -> None:
@@ -103,6 +109,7 @@ class HostClient:
         self._waiting: dict[int, asyncio.Future[tuple[dict[str, Any], list[int]]]] = {}
         self._on_exit: dict[str, OnExit] = {}
         self.on_limit_hit: Callable[[list[str], str], None] = lambda _kernels, _limit: None
+        self.on_listeners: OnListeners = lambda _about, fds: seqpacket.close_all(fds)
         self._closed = False
         self._first_connection = True
         self._process: subprocess.Popen[bytes] | None = None
@@ -136,7 +143,7 @@ class HostClient:
         except OSError:
             sock.close()
             return False
-        self._channel = seqpacket.SeqpacketChannel(sock, self._received, self._connection_lost, fds=1)
+        self._channel = seqpacket.SeqpacketChannel(sock, self._received, self._connection_lost, fds=MAX_ANSWER_FDS)
         try:
             answer, _ = await self._request("hello", version=VERSION)
         except (Internal, Timeout):
@@ -314,7 +321,7 @@ class HostClient:
         size = len(seqpacket.encode(request.env))
         if size > MAX_ENV_BYTES:
             raise TooLarge(f"The environment takes {size} bytes and may take {MAX_ENV_BYTES}. Put data into a file.")
-        return _handle(*await self.request(op, fds, **msgspec.to_builtins(request)))
+        return self._handle(*await self.request(op, fds, **msgspec.to_builtins(request)))
 
     async def find(self, kernel: str) -> KernelHandle:
         """Return a running kernel, which this server holds from now on.
@@ -323,7 +330,15 @@ class HostClient:
             NotFound: the kernel has ended. ``details["exit"]`` if the host knows how.
             KernelsvcError: see ``spawn``.
         """
-        return _handle(*await self._request_idempotent("find", kernel=kernel))
+        return self._handle(*await self._request_idempotent("find", kernel=kernel))
+
+    def _handle(self, answer: dict[str, Any], fds: list[int]) -> KernelHandle:
+        report = msgspec.convert(answer["sandbox"], SandboxReport)
+        if answer.get("egress"):
+            self.on_listeners(answer["egress"], fds[1:])
+        else:
+            seqpacket.close_all(fds[1:])
+        return KernelHandle(pid=int(answer["pid"]), pidfd=fds[0], sandbox=report, home=str(answer.get("home", "")))
 
     async def register_copy(self, request: RegisterCopyRequest, pidfd: int) -> tuple[int | None, list[str]]:
         """Register a checkpoint or branch that a kernel has forked.
@@ -438,12 +453,6 @@ class HostClient:
         elif body.get("notice") == "template":
             self.templates[str(body["name"])] = {k: v for k, v in body.items() if k != "notice"}
         seqpacket.close_all(fds)
-
-
-def _handle(answer: dict[str, Any], fds: list[int]) -> KernelHandle:
-    seqpacket.close_all(fds[1:])
-    report = msgspec.convert(answer["sandbox"], SandboxReport)
-    return KernelHandle(pid=int(answer["pid"]), pidfd=fds[0], sandbox=report, home=str(answer.get("home", "")))
 
 
 def _host_environment(env: Mapping[str, str]) -> dict[str, str]:

@@ -31,11 +31,14 @@ from kernelsvc.linux import atomic_file, procfs, seqpacket
 from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model.exit_status import Exit, exit_of
 from kernelsvc.model.limits import Limits
+from kernelsvc.model.network.rules import MAX_PORTS
 from kernelsvc.sandbox.cgroup import Cgroup
 from kernelsvc.sandbox.manager import SandboxAllocation, SandboxManager
 
 log = logging.getLogger(__name__)
 
+#: Most listeners of a session with network rules: two for name look-ups, and one for each port.
+MAX_LISTENERS = 2 + MAX_PORTS
 #: Seconds for an init to end its container, before the host kills the init.
 END_SECONDS = 3.0
 #: Seconds between two attempts to remove a cgroup, and seconds after which it is left.
@@ -150,6 +153,7 @@ class Container:
         self._channel: seqpacket.SeqpacketChannel | None = None
         self.init_pid = 0
         self._init_pidfd = -1
+        self._listeners: list[int] = []
         self._init_attached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._statuses: dict[int, asyncio.Future[int]] = {}
@@ -205,7 +209,7 @@ class Container:
 
     def listen(self, sock: socket.socket) -> None:
         """Use this socket as the channel to the init."""
-        self._channel = seqpacket.SeqpacketChannel(sock, self._received, self._init_gone, fds=2)
+        self._channel = seqpacket.SeqpacketChannel(sock, self._received, self._init_gone, fds=2 + MAX_LISTENERS)
 
     async def wait_ready(self, seconds: float) -> None:
         """Wait until the kernel listens. Safe to cancel.
@@ -242,7 +246,7 @@ class Container:
     # -- reports of the init -----------------------------------------------------------
 
     def _received(self, body: dict[str, Any], fds: list[int]) -> None:
-        if "kernel" in body and len(fds) == 2 and self._init_pidfd < 0:
+        if "kernel" in body and len(fds) >= 2 and self._init_pidfd < 0:
             self._attach_init(body, fds)
             return
         seqpacket.close_all(fds)
@@ -262,7 +266,7 @@ class Container:
             waiting.set_result(status)
 
     def _attach_init(self, body: dict[str, Any], fds: list[int]) -> None:
-        self._init_pidfd, self.init_pid = fds[0], procfs.pid_of(fds[0])
+        self._init_pidfd, self.init_pid, self._listeners = fds[0], procfs.pid_of(fds[0]), fds[2:]
         self._add_process(ContainerProcess(self.record.kernel, fds[1], procfs.pid_of(fds[1]), 0, self.record.home))
         if body.get("status") is not None:
             self._set_status(0, int(body["status"]))
@@ -327,6 +331,18 @@ class Container:
             self._update_record()
         elif branch_cgroup.group is not None:  # the branch was discarded meanwhile
             await destroy(branch_cgroup.group)
+
+    def egress(self) -> tuple[dict[str, Any], list[int]] | None:
+        """Return the rules of a container with network rules, and copies of a pidfd of its init and its listeners.
+
+        The caller closes the descriptors. None if the container has no rules.
+        """
+        if not self._listeners:
+            return None
+        record = self.record
+        rules = msgspec.to_builtins(record.allocation.limits.network)
+        about = {"container": record.kernel, "session": record.session, "rules": rules}
+        return about, [os.dup(fd) for fd in (self._init_pidfd, *self._listeners)]
 
     def left_processes(self) -> list[str]:
         """Return pid and name of programs that were left running in the sandbox: children of the init, and no kernels.
@@ -543,8 +559,8 @@ class Container:
                 process.cleaned_up.set()  # ``end_process`` may wait for it. The descriptor is closed.
             self.processes.clear()
             if self._init_pidfd >= 0:
-                os.close(self._init_pidfd)
-                self._init_pidfd, self.init_pid = -1, 0
+                seqpacket.close_all([self._init_pidfd, *self._listeners])
+                self._init_pidfd, self.init_pid, self._listeners = -1, 0, []
             if self._channel is not None:
                 self._channel.close()
 

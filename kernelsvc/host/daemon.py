@@ -357,7 +357,11 @@ class HostDaemon:
             "home": process.home,
             "sandbox": msgspec.to_builtins(container.record.allocation.report),
         }
-        return result, [os.dup(process.pidfd)]
+        egress = container.egress()
+        if egress is None:
+            return result, [os.dup(process.pidfd)]
+        about, egress_fds = egress
+        return result | {"egress": about | {"kernel": process.kernel}}, [os.dup(process.pidfd), *egress_fds]
 
     async def _find(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
         container, process = self.manager.find(str(body["kernel"]))

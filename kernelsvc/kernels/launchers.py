@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kernelsvc.errors import KernelsvcError, NotFound
-from kernelsvc.host.client import HostClient
+from kernelsvc.host.client import HostClient, OnListeners
 from kernelsvc.host.protocol import HostSettings
 from kernelsvc.kernels import exec_process
 from kernelsvc.kernels.exec_process import ExecProcess
@@ -38,6 +38,9 @@ class KernelLaunchers(Protocol):
 
         Its arguments are the ids of the affected sessions' kernels, and the limit's name.
         """
+
+    def on_listeners(self, callback: OnListeners) -> None:
+        """Call ``callback`` for each kernel with network rules that starts or is found. See ``HostClient``."""
 
     def on_read_pauses(self, callback: Callable[[ReadPauses], None]) -> None:
         """Call ``callback`` when a kernel has sent so much that the server reads it with pauses."""
@@ -121,6 +124,10 @@ class Launchers:
     def on_cgroup_event(self, callback: Callable[[list[str], str], None]) -> None:
         """See ``KernelLaunchers``."""
         self.host.on_limit_hit = callback
+
+    def on_listeners(self, callback: OnListeners) -> None:
+        """See ``KernelLaunchers``."""
+        self.host.on_listeners = callback
 
     def on_read_pauses(self, callback: Callable[[ReadPauses], None]) -> None:
         """See ``KernelLaunchers``."""

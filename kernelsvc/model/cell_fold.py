@@ -19,6 +19,8 @@ from kernelsvc.model.tool_calls.fold import CallsFold
 
 NbCell = dict[str, Any]
 
+#: Most refused destinations that a cell's text names.
+MAX_DENIED = 4
 _NOT_QUEUED = ev.CellQueued()
 _CELL_ID = re.compile(r"(?!kernelsvc-)[a-zA-Z0-9_-]{1,64}")
 
@@ -57,6 +59,7 @@ class CellFold:
         self.undone: dict[str, Any] | None = None
         self.outputs = Outputs(budget)
         self.calls: CallsFold | None = None
+        self.denied: list[str] = []
 
     def feed(self, event: Event) -> None:
         """Add the cell's next event. Other events are ignored."""
@@ -100,6 +103,11 @@ class CellFold:
         count = clean_count(event.execution_count)
         self.execution_count = self.execution_count if count is None else count
 
+    def _deny(self, event: Event) -> None:
+        assert isinstance(event, ev.EgressDenied)
+        if event.message not in self.denied and len(self.denied) < MAX_DENIED:
+            self.denied.append(event.message)
+
     def _call(self, event: Event) -> None:
         self.calls = self.calls or CallsFold()
         self.calls.feed(event)
@@ -114,12 +122,14 @@ class CellFold:
         return self.outputs.render("; the log has all of it")
 
     def text(self, outputs: list[dict[str, Any]] | None = None) -> str:
-        """Return output, results and error as text in order, then the reason of the end if they don't show it."""
+        """Return output, results and error as text in order, then refused destinations and the reason of the end."""
         text = text_of(self.render() if outputs is None else outputs)
-        end = self.finished
-        if end is None or not end.message or end.reason is Reason.OK:
-            return text
-        return f"{text}{'' if not text or text.endswith(chr(10)) else chr(10)}[{end.reason}] {end.message}\n"
+        end, more = self.finished, [f"[{line}]" for line in self.denied]
+        if end is not None and end.message and end.reason is not Reason.OK:
+            more.append(f"[{end.reason}] {end.message}")
+        for line in more:
+            text = f"{text}{'' if not text or text.endswith(chr(10)) else chr(10)}{line}\n"
+        return text
 
     def cell(self, session: str) -> CellInfo:
         """Return the cell in the API's form."""
@@ -198,6 +208,7 @@ _RULES: dict[type[Event], Callable[[CellFold, Event], None]] = {
     ev.InputRequested: CellFold._input_requested,
     ev.InputGiven: CellFold._input_given,
     ev.Error: CellFold._fail,
+    ev.EgressDenied: CellFold._deny,
     ev.ToolCalled: CellFold._call,
     ev.ToolDecided: CellFold._call,
     ev.ToolReturned: CellFold._call,

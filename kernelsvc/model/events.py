@@ -148,6 +148,58 @@ class LimitReached(Event):
     message: str = ""
 
 
+class Egress(Event):
+    """A connection, or a plain HTTP request, that the network's rules allowed. Recorded at its end.
+
+    Attributes:
+        rule: The rule that allowed it.
+        host: The name that the session looked up, or the address that its code wrote.
+        address: The address that the proxy connected to. Empty if there was none.
+        port: The port.
+        method: For plain HTTP: the request's method.
+        path: For plain HTTP: the request's path, without its query.
+        status: For plain HTTP: the status of the answer.
+        sent: Bytes that the session sent.
+        received: Bytes that it received.
+        seconds: Time since the connection began.
+        end: Why it ended: closed, idle, quota, or failed with the error.
+    """
+
+    rule: str = ""
+    host: str = ""
+    address: str = ""
+    port: int = 0
+    method: str | UnsetType = UNSET
+    path: str | UnsetType = UNSET
+    status: int | UnsetType = UNSET
+    sent: int = 0
+    received: int = 0
+    seconds: float = 0.0
+    end: str = ""
+
+
+class EgressDenied(Event):
+    """The network's rules refused a look-up, a connection or a request.
+
+    A repeat in the same cell is recorded when it is the 10th, the 100th and so on.
+
+    Attributes:
+        via: What was refused: dns (a look-up), tls, http or tcp.
+        host: The name or the address.
+        port: The port, which a look-up does not have.
+        why: The reason.
+        count: How often this was refused in the cell so far.
+        message: The same for people and models, with the allowed hosts.
+    """
+
+    via: str = ""
+    host: str = ""
+    port: int | None = None
+    why: str = ""
+    count: int = 1
+    message: str = ""
+
+
 class ClientAttached(Event):
     """A reader attached."""
 
@@ -647,6 +699,8 @@ AnyEvent = (
     | KernelRestarted
     | SessionAdopted
     | LimitReached
+    | Egress
+    | EgressDenied
     | ClientAttached
     | ClientDetached
     | FilesChanged

@@ -303,6 +303,13 @@ class NotebookFold:
         if event.cell is UNSET:
             self._note(event, f"limit reached: {_plain(event.limit)}. {_plain(event.message)}")
 
+    def _on_denied(self, event: Event) -> None:
+        assert isinstance(event, ev.EgressDenied)
+        if event.cell is UNSET:
+            self._note(event, _plain(event.message))
+        else:
+            self._on_cell_event(event)
+
     def _on_files(self, event: Event) -> None:
         assert isinstance(event, ev.FilesChanged)
         names = [_plain(str(f.get("path") or f.get("name") or "?")) for f in event.files[:20]]
@@ -441,6 +448,8 @@ RULES: dict[type[Event], Rule | None] = {
     ev.KernelRestarted: NotebookFold._on_kernel_restarted,
     ev.SessionAdopted: None,
     ev.LimitReached: NotebookFold._on_limit,
+    ev.Egress: None,
+    ev.EgressDenied: NotebookFold._on_denied,
     ev.ClientAttached: None,
     ev.ClientDetached: None,
     ev.FilesChanged: NotebookFold._on_files,

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from kernelsvc.errors import Internal, MountUnavailable
+from kernelsvc.errors import Internal, MountUnavailable, SandboxUnavailable
 from kernelsvc.linux.nofollow import stat_directory
 from kernelsvc.model.events import SandboxReport
 from kernelsvc.model.limits import Limits
@@ -176,6 +176,7 @@ class SandboxManager:
                 request = msgspec.structs.replace(request, idmap=f"/proc/{os.getpid()}/fd/{idmap}")
                 self._maps[kernel] = idmap
             confinement = confine(request, self.probe)
+            _require_egress(confinement.report, limits)
             self._apply_limits(group, limits, request, confinement.plan)
         except BaseException as error:
             self._release_resources(group, uid)
@@ -359,6 +360,20 @@ class SandboxManager:
             for source, path in real.items()
             if path in chosen and not refused.get(chosen[path])
         }
+
+
+def _require_egress(report: SandboxReport, limits: Limits) -> None:
+    """Refuse a session whose network rules would not hold, whatever the policy.
+
+    Raises:
+        SandboxUnavailable: this machine can't enforce them.
+    """
+    if not isinstance(limits.network, str) and "egress" not in report.enforced:
+        why = next((lack.why for lack in report.not_enforced if lack.layer == "egress"), "the sandbox is off")
+        raise SandboxUnavailable(
+            f"This machine can't enforce rules for the network ({why}). "
+            "Run 'kernelsvc doctor', or ask for network none."
+        )
 
 
 def _limit_disk(request: ConfinementRequest) -> bool:

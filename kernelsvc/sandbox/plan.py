@@ -10,6 +10,7 @@ the report never claims more than was applied.
 ========== ======================================================================
 full       private root, own pid, network and ipc namespaces, no capability,
            no_new_privs, seccomp, a hard limit of tasks. As root, a user of its own
+filtered   as full, and connections reach the proxy, which applies the rules of the limits
 networked  the same with the host's network, which the limits asked for
 files      no namespaces. Landlock protects files, seccomp the network
 process    less than that: rlimits and the watchdog, perhaps seccomp
@@ -28,6 +29,7 @@ from kernelsvc.errors import SandboxUnavailable
 from kernelsvc.guest.confine.confine import PLAN_VERSION
 from kernelsvc.model.events import NotEnforced, SandboxReport
 from kernelsvc.model.limits import Enforcement, Limits, MiB
+from kernelsvc.model.network.rules import NetworkRules
 from kernelsvc.model.storage.mounts import Bind
 from kernelsvc.sandbox import seccomp
 from kernelsvc.sandbox.branch_dirs import later_branches_dir
@@ -135,7 +137,7 @@ def confine(request: ConfinementRequest, probe: Probe) -> Confinement:
     """
     wanted = _Wanted(request, probe)
     report = _report(request, probe, wanted)
-    if request.policy == "required" and report.isolation not in ("full", "networked"):
+    if request.policy == "required" and report.isolation not in ("full", "filtered", "networked"):
         missing = "; ".join(f"{lack.layer}: {lack.why}" for lack in report.not_enforced) or "see kernelsvc doctor"
         raise SandboxUnavailable(
             f"This machine can't confine a session as required ({missing}). Run 'kernelsvc doctor'.",
@@ -166,7 +168,9 @@ class _Wanted:
         self.view = on and core and (self.user_namespace or self.become)
         self.own_inodes = self.view and probe.works(OWN_INODES)
         self.proc = self.view and probe.works("proc")
-        self.net = self.view and limits.network == "none" and probe.works("net namespace")
+        self.net = self.view and limits.network != "host" and probe.works("net namespace")
+        self.rules = limits.network if isinstance(limits.network, NetworkRules) else None
+        self.egress = self.net and self.rules is not None and probe.works("egress")
         self.seccomp = on and probe.works("seccomp")
         self.landlock = on and probe.works("landlock")
         self.capabilities = on and probe.works("capabilities")
@@ -211,6 +215,7 @@ def _plan(request: ConfinementRequest, probe: Probe, wanted: _Wanted) -> dict[st
         "become": become,
         "view": _view(request, wanted, inside) if wanted.view else None,
         "hostname": request.hostname,
+        "egress": wanted.rules.ports() if wanted.egress and wanted.rules is not None else None,
         # capabilities(7): dropping from the bounding set needs CAP_SETPCAP, which root has, and the maker of a
         # user namespace in it.
         "bounding": wanted.capabilities and (wanted.become or wanted.user_namespace),
@@ -277,9 +282,11 @@ def _data_link(request: ConfinementRequest) -> dict[str, str]:
 
 def _etc_files(inside: dict[str, int], request: ConfinementRequest) -> dict[str, str]:
     uid, gid = inside["uid"], inside["gid"]
-    networked, hostname = request.limits.network == "host", request.hostname
+    networked, hostname = request.limits.network != "none", request.hostname
     # A copy of resolv.conf's text: it is often a link into /run, which sessions don't see.
     shown = dict(request.network_files) if networked else {}
+    if isinstance(request.limits.network, NetworkRules):
+        shown = {"/etc/resolv.conf": "nameserver 127.0.0.1\n"}  # the proxy answers there
     known = shown.pop("/etc/hosts", "")
     return {
         **shown,
@@ -419,6 +426,7 @@ def _layers(request: ConfinementRequest, wanted: _Wanted) -> dict[str, bool]:
         "pid namespace": "pid" in spaces,
         "ipc namespace": "ipc" in spaces,
         "net namespace": wanted.net,
+        "egress": wanted.egress,
         "uts namespace": "uts" in spaces,
         "cgroup namespace": "cgroup" in spaces,
         "filesystem": wanted.view,
@@ -436,6 +444,8 @@ def _missing_reason(name: str, request: ConfinementRequest, probe: Probe) -> str
     """Return why a layer is missing, or None if the session loses nothing without it."""
     if name == ("user namespace" if probe.root else "user"):
         return None  # a user and a user namespace replace each other
+    if name == "egress" and isinstance(request.limits.network, str):
+        return None  # the session has no rules
     if name == "cpu cgroup" and request.limits.cpu_cores is None:
         return None  # the session has no CPU limit
     if name == "net namespace" and request.limits.network == "host":
@@ -457,6 +467,8 @@ def _shared_sources(request: ConfinementRequest) -> list[str]:
 def _isolation(request: ConfinementRequest, wanted: _Wanted) -> str:
     tasks = wanted.task_rlimit or "pids" in request.controllers
     if wanted.view and wanted.seccomp and wanted.capabilities and tasks:
+        if wanted.egress:
+            return "filtered"
         if wanted.net:
             return "full"
         if request.limits.network == "host":
@@ -488,4 +500,6 @@ def _enforcement(request: ConfinementRequest, wanted: _Wanted) -> dict[str, str]
     }
     if request.limits.network == "none":
         words["network"] = "hard" if sealed_off else "none"
+    elif wanted.rules is not None:
+        words["network"] = "hard" if wanted.egress else "none"
     return words

@@ -14,11 +14,12 @@ from typing import Any
 
 import msgspec
 
-from kernelsvc.errors import AtCapacity, BadRequest, KernelsvcError, NotSupported, Timeout
+from kernelsvc.errors import AtCapacity, BadRequest, KernelsvcError, Timeout
 from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.limits import Limits
 from kernelsvc.model.objects import Principal, SessionRequest
 from kernelsvc.model.storage.mounts import Bind, choose_binds
+from kernelsvc.service.egress import EgressConnector
 from kernelsvc.service.leases import Leases
 from kernelsvc.service.registry import SessionRegistry, request_digest
 from kernelsvc.service.session_factory import PreparedSession, SessionFactory
@@ -39,6 +40,7 @@ class SessionCreator:
         warm_pool: kernels that are started already.
         leases: give a sidecar the lease of its session.
         metrics: count the seconds of each creation.
+        egress: has the proxy for sessions with network rules.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class SessionCreator:
         warm_pool: WarmPool,
         leases: Leases,
         metrics: Metrics,
+        egress: EgressConnector,
     ) -> None:
         self._settings = settings
         self._registry = registry
@@ -57,6 +60,7 @@ class SessionCreator:
         self._warm_pool = warm_pool
         self._leases = leases
         self._metrics = metrics
+        self._egress = egress
         self._stopping = False
 
     def stop(self) -> None:
@@ -103,8 +107,7 @@ class SessionCreator:
         template = request.template or (main.spec.template if main else self._settings.default_template)
         self._factory.require_template(template)
         limits = (main.limits if main else self._settings.limits).lowered(request.limits)
-        if not isinstance(limits.network, str):
-            raise NotSupported("This server can't enforce rules for the network yet. Ask for network none or host.")
+        await self._egress.require(limits)
         env = {**(main.spec.env if main else {}), **request.env}
         binds = self._binds(who, request, main)
         # A member's sandbox has no mounts, and none can be added to it.

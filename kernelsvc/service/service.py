@@ -58,6 +58,7 @@ from kernelsvc.service.branching import BranchCreator
 from kernelsvc.service.creation import SessionCreator
 from kernelsvc.service.disposal.deletion import SessionDeleter
 from kernelsvc.service.disposal.retention import Retention
+from kernelsvc.service.egress import EgressConnector
 from kernelsvc.service.environment import SessionEnvironment
 from kernelsvc.service.file_access.files import SessionFiles
 from kernelsvc.service.host_settings import host_settings
@@ -162,7 +163,8 @@ class Service:
         self.leases = Leases(registry, settings.limits)
         self._principals = Principals(settings.tokens, TokenFile(store.data / "keys"))
         self.access = SessionTokens(projections.secret("access"), self._principals.callers, registry)
-        self._creator = SessionCreator(settings, registry, factory, self._warm_pool, self.leases, self.metrics)
+        self._egress = egress = EgressConnector(settings, registry, self._launchers)
+        self._creator = SessionCreator(settings, registry, factory, self._warm_pool, self.leases, self.metrics, egress)
         self._branches = BranchCreator(store, registry, self._creator, projections)
         self._deleter = SessionDeleter(store, registry, projections, self._closed)
         self._clients: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()
@@ -226,6 +228,7 @@ class Service:
             session.detach()
         self._principals.write_uses()
         await self._projections.close()
+        await self._egress.close()
         await self._launchers.stop(end_kernels=end_sessions)
 
     async def hibernate_all(self, seconds: float) -> None:

@@ -163,6 +163,20 @@ TESTED_THROUGH = {
         ),
         "tests/integration/test_tool_calls.py",
     ),
+    **dict.fromkeys(
+        (
+            "kernelsvc.egress.client",
+            "kernelsvc.egress.daemon",
+            "kernelsvc.egress.protocol",
+            "kernelsvc.egress.relay",
+            "kernelsvc.egress.upstream",
+            "kernelsvc.guest.confine.egress",
+            "kernelsvc.service.egress",
+        ),
+        "tests/integration/test_network_rules.py",
+    ),
+    "kernelsvc.egress.lookups": "tests/attack/test_egress.py",
+    "kernelsvc.egress.session_proxy": "tests/attack/test_egress.py",
     "kernelsvc.cli.sessions.approvals": "tests/integration/test_tool_calls.py",
     **dict.fromkeys(
         (

@@ -30,6 +30,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
+from kernelsvc.guest.confine import egress
 from kernelsvc.guest.confine import linux as lx
 from kernelsvc.guest.confine.rootfs import build_view
 from kernelsvc.guest.private_modules import open_file, os, random
@@ -115,6 +116,9 @@ def build(plan: dict[str, Any]) -> None:
     if "net" in plan["namespaces"]:
         with _step("loopback"):
             lx.raise_loopback()
+    if plan.get("egress") is not None:
+        with _step("egress"):
+            plan["listeners"] = egress.open_listeners(plan["egress"])
     if "uts" in plan["namespaces"]:
         with _step("hostname"):
             lx.set_hostname(plan["hostname"])

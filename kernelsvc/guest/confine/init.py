@@ -87,8 +87,10 @@ class Init:
         listener.listen(4)
 
     def forget(self) -> None:
-        """In the kernel: close the init's listener."""
+        """In the kernel: close the init's sockets."""
         self._listener.close()
+        for fd in self._plan.get("listeners", ()):
+            os.close(fd)
 
     def run(self, kernel: int) -> NoReturn:
         """Guard ``kernel`` until the host orders the end, or no host connects within the grace time."""
@@ -135,7 +137,8 @@ class Init:
             return
         try:
             report: dict[str, Any] = {"kernel": True, "status": self._kernel_status}
-            socket.send_fds(self._channel, [json.dumps(report).encode()], [own, self._kernel_pidfd])
+            fds = [own, self._kernel_pidfd, *self._plan.get("listeners", ())]
+            socket.send_fds(self._channel, [json.dumps(report).encode()], fds)
         except OSError:
             return  # The host is gone. The poll reports it.
 

@@ -16,10 +16,12 @@ import fcntl
 import json
 import os
 import resource
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from kernelsvc.guest.confine import egress
 from kernelsvc.guest.confine import linux as lx
 from kernelsvc.guest.confine.rootfs import build_view, mount_overlays
 
@@ -127,6 +129,14 @@ def _network() -> None:
     lx.raise_loopback()
 
 
+def _egress() -> None:
+    """Connect to an address for documentation (RFC 5737), and accept the connection on a listener of this process."""
+    _network()
+    _, _, listener = (socket.socket(fileno=fd) for fd in egress.open_listeners([80]))
+    with socket.create_connection(("192.0.2.1", 80), timeout=1.0):
+        listener.accept()[0].close()
+
+
 def _no_new_privs() -> None:
     lx.prctl(lx.PR_SET_NO_NEW_PRIVS, 1)
 
@@ -185,6 +195,7 @@ def trials(request: dict[str, Any]) -> dict[str, Trial]:
     for name in ("mount", "pid", "ipc", "uts", "cgroup"):
         found[f"{name} namespace"] = _namespace(name)
     found["net namespace"] = _network
+    found["egress"] = _egress
     found["filesystem"] = _filesystem(request["directory"])
     found["own inodes"] = overlays(request["directory"], request["overlays"])
     found["proc"] = _proc(request["directory"])

@@ -65,11 +65,18 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def has_network() -> bool:
-    """Whether there is an interface besides the loopback (netdevice(7))."""
+    """Whether there is an interface besides the loopback (netdevice(7)), or a route to addresses elsewhere."""
     try:
-        return any(name != "lo" for _, name in socket.if_nameindex())
+        return any(name != "lo" for _, name in socket.if_nameindex()) or _has_route()
     except OSError:
         return False
+
+
+def _has_route() -> bool:
+    """Whether there is a route to other hosts. A session with network rules has one, and no interface for it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        # connect(2) of a datagram socket looks the route up and sends nothing.
+        return probe.connect_ex(("192.0.2.1", 9)) == 0
 
 
 def _network(error: BaseException) -> str | None:

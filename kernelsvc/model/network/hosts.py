@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -179,3 +180,17 @@ def is_public_network(network: IpNetwork) -> bool:
     """Whether the first and the last address of a network are public, and it overlaps none that is not."""
     overlaps = any(other.version == network.version and network.overlaps(other) for other in _NOT_PUBLIC)
     return not overlaps and network.is_global and is_public(network[0]) and is_public(network[-1])
+
+
+def check_fixed_hosts(hosts: Mapping[str, str]) -> None:
+    """Check names and their addresses, as in hosts(5).
+
+    Raises:
+        ValueError: A name or an address is not valid.
+    """
+    for name, address in hosts.items():
+        try:
+            clean_name(name)
+            ipaddress.ip_address(address)
+        except ValueError as error:
+            raise ValueError(f"{name} = {address!r}: {error}. Write a name and an address") from None

@@ -58,8 +58,10 @@ class NetworkPolicy:
         Raises:
             Refused: It is not public, and not in a network that the server lists as ``private``.
         """
-        # A scope (fe80::1%eth0) belongs to addresses that are never public.
+        # A denied network holds for names, too. A scope (fe80::1%eth0) belongs to addresses that are never public.
         address = ipaddress.ip_address(text.partition("%")[0])
+        if any(port is None and host.contains(address) for host, port in self._deny):
+            raise Refused(f"{address} is denied")
         if any(address.version == network.version and address in network for network in self._private):
             return
         if not is_public(address):

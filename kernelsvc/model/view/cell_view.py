@@ -123,6 +123,7 @@ def _whole(fold: CellFold, full: FullText, number: int, request: ViewRequest) ->
     shown = _rendered(items)
     cut = any(not item.kept for item in items) or "characters in line" in shown
     lines = [shown] if shown else []
+    lines += [f"[{line}]" for line in fold.denied]
     lines += _changes(fold, quiet=not shown)
     lines += [
         f"[picture {each.number}, not sent: read_output with cell={number} and picture={each.number}]"

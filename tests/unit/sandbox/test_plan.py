@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from kernelsvc.errors import SandboxUnavailable
 from kernelsvc.model.limits import Limits, MiB
+from kernelsvc.model.network.rules import NetworkRules
 from kernelsvc.model.storage.mounts import Bind
 from kernelsvc.sandbox.plan import DATA, SPARE_TASKS, Confinement, ConfinementRequest, confine
 from kernelsvc.sandbox.probe_result import Layer, Probe
@@ -20,6 +21,7 @@ LAYERS = [
     *("user", "user namespace", "task rlimit", "mount namespace", "pid namespace", "ipc namespace", "uts namespace"),
     *("cgroup namespace", "net namespace", "filesystem", "proc", "capabilities", "no_new_privs", "landlock", "seccomp"),
     "own inodes",
+    "egress",
 ]
 ALL_CONTROLLERS = frozenset({"memory", "pids", "cpu"})
 
@@ -148,6 +150,27 @@ def test_the_hosts_network_has_another_name_and_is_said() -> None:
     assert "network" not in made.report.limits
     assert {lack.why for lack in made.report.not_enforced} >= {"the session asked for the host's network"}
     assert "dns" in made.plan["view"]["files"]["/etc/nsswitch.conf"]
+
+
+RULES = Limits(network=NetworkRules(allow=("a.test", "b.test:5432")))
+
+
+def test_rules_make_the_network_filtered_and_the_plan_has_their_ports() -> None:
+    confined = confine(request(limits=RULES), probe())
+    assert confined.report.isolation == "filtered"
+    assert confined.report.limits["network"] == "hard"
+    assert confined.plan["egress"] == [80, 443, 5432]
+    assert confined.plan["view"]["files"]["/etc/resolv.conf"] == "nameserver 127.0.0.1\n"
+    assert confine(request(), probe()).plan["egress"] is None
+
+
+@pytest.mark.parametrize("lost", ["egress", "net namespace", "filesystem"])
+def test_rules_that_can_not_be_enforced_are_never_called_enforced(lost: str) -> None:
+    confined = confine(request(limits=RULES), probe(without=(lost,)))
+    assert "egress" not in confined.report.enforced
+    assert "egress" in [lack.layer for lack in confined.report.not_enforced]
+    assert confined.report.limits["network"] == "none"
+    assert confined.plan["egress"] is None
 
 
 def test_off_confines_nothing_but_keeps_the_limits() -> None:

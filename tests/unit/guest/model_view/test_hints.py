@@ -35,6 +35,7 @@ def fail(error: BaseException) -> Callable[[], object]:
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(hints.socket, "if_nameindex", lambda: [(1, "lo")])
+    monkeypatch.setattr(hints, "_has_route", lambda: False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "Data_2024.csv").write_text("a")
 
@@ -68,3 +69,9 @@ def test_most_errors_have_no_hint(run: Callable[[], object]) -> None:
 def test_with_a_network_a_failed_lookup_is_not_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hints.socket, "if_nameindex", lambda: [(1, "lo"), (2, "eth0")])
     assert hints.hint(socket.gaierror(-3, "x")) is None
+
+
+def test_with_network_rules_a_failed_lookup_is_not_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hints.socket, "if_nameindex", lambda: [(1, "lo")])
+    monkeypatch.setattr(hints, "_has_route", lambda: True)
+    assert hints.hint(socket.gaierror(-2, "x")) is None

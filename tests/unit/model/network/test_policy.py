@@ -77,3 +77,8 @@ def test_a_private_address_is_refused_after_the_look_up_unless_the_server_lists_
             own.check_address(address)
     with pytest.raises(Refused):
         POLICY.check_address("10.1.2.3")
+
+
+def test_a_denied_address_is_refused_after_the_look_up_too():
+    with pytest.raises(Refused, match="denied"):
+        POLICY.check_address("8.8.8.9")

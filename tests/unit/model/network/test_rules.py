@@ -159,3 +159,9 @@ def test_the_command_line_takes_a_word_hosts_or_json(text, network):
 def test_the_command_line_refuses_broken_json():
     with pytest.raises(BadRequest, match="not JSON"):
         limits_of(['network={"allow"'])
+
+
+@pytest.mark.parametrize("hosts", ['{"a.test": "nowhere"}', '{"127.1": "10.0.0.1"}', '{"a b": "10.0.0.1"}'])
+def test_settings_refuse_fixed_hosts_that_are_none(hosts):
+    with pytest.raises(BadRequest, match="Write a name and an address"):
+        load({"egress_hosts": hosts}, {})

@@ -1,0 +1,245 @@
+"""Plain HTTP between a session and a server: each request is read, checked and written anew.
+
+Two parsers that disagree on where a request ends would let a second request pass unread. So h11 reads the bytes and
+writes others with one framing, and nothing that it does not understand is passed on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+
+import h11
+
+from kernelsvc.egress.relay import CHUNK_BYTES, IDLE_SECONDS, Count
+from kernelsvc.model.network.policy import Refused
+
+#: Most bytes of a request's head.
+MAX_HEAD = 32 * 1024
+#: Longest path in a report, without its query, which often has keys.
+MAX_PATH = 512
+#: RFC 9110, section 7.6.1: fields for one connection only. Expect is answered here. Upgrade would end the reading.
+_HOP_BY_HOP = frozenset(
+    (b"connection", b"keep-alive", b"proxy-connection", b"proxy-authorization", b"te", b"trailer", b"upgrade")
+)
+#: Text of an answer to a request that the rules refuse.
+REFUSED = "This session's network rules refused the request: {why}"
+_REPLIES = {400: b"Bad Request", 403: b"Forbidden", 431: b"Request Header Fields Too Large", 502: b"Bad Gateway"}
+
+
+@dataclass
+class HttpExchange:
+    """One request and the status of its answer, for a report. Status 0 means that there was no answer."""
+
+    method: str
+    path: str
+    status: int = 0
+
+
+class BadHttp(Exception):
+    """The session sent a request that is not valid.
+
+    Attributes:
+        status: the status of the answer.
+    """
+
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+def check_request(request: h11.Request, name: str, port: int) -> None:
+    """Check that a request is for the server whose address was connected to.
+
+    Args:
+        request: its head.
+        name: the name that the address stands for, or the address.
+        port: the port that was connected to.
+
+    Raises:
+        Refused: it names another server, or it is for a proxy.
+        BadHttp: it has two framings.
+    """
+    fields = [field for field, _ in request.headers]
+    if b"transfer-encoding" in fields and b"content-length" in fields:
+        raise BadHttp(400, "a request has both Transfer-Encoding and Content-Length")
+    if request.method == b"CONNECT" or not request.target.startswith((b"/", b"*")):
+        raise Refused("a request in the form for proxies")
+    hosts = [value for field, value in request.headers if field == b"host"]
+    shown = f"[{name}]" if ":" in name else name
+    allowed = {shown.encode(), f"{shown}:{port}".encode()}
+    if len(hosts) != 1 or hosts[0].lower() not in allowed:
+        raise Refused("the Host header is not the name that was connected to")
+
+
+def forwarded(headers: Iterable[tuple[bytes, bytes]], *, request: bool) -> list[tuple[bytes, bytes]]:
+    """Return the fields that are passed on: without those that are for one connection."""
+    headers = list(headers)
+    listed = b",".join(value for field, value in headers if field == b"connection").lower()
+    dropped = _HOP_BY_HOP | {token.strip() for token in listed.split(b",")} - {b"host", b"content-length"}
+    if request:
+        dropped |= {b"expect"}
+    return [(field, value) for field, value in headers if field not in dropped]
+
+
+def refusal(status: int, why: str) -> bytes:
+    """Return the answer to a request that is not passed on."""
+    body = f"{why.rstrip('.')}.\n".encode()
+    return (
+        b"HTTP/1.1 %d %s\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n"
+        b"X-Kernelsvc-Egress: denied\r\nConnection: close\r\n\r\n%s"
+    ) % (status, _REPLIES.get(status, b"Refused"), len(body), body)
+
+
+class HttpRelay:
+    """One connection of a session to a plain HTTP server, for any number of requests.
+
+    Args:
+        client: the session's socket, not blocking.
+        name: see ``check_request``.
+        port: see ``check_request``.
+        connect: connects to the server. Called at the first request that passes.
+        count: see ``relay.Count``.
+        on_exchange: called at the end of each request that was passed on.
+    """
+
+    def __init__(
+        self,
+        client: socket.socket,
+        name: str,
+        port: int,
+        connect: Callable[[], Awaitable[socket.socket]],
+        count: Count,
+        on_exchange: Callable[[HttpExchange], None],
+    ) -> None:
+        self._client = client
+        self._name, self._port = name, port
+        self._connect = connect
+        self._count = count
+        self._on_exchange = on_exchange
+        self._server: socket.socket | None = None
+        self._loop = asyncio.get_running_loop()
+        self._inner = h11.Connection(h11.SERVER, MAX_HEAD)
+        self._outer = h11.Connection(h11.CLIENT, MAX_HEAD)
+
+    async def run(self) -> None:
+        """Relay until a side closes.
+
+        Raises:
+            Refused, BadHttp: a request was not passed on, and the session got the answer.
+            OSError: the server can't be reached, or a side was reset.
+        """
+        try:
+            while await self._exchange():
+                self._inner.start_next_cycle()
+                self._outer.start_next_cycle()
+        except (Refused, BadHttp) as error:
+            if isinstance(error, BadHttp):
+                await self._refuse(error.status, f"The request is not valid: {error}")
+            else:
+                await self._refuse(403, REFUSED.format(why=error))
+            raise
+        except h11.LocalProtocolError as error:
+            raise OSError(f"the server's answer is not valid HTTP: {error}") from None
+        finally:
+            if self._server is not None:
+                self._server.close()
+
+    async def _exchange(self) -> bool:
+        """Relay one request and its answer. Return whether the connection may have another."""
+        request = await self._next_request()
+        if request is None:
+            return False
+        check_request(request, self._name, self._port)
+        path = request.target.partition(b"?")[0][:MAX_PATH]
+        exchange = HttpExchange(request.method.decode("latin-1"), path.decode("latin-1"))
+        if self._server is None:
+            try:
+                self._server = await self._connect()
+            except OSError as error:
+                await self._refuse(502, f"The server can't be reached: {error}")
+                raise
+        try:
+            if self._inner.they_are_waiting_for_100_continue:
+                await self._send_client(h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue"))
+            headers = forwarded(request.headers, request=True)
+            await self._send_server(h11.Request(method=request.method, target=request.target, headers=headers))
+            upload = asyncio.ensure_future(self._upload())
+            try:
+                await self._download(exchange)
+            finally:
+                if not upload.done():
+                    upload.cancel()
+                await asyncio.wait([upload])
+        finally:
+            self._on_exchange(exchange)
+        return self._inner.states == {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE} == self._outer.states
+
+    async def _next_request(self) -> h11.Request | None:
+        try:
+            event = await self._receive(self._inner, self._client, sent=True)
+        except h11.RemoteProtocolError as error:
+            raise BadHttp(error.error_status_hint, str(error)) from None
+        return event if isinstance(event, h11.Request) else None
+
+    async def _upload(self) -> None:
+        """Pass the request's body on. A fault of it ends the connection."""
+        with contextlib.suppress(OSError, h11.ProtocolError):
+            while True:
+                event = await self._receive(self._inner, self._client, sent=True)
+                if isinstance(event, h11.EndOfMessage):
+                    await self._send_server(h11.EndOfMessage())  # trailers are left out
+                    return
+                if not isinstance(event, h11.Data):
+                    break
+                await self._send_server(h11.Data(data=bytes(event.data)))
+        if self._server is not None:
+            with contextlib.suppress(OSError):
+                self._server.shutdown(socket.SHUT_RDWR)
+
+    async def _download(self, exchange: HttpExchange) -> None:
+        assert self._server is not None
+        while True:
+            try:
+                event = await self._receive(self._outer, self._server, sent=False)
+            except h11.RemoteProtocolError as error:
+                raise OSError(f"the server's answer is not valid HTTP: {error}") from None
+            if isinstance(event, h11.Response):
+                exchange.status = event.status_code
+                headers = forwarded(event.headers, request=False)
+                response = h11.Response(status_code=event.status_code, reason=event.reason, headers=headers)
+                await self._send_client(response)
+            elif isinstance(event, h11.Data):
+                await self._send_client(h11.Data(data=bytes(event.data)))
+            elif isinstance(event, h11.EndOfMessage):
+                await self._send_client(h11.EndOfMessage())
+                return
+            elif not isinstance(event, h11.InformationalResponse):
+                raise OSError("the server closed the connection without an answer")
+
+    async def _receive(self, connection: h11.Connection, sock: socket.socket, *, sent: bool) -> object:
+        while (event := connection.next_event()) is h11.NEED_DATA:
+            async with asyncio.timeout(IDLE_SECONDS):
+                data = await self._loop.sock_recv(sock, CHUNK_BYTES)
+            self._count(len(data) if sent else 0, 0 if sent else len(data))
+            connection.receive_data(data)
+        return event
+
+    async def _send_server(self, event: h11.Request | h11.Data | h11.EndOfMessage) -> None:
+        assert self._server is not None
+        if data := self._outer.send(event):
+            await self._loop.sock_sendall(self._server, data)
+
+    async def _send_client(self, event: h11.Event) -> None:
+        if data := self._inner.send(event):
+            await self._loop.sock_sendall(self._client, data)
+
+    async def _refuse(self, status: int, why: str) -> None:
+        if self._inner.our_state not in (h11.IDLE, h11.SEND_RESPONSE, h11.ERROR):
+            return  # an answer has begun
+        reply = refusal(status, why)
+        with contextlib.suppress(OSError):
+            await self._loop.sock_sendall(self._client, reply)

@@ -1,0 +1,58 @@
+"""Messages between the server and the egress proxy: JSON datagrams (``linux.seqpacket``) on ``<runtime>/egress.sock``.
+
+The server sends ``open`` with a pidfd of the container's init, a UDP and a TCP socket for look-ups, and a listener for
+each port of the rules. The proxy sends reports, and ``ended`` when the init has ended.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from kernelsvc.model.network.rules import MAX_PORTS, NetworkRules
+
+#: Name of the socket in the runtime directory.
+SOCKET_NAME = "egress.sock"
+#: Descriptors of ``open``: the init's pidfd, two sockets for look-ups, and the listeners.
+MAX_FDS = 3 + MAX_PORTS
+
+
+class EgressSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings of the proxy.
+
+    Attributes:
+        runtime_dir: directory of its socket.
+        hosts: addresses of names that the proxy does not look up.
+        persistent: keep running without a server, as under systemd.
+    """
+
+    runtime_dir: str
+    hosts: dict[str, str] = {}
+    persistent: bool = False
+
+
+class OpenRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``open``: accept the connections of a container's sessions.
+
+    Attributes:
+        container: id of the container.
+        rules: its network rules.
+    """
+
+    container: str
+    rules: NetworkRules
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A message of the proxy about a container.
+
+    Attributes:
+        container: id of the container.
+        kind: ``denied``, ``connection`` or ``ended``.
+        fields: fields of the event, see ``model.events``.
+    """
+
+    container: str
+    kind: str
+    fields: dict[str, Any] = {}

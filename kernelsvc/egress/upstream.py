@@ -1,0 +1,67 @@
+"""Connections to destinations: look up, check each address, connect to the address that was checked."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Mapping
+
+from kernelsvc.model.network.policy import NetworkPolicy, Refused
+
+#: Seconds for look-up and connection together.
+CONNECT_SECONDS = 10.0
+#: Look-ups at the same time for one session. Each takes a thread.
+LOOKUPS = 4
+#: Bytes of a socket's buffers (socket(7)), so that a peer that does not read costs no more.
+SOCKET_BYTES = 512 * 1024
+
+
+def bound_buffers(sock: socket.socket) -> None:
+    """Limit the buffers of a socket. An accepted socket inherits them from its listener (tcp(7))."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BYTES)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
+
+
+class Upstream:
+    """Makes the connections of one session.
+
+    Args:
+        policy: checks addresses.
+        hosts: addresses of names that are not looked up.
+    """
+
+    def __init__(self, policy: NetworkPolicy, hosts: Mapping[str, str]) -> None:
+        self._policy = policy
+        self._hosts = hosts
+        self._lookups = asyncio.Semaphore(LOOKUPS)
+
+    async def connect(self, host: str, port: int) -> socket.socket:
+        """Connect to a name or an address. The caller closes the socket. Safe to cancel.
+
+        Raises:
+            Refused: no address is allowed.
+            OSError: the name does not exist, or no address answers.
+        """
+        loop = asyncio.get_running_loop()
+        host = self._hosts.get(host, host)
+        failure: Exception = OSError(f"{host} has no address")
+        async with asyncio.timeout(CONNECT_SECONDS):
+            async with self._lookups:
+                found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            for family, kind, protocol, _, where in found:
+                try:
+                    # The very address that was checked is connected to. A second look-up could give another.
+                    self._policy.check_address(str(where[0]))
+                    sock = socket.socket(family, kind, protocol)
+                    try:
+                        sock.setblocking(False)
+                        bound_buffers(sock)
+                        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                        await loop.sock_connect(sock, where)
+                    except BaseException:
+                        sock.close()
+                        raise
+                    return sock
+                except (Refused, OSError) as error:
+                    failure = error
+        raise failure

@@ -1,0 +1,112 @@
+"""The first message of a TLS client: the server name that it sends in clear (RFC 8446, section 4.1.2; RFC 6066)."""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+#: Most bytes of a hello. Clients send up to 2 KiB today, with keys for post-quantum exchanges.
+MAX_BYTES = 64 * 1024
+_HANDSHAKE, _CLIENT_HELLO = 22, 1
+_MAX_RECORD = 16384
+_SERVER_NAME, _ENCRYPTED_CLIENT_HELLO = 0, 0xFE0D
+ALERT_ACCESS_DENIED, ALERT_INTERNAL_ERROR = 49, 80
+
+
+class InvalidHello(Exception):
+    """The bytes are not a ClientHello."""
+
+
+class ClientHello(NamedTuple):
+    """Extensions of a ClientHello.
+
+    Attributes:
+        server_name: The server name, or None if there is none.
+        encrypted: Whether it carries an encrypted ClientHello, whose inner server name can't be read.
+    """
+
+    server_name: str | None
+    encrypted: bool
+
+
+class _Reader:
+    """Bytes with a position. Reading past the end raises ``InvalidHello``."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def take(self, size: int) -> bytes:
+        if size > len(self.data):
+            raise InvalidHello("it ends early")
+        head, self.data = self.data[:size], self.data[size:]
+        return head
+
+    def number(self, size: int) -> int:
+        return int.from_bytes(self.take(size))
+
+    def vector(self, size: int) -> _Reader:
+        """Read a length of ``size`` bytes, and that many bytes."""
+        return _Reader(self.take(self.number(size)))
+
+
+def parse_client_hello(data: bytes) -> ClientHello | None:
+    """Parse a ClientHello from the first bytes of a connection. Return None if more bytes are needed.
+
+    A hello may be split over several records (RFC 8446, section 5.1).
+
+    Raises:
+        InvalidHello: It is not a ClientHello, or a malformed one.
+    """
+    body, rest = b"", data
+    while True:
+        if (rest and rest[0] != _HANDSHAKE) or (len(rest) > 1 and rest[1] != 3):
+            raise InvalidHello("it is not TLS")
+        if len(rest) < 5:
+            return None
+        size = struct.unpack_from("!H", rest, 3)[0]
+        if not 0 < size <= _MAX_RECORD:
+            raise InvalidHello("the length of a record is not valid")
+        body += rest[5 : 5 + size]
+        if body and body[0] != _CLIENT_HELLO:
+            raise InvalidHello("the first message is not a ClientHello")
+        if len(body) >= 4 and len(body) >= 4 + int.from_bytes(body[1:4]):
+            return _parse_body(_Reader(body[4 : 4 + int.from_bytes(body[1:4])]))
+        if len(rest) < 5 + size:
+            return None
+        rest = rest[5 + size :]
+
+
+def _parse_body(hello: _Reader) -> ClientHello:
+    hello.take(2 + 32)  # version, random
+    hello.vector(1)  # session id
+    hello.vector(2)  # cipher suites
+    hello.vector(1)  # compression methods
+    name, encrypted, seen = None, False, set()
+    extensions = hello.vector(2) if hello.data else _Reader(b"")
+    while extensions.data:
+        kind, value = extensions.number(2), extensions.vector(2)
+        # RFC 8446, section 4.2: "There MUST NOT be more than one extension of the same type".
+        if kind in seen:
+            raise InvalidHello("an extension is there twice")
+        seen.add(kind)
+        if kind == _SERVER_NAME:
+            name = _server_name(value)
+        encrypted = encrypted or kind == _ENCRYPTED_CLIENT_HELLO
+    return ClientHello(name, encrypted)
+
+
+def _server_name(value: _Reader) -> str:
+    names = value.vector(2)
+    kind, name = names.number(1), names.vector(2)
+    # RFC 6066, section 3: one name for each type, and there is one type. A second name could be taken for the first.
+    if kind != 0 or names.data or value.data or not name.data:
+        raise InvalidHello("not exactly one server name")
+    try:
+        return name.data.decode("ascii")
+    except UnicodeDecodeError:
+        raise InvalidHello("the server name is not ASCII") from None
+
+
+def alert(description: int) -> bytes:
+    """Return a fatal alert (RFC 8446, section 6)."""
+    return struct.pack("!BHHBB", 21, 0x0303, 2, 2, description)

@@ -1,0 +1,103 @@
+"""Network rules of sessions: their listeners go to the egress proxy, its reports into journals."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from kernelsvc.egress.client import EgressClient
+from kernelsvc.egress.protocol import EgressSettings, Report
+from kernelsvc.errors import KernelsvcError
+from kernelsvc.kernels.launchers import KernelLaunchers
+from kernelsvc.model import events as ev
+from kernelsvc.model.limits import Limits
+from kernelsvc.model.network.repeats import Repeats
+from kernelsvc.service.registry import SessionRegistry
+from kernelsvc.session import Session
+from kernelsvc.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Container:
+    """A container with network rules: the kernels in it, and its refusals in the current cell."""
+
+    kernels: set[str] = field(default_factory=set)
+    repeats: Repeats = field(default_factory=Repeats)
+
+
+class EgressConnector:
+    """The server's side of network rules. It does nothing for sessions without rules.
+
+    Args:
+        settings: the server's settings.
+        registry: all sessions.
+        launchers: report the listeners of kernels with rules.
+    """
+
+    def __init__(self, settings: Settings, registry: SessionRegistry, launchers: KernelLaunchers) -> None:
+        self._registry = registry
+        self._containers: dict[str, _Container] = {}
+        proxy = EgressSettings(runtime_dir=str(settings.runtime_path()), hosts=settings.egress_hosts)
+        self._client = EgressClient(proxy, start=settings.start_host, on_report=self._on_report)
+        launchers.on_listeners(self._on_listeners)
+
+    async def require(self, limits: Limits) -> None:
+        """Wait for the proxy, if a session with these limits needs it. Safe to cancel.
+
+        Raises:
+            Internal: the proxy can't be started or does not answer.
+        """
+        if not isinstance(limits.network, str):
+            await self._client.ensure()
+
+    async def close(self) -> None:
+        """Disconnect, because the server stops. New connections of sessions wait for the next server's proxy."""
+        await self._client.close()
+
+    def _on_listeners(self, about: dict[str, Any], fds: list[int]) -> None:
+        container = str(about["container"])
+        self._containers.setdefault(container, _Container()).kernels.add(str(about["kernel"]))
+        self._client.open(container, about["rules"], fds)
+
+    def _on_report(self, report: Report) -> None:
+        container = self._containers.get(report.container)
+        if container is None:
+            return
+        if report.kind == "ended":
+            del self._containers[report.container]
+            return
+        session = self._session_of(container)
+        if session is None:
+            return
+        cell = session.running
+        event: ev.Event
+        try:
+            if report.kind == "denied":
+                event = msgspec.convert(report.fields, ev.EgressDenied)
+                key = f"{event.via} {event.host} {event.port} {event.why}"
+                event.count = container.repeats.count(cell or "", key)
+                if not event.count:
+                    return
+            else:
+                event = msgspec.convert(report.fields, ev.Egress)
+        except msgspec.ValidationError as error:
+            log.error("a report of the egress proxy is not valid: %s", error)
+            return
+        if cell is not None:
+            event.cell = cell
+        with contextlib.suppress(KernelsvcError, OSError):
+            session.try_record(event)
+
+    def _session_of(self, container: _Container) -> Session | None:
+        """Return the session that used the network: one whose cell runs, or else the oldest in the container.
+
+        Branches share the network namespace, and so the listeners.
+        """
+        found = [one for one in self._registry.open_sessions() if one.spec.kernel in container.kernels]
+        return next((one for one in found if one.running is not None), found[0] if found else None)

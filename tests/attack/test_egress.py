@@ -1,0 +1,90 @@
+"""Hostile code in a session with network rules: as root's session and a user's, in branches and restored kernels."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from egress_servers import Servers, egress_environment, egress_servers, needs_low_ports
+from served import QUICK, Served
+
+from attack.egress_attacks import CODE, EXPECTED
+from attack.unprivileged import UID, as_ordinary_user
+from kernelsvc import Client
+
+pytestmark = [needs_low_ports, pytest.mark.timeout(180)]
+
+
+class UserServed(Served):
+    """A server of an ordinary user, whose sessions are in user namespaces."""
+
+    def command(self) -> list[str]:
+        return as_ordinary_user(super().command())
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    with egress_servers(tmp_path_factory.mktemp("egress")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module", params=["root", "user"])
+def client(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Client]:
+    kind = Served if request.param == "root" else UserServed
+    with tempfile.TemporaryDirectory(prefix="k", dir="/tmp", ignore_cleanup_errors=True) as root:
+        if request.param == "user":
+            os.chown(root, UID, UID)
+        served = kind(Path(root), env={**QUICK, **egress_environment(), "HOME": root}).start()
+        try:
+            with Client(served.url, served.token) as connected:
+                yield connected
+        finally:
+            served.stop()
+
+
+def test_each_attack_gets_its_verdict(client: Client, servers: Servers) -> None:
+    with client.create_session() as session:
+        assert session.info().sandbox.isolation == "filtered"
+        (branch,) = session.branch()
+        attacked = [session.run(CODE), branch.run(CODE)]
+        branch.close()
+        killed = session.run("import os; os.kill(os.getpid(), 9)")
+        assert not killed.ok, killed.text
+        attacked.append(session.run(CODE))
+        for cell in attacked:
+            assert cell.ok, cell.text
+            printed = cell.text.splitlines()[0]
+            assert json.loads(printed) == EXPECTED
+        # The refusals are in the text, a few of them.
+        assert "[network: " in attacked[0].text
+    assert not [line for line in servers.requests if "/attack" in line]
+
+
+def test_a_flood_of_look_ups_and_connections_does_not_disturb_others(client: Client) -> None:
+    flood = """
+import socket, threading
+def flood():
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    for n in range(5000):
+        name = f"n{n}".encode()
+        question = bytes([len(name)]) + name + b"\\4evil\\0\\0\\1\\0\\1"
+        sock.sendto(b"\\0\\7\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0" + question, ("127.0.0.1", 53))
+threads = [threading.Thread(target=flood) for _ in range(4)]
+[thread.start() for thread in threads]
+held = [socket.create_connection(("127.0.0.1", 443)) for _ in range(100)]
+[thread.join() for thread in threads]
+print(len(held))
+"""
+    with client.create_session() as hostile, client.create_session() as other:
+        flooded = hostile.run(flood)
+        assert flooded.text.startswith("100\n"), flooded.text
+        reached = other.run(
+            "import urllib.request; print(urllib.request.urlopen('http://ok.test/', timeout=10).status)"
+        )
+        assert reached.text == "200\n"
+        refused = [one for one in hostile.events(follow=False) if type(one).__name__ == "EgressDenied"]
+        assert len(refused) <= 70

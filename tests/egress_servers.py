@@ -1,0 +1,119 @@
+"""Servers on loopback addresses, and an environment in which a server's sessions may reach them by name.
+
+They have the ports 80 and 443, so they need root or CAP_NET_BIND_SERVICE.
+"""
+
+from __future__ import annotations
+
+import datetime
+import http.server
+import json
+import os
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+ADDRESS = "127.77.0.1"
+#: Names that resolve to the servers, and names that resolve to addresses no rule may reach.
+HOSTS = dict.fromkeys(("ok.test", "other.test", "a.wild.test", "late.test"), ADDRESS) | {
+    "metadata.test": "169.254.169.254",
+    "intern.test": "10.1.2.3",
+    "mapped.test": "::ffff:169.254.169.254",
+}
+RULES = {
+    "allow": ["ok.test", "other.test", "*.wild.test", "metadata.test", "intern.test", "mapped.test"],
+    "private": ["127.77.0.0/16"],
+}
+needs_low_ports = pytest.mark.skipif(os.geteuid() != 0, reason="binding the ports 80 and 443 needs root")
+
+
+def egress_environment(rules: object = RULES) -> dict[str, str]:
+    """Settings of a server, as environment variables."""
+    return {"KERNELSVC_LIMITS_NETWORK": json.dumps(rules), "KERNELSVC_EGRESS_HOSTS": json.dumps(HOSTS)}
+
+
+@dataclass
+class Servers:
+    """What the servers were asked: lines of requests, and headers by line."""
+
+    authority: str
+    requests: list[str] = field(default_factory=list)
+    headers: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+def certificate(names: list[str]) -> tuple[str, str]:
+    """Return a self-signed certificate for these names, and its key, as PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return made.public_bytes(pem).decode(), private.decode()
+
+
+def _handler(servers: Servers) -> type[http.server.BaseHTTPRequestHandler]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            servers.requests.append(f"{self.command} {self.path}")
+            servers.headers[self.path] = dict(self.headers.items())
+            said = f"{self.command} {self.path} {len(body)}".encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(said)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(said)
+
+        do_GET = do_POST = do_PUT = do_HEAD = answer
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    return Handler
+
+
+@contextmanager
+def egress_servers(directory: Path) -> Iterator[Servers]:
+    """Run an HTTP server on port 80 and an HTTPS server on port 443."""
+    authority, key = certificate([name for name in HOSTS if name.endswith(".test")])
+    pem = directory / "server.pem"
+    pem.write_text(key + authority)
+    servers = Servers(authority)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    plain, tls = (http.server.ThreadingHTTPServer((ADDRESS, port), _handler(servers)) for port in (80, 443))
+    tls.socket = context.wrap_socket(tls.socket, server_side=True, do_handshake_on_connect=False)
+    running = [threading.Thread(target=one.serve_forever, args=(0.05,), daemon=True) for one in (plain, tls)]
+    for thread in running:
+        thread.start()
+    try:
+        yield servers
+    finally:
+        for server in (plain, tls):
+            server.shutdown()
+            server.server_close()
+        for thread in running:
+            thread.join()

@@ -1,0 +1,184 @@
+"""Plain HTTP through the proxy: whose requests pass, and how they are written."""
+
+import asyncio
+import contextlib
+import socket
+
+import h11
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernelsvc.egress.http_relay import BadHttp, HttpRelay, check_request, forwarded
+from kernelsvc.model.network.policy import Refused
+
+NAME = "ok.test"
+
+
+def request(target=b"/", method=b"GET", headers=((b"Host", b"ok.test"),)):
+    return h11.Request(method=method, target=target, headers=list(headers))
+
+
+@pytest.mark.parametrize("host", [b"ok.test", b"OK.test", b"ok.test:80"])
+def test_the_host_is_the_name(host):
+    check_request(request(headers=[(b"Host", host)]), NAME, 80)
+
+
+@pytest.mark.parametrize(
+    ("given_request", "refused"),
+    [
+        (request(headers=[(b"Host", b"evil.test")]), Refused),
+        (request(headers=[(b"Host", b"ok.test.")]), Refused),
+        (request(headers=[(b"Host", b"a@ok.test")]), Refused),
+        (request(headers=[(b"Host", b"ok.test:81")]), Refused),
+        (request(headers=[(b"Host", b"ok.test@evil.test")]), Refused),
+        (request(target=b"http://evil.test/"), Refused),
+        (request(target=b"http://ok.test/"), Refused),
+        (request(method=b"CONNECT", target=b"ok.test:22"), Refused),
+    ],
+)
+def test_a_request_for_another_server_is_refused(given_request, refused):
+    with pytest.raises(refused):
+        check_request(given_request, NAME, 80)
+
+
+def test_two_framings_are_refused():
+    both = [(b"Host", b"ok.test"), (b"Content-Length", b"4"), (b"Transfer-Encoding", b"chunked")]
+    with pytest.raises(BadHttp):
+        check_request(h11.Request(method="POST", target="/", headers=both), NAME, 80)
+
+
+def test_fields_for_one_connection_are_not_passed_on():
+    headers = request(
+        headers=[
+            (b"Host", b"ok.test"),
+            (b"Connection", b"close, X-Mine, host"),
+            (b"X-Mine", b"1"),
+            (b"Upgrade", b"h2c"),
+            (b"Expect", b"100-continue"),
+            (b"X-Other", b"2"),
+        ]
+    ).headers
+    assert [name for name, _ in forwarded(headers, request=True)] == [b"host", b"x-other"]
+
+
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
+
+
+async def exchange(raw: bytes, answer: bytes = ANSWER) -> tuple[bytes, bytes]:
+    """Send bytes as a session and return what the session and the server got."""
+    ours, client = socket.socketpair()
+    theirs, server = socket.socketpair()
+    seen = bytearray()
+    for one in (ours, client, theirs, server):
+        one.setblocking(False)
+    loop = asyncio.get_running_loop()
+
+    async def connect() -> socket.socket:
+        return theirs
+
+    async def serve() -> None:
+        parser = h11.Connection(h11.SERVER)
+        while data := await loop.sock_recv(server, 65536):
+            seen.extend(data)
+            parser.receive_data(data)
+            while (event := parser.next_event()) not in (h11.NEED_DATA, h11.PAUSED):
+                if isinstance(event, h11.EndOfMessage):
+                    await loop.sock_sendall(server, answer)
+                if isinstance(event, h11.ConnectionClosed):
+                    return
+            if parser.states == {h11.CLIENT: h11.DONE, h11.SERVER: h11.SEND_RESPONSE}:
+                parser.send(h11.Response(status_code=200, headers=[("content-length", "2")]))
+                parser.send(h11.Data(data=b"hi"))
+                parser.send(h11.EndOfMessage())
+                parser.start_next_cycle()
+
+    async def relay() -> None:
+        with contextlib.suppress(Refused, BadHttp, OSError):
+            await HttpRelay(ours, NAME, 80, connect, lambda *_: None, lambda _: None).run()
+        ours.close()
+        theirs.close()
+
+    async with asyncio.timeout(10):
+        tasks = [asyncio.ensure_future(one()) for one in (serve, relay)]
+        await loop.sock_sendall(client, raw)
+        client.shutdown(socket.SHUT_WR)
+        got = b""
+        with contextlib.suppress(ConnectionResetError):
+            while data := await loop.sock_recv(client, 65536):
+                got += data
+        tasks[0].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for one in (client, server):
+        one.close()
+    return got, bytes(seen)
+
+
+async def test_requests_of_one_connection_are_checked_each():
+    good = b"POST /a HTTP/1.1\r\nHost: ok.test\r\nContent-Length: 3\r\n\r\nabc"
+    got, seen = await exchange(good + b"GET /b HTTP/1.1\r\nHost: ok.test\r\n\r\n")
+    assert got.count(b"200 OK") == 2
+    assert seen.count(b"HTTP/1.1") == 2
+    got, seen = await exchange(good + b"GET /secret HTTP/1.1\r\nHost: evil.test\r\n\r\n")
+    assert (got.count(b"200 OK"), got.count(b"403 Forbidden")) == (1, 1)
+    assert b"/secret" not in seen
+
+
+SMUGGLING = [
+    b"POST / HTTP/1.1\r\nHost: ok.test\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"POST / HTTP/1.1\r\nHost: ok.test\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\nabcde",
+    b"POST / HTTP/1.1\r\nHost: ok.test\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+    b"POST / HTTP/1.1\r\nHost: ok.test\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: ok.test\r\nHost: evil.test\r\n\r\n",
+    b"GET / HTTP/1.1\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: ok.test\r\nX: a\0b\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: ok.test\r\nX: " + b"a" * 100_000 + b"\r\n\r\n",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00",
+]
+
+
+@pytest.mark.parametrize("raw", SMUGGLING)
+async def test_a_request_that_can_be_read_in_two_ways_reaches_no_server(raw):
+    got, seen = await exchange(raw)
+    assert not seen
+    assert got.startswith((b"HTTP/1.1 400", b"HTTP/1.1 403", b"HTTP/1.1 431", b"HTTP/1.1 501"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "body"),
+    [
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n", b"hi"),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", b""),
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", b"hi"),
+    ],
+)
+async def test_answers_of_each_framing_are_passed_on(answer, body):
+    got, _ = await exchange(b"GET / HTTP/1.1\r\nHost: ok.test\r\nConnection: close\r\n\r\n", answer)
+    parser = h11.Connection(h11.CLIENT)
+    parser.send(h11.Request(method="GET", target="/", headers=[("Host", "ok.test")]))
+    parser.send(h11.EndOfMessage())
+    parser.receive_data(got)
+    read = b""
+    while not isinstance(event := parser.next_event(), h11.EndOfMessage):
+        read += bytes(event.data) if isinstance(event, h11.Data) else b""
+    assert read == body
+
+
+WORDS = [b"GET ", b"POST ", b"/", b" HTTP/1.1\r\n", b"Host: ok.test\r\n", b"Host: evil.test\r\n", b"\r\n", b"\0"]
+WORDS += [
+    b"Content-Length: 3\r\n",
+    b"Transfer-Encoding: chunked\r\n",
+    b"3\r\nabc\r\n",
+    b"0\r\n\r\n",
+    b"abc",
+    b" ",
+    b":",
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(WORDS), max_size=14))
+def test_any_bytes_end_and_no_request_for_another_passes(words):
+    _, seen = asyncio.run(exchange(b"".join(words)))
+    assert b"evil.test" not in seen
