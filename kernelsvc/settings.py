@@ -180,6 +180,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         dict[MountName, Mount],
         _meta("Directories that sessions may ask to see, read-only at /data/NAME, by name: path, principals."),
     ] = {}
+    workspace_bytes: Annotated[
+        int | None,
+        _meta("Size of one workspace. Above it cells that write to it are interrupted.", "bytes", ge=MiB),
+    ] = 10240 * MiB
+    max_workspaces_per_principal: Annotated[int, _meta("Maximum number of workspaces of one principal.", ge=0)] = 100
     warm_pool: Annotated[
         int,
         _meta(

@@ -52,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     _run_commands(commands)
     _session_commands(commands)
     _action_commands(commands)
+    _workspace_commands(commands)
     _branch_commands(commands)
     _record_commands(commands)
     _model_commands(commands)
@@ -89,6 +90,7 @@ def _session_options(parser: argparse.ArgumentParser) -> None:
         "--mount", action="append", default=[], metavar="NAME",
         help="show this mount of the server's settings at /data/NAME, read-only. May be repeated",
     )  # fmt: skip
+    group.add_argument("--workspace", metavar="NAME", help="a folder that outlives the session, at /workspace")
     group.add_argument(
         "--upload", action="append", default=[], metavar="FILE",
         help="upload this file to the working directory first. May be repeated",
@@ -264,6 +266,36 @@ def _action_commands(commands: _Commands) -> None:
         "-o", "--output", metavar="PATH", help="file or directory to write (default: .). - writes to standard output"
     )
     _server_options(download)
+
+
+def _workspace_commands(commands: _Commands) -> None:
+    workspace = commands.add(
+        "workspace",
+        "workspaces:main",
+        "list, share and remove workspaces, and copy their files",
+        "Workspaces are named folders that outlive sessions. 'kernelsvc run --workspace NAME' shows one at\n"
+        "/workspace, and makes it if it is missing. NAME is one of yours, OWNER/NAME another principal's.",
+    )
+    workspace.add_argument("action", choices=["list", "show", "set", "files", "upload", "download", "remove"])
+    workspace.add_argument("name", metavar="NAME", nargs="?", help="the workspace (not for list)")
+    workspace.add_argument(
+        "file", metavar="FILE", nargs="?", help="for upload a file of this machine, for download one there"
+    )
+    workspace.add_argument(
+        "--share",
+        metavar="PRINCIPAL",
+        action="append",
+        help="for set: who else may use it, instead of those so far. May be repeated",
+    )
+    workspace.add_argument("--max-bytes", type=int, metavar="N", help="for set: its quota, at most the server's")
+    workspace.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="for download: file to write (default: its name). - writes to standard output",
+    )
+    _json_option(workspace)
+    _server_options(workspace)
 
 
 def _branch_commands(commands: _Commands) -> None:

@@ -90,7 +90,12 @@ async def session_of(args: argparse.Namespace, client: AsyncClient) -> AsyncIter
         session = await client.session(args.session)
     else:
         session = await client.create_session(
-            template=args.template, name=args.name, limits=limits_of(args.limit), mounts=args.mount, keep=args.keep
+            template=args.template,
+            name=args.name,
+            limits=limits_of(args.limit),
+            mounts=args.mount,
+            workspace=args.workspace,
+            keep=args.keep,
         )
     async with session:
         for name in args.upload:

@@ -5,18 +5,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, Self
 
-from kernelsvc.client.address import Address, find, without_none
+from kernelsvc.client.address import Address, find, quoted, without_none
 from kernelsvc.client.connection import RpcConnection
-from kernelsvc.client.http import Rest
+from kernelsvc.client.http import Rest, query
 from kernelsvc.client.offered import OfferedFunction, offered
 from kernelsvc.client.sessions import AsyncSession
 from kernelsvc.client.tools import provider_of
-from kernelsvc.client.values import Cell, new_id, read
+from kernelsvc.client.transfer import upload_body
+from kernelsvc.client.values import Cell, FileInfo, new_id, read
 from kernelsvc.model.objects import Deletion, SessionInfo
+from kernelsvc.model.storage.workspaces import WorkspaceInfo
 
 #: Maximum page size of the server.
 _PAGE = 1000
@@ -147,6 +150,7 @@ class AsyncClient:
         checkpoint: Literal["auto", "every"] | None = None,
         tools: Mapping[str, Sequence[str]] | None = None,
         mounts: Sequence[str] | None = None,
+        workspace: str | None = None,
         keep: bool = False,
     ) -> AsyncSession:
         """Create a session, ready for its first cell.
@@ -163,6 +167,8 @@ class AsyncClient:
             tools: the functions of clients that its code may call, ``{"allow": ["github.*"], "deny": ["*.delete_*"]}``.
                 Default: all that are offered.
             mounts: names of the server's mounts to show at ``/data/NAME``, read-only.
+            workspace: a folder that outlives the session, at ``/workspace``: ``NAME``, or another principal's as
+                ``OWNER/NAME``. An own one that does not exist is made.
             keep: leave the session open at the end of its ``with`` block.
 
         Raises:
@@ -178,11 +184,95 @@ class AsyncClient:
             sidecar_of=sidecar_of if beside is None else beside,
             tools=None if tools is None else {name: [*names] for name, names in tools.items()},
             mounts=list(mounts or ()) or None,
+            workspace=workspace,
             idempotency_key=new_id("create"),
             attach=False,
         )
         info = read(await self._rpc.call("session.create", params, repeat=True), SessionInfo)
         return AsyncSession(self._rpc, self._rest, info, keep=keep)
+
+    async def workspaces(self) -> list[WorkspaceInfo]:
+        """List the workspaces that you may use."""
+        return read(await self._rpc.call("workspace.list", {}, repeat=True), list[WorkspaceInfo])
+
+    async def set_workspace(
+        self, workspace: str, *, shared_with: Sequence[str] | None = None, max_bytes: int | None = None
+    ) -> WorkspaceInfo:
+        """Make a workspace, or change one of yours.
+
+        Args:
+            workspace: its name.
+            shared_with: names of other principals that may use it, with * as a wildcard. None changes nothing.
+            max_bytes: its quota, at most the server's. None changes nothing.
+
+        Raises:
+            KernelsvcError: ``quota_exceeded``, ``not_found``.
+        """
+        shares = None if shared_with is None else list(shared_with)
+        params = {**_workspace(workspace), **without_none(shared_with=shares, max_bytes=max_bytes)}
+        return read(await self._rpc.call("workspace.set", params, repeat=True), WorkspaceInfo)
+
+    async def workspace(self, workspace: str) -> WorkspaceInfo:
+        """Get a workspace with its size.
+
+        Args:
+            workspace: ``NAME`` or ``OWNER/NAME``.
+
+        Raises:
+            NotFound: there is none that you may use.
+        """
+        return read(await self._rpc.call("workspace.get", _workspace(workspace), repeat=True), WorkspaceInfo)
+
+    async def remove_workspace(self, workspace: str) -> None:
+        """Remove a workspace with its files.
+
+        Args:
+            workspace: its name.
+
+        Raises:
+            Conflict: open sessions have it.
+            NotFound: there is none, or it is another principal's.
+        """
+        await self._rpc.call("workspace.remove", _workspace(workspace), repeat=False)
+
+    async def workspace_files(self, workspace: str, directory: str = "", *, recursive: bool = False) -> list[FileInfo]:
+        """List the files of a workspace.
+
+        Args:
+            workspace: ``NAME`` or ``OWNER/NAME``.
+            directory: a directory in it.
+            recursive: also list the directories below.
+        """
+        info = await self.workspace(workspace)
+        where = f"{_files_of(info)}{quoted(directory)}"
+        return read(
+            (await self._rest.json("GET", query(where, recursive=str(recursive).lower())))["files"], list[FileInfo]
+        )
+
+    async def download_from(self, workspace: str, name: str) -> bytes:
+        """Return the content of a file of a workspace.
+
+        Args:
+            workspace: ``NAME`` or ``OWNER/NAME``.
+            name: path in it.
+        """
+        return await self._rest.raw("GET", f"{_files_of(await self.workspace(workspace))}{quoted(name)}")
+
+    async def upload_to(self, workspace: str, source: str | os.PathLike[str] | bytes, name: str | None = None) -> str:
+        """Copy a file, or bytes, into a workspace. Return its path there.
+
+        Args:
+            workspace: ``NAME`` or ``OWNER/NAME``.
+            source: path on this machine, or the content.
+            name: path in the workspace. The default is the file's name.
+
+        Raises:
+            TooLarge: it does not fit into the workspace's quota.
+        """
+        body, size, name = upload_body(source, name)
+        where = f"{_files_of(await self.workspace(workspace))}{quoted(name)}"
+        await self._rest.raw("PUT", where, body, headers={"Content-Length": str(size)}, repeat=True)
+        return name
 
     async def session(self, id: str, *, keep: bool = True) -> AsyncSession:
         """Get a session by its id.
@@ -242,3 +332,13 @@ class AsyncClient:
             Conflict: it is open, or it has branches or sidecars. Nothing was deleted.
         """
         return read(await self._rpc.call("session.purge", {"session": id, "force": force}, repeat=False), Deletion)
+
+
+def _workspace(address: str) -> dict[str, Any]:
+    """Return the parameters that name a workspace."""
+    owner, slash, name = address.rpartition("/")
+    return {"name": name, **({"owner": owner} if slash else {})}
+
+
+def _files_of(info: WorkspaceInfo) -> str:
+    return f"/v1/workspaces/{quoted(info.owner)}/{info.name}/files/"

@@ -17,7 +17,7 @@ from kernelsvc.errors import KernelDead, NotSupported
 from kernelsvc.guest.confine import exec_shim, linux
 from kernelsvc.host.container import Container, ContainerProcess
 from kernelsvc.host.protocol import ExecRequest
-from kernelsvc.sandbox.plan import PACKAGES_DIR, SCRATCH
+from kernelsvc.sandbox.plan import PACKAGES_DIR, WRITABLE
 
 
 def exec_spec(request: ExecRequest, container: Container, process: ContainerProcess) -> exec_shim.ExecSpec:
@@ -41,7 +41,7 @@ def exec_spec(request: ExecRequest, container: Container, process: ContainerProc
         argv=request.argv,
         env={"HOME": home, **_moved_variables(plan["env"], plan["home"], home), **request.env},
         cwd=request.cwd or home,
-        write=[home, f"{home}.d", *SCRATCH] if "mount" in plan["namespaces"] else None,
+        write=[home, f"{home}.d", *WRITABLE] if "mount" in plan["namespaces"] else None,
         terminal=request.terminal,
     )
 

@@ -92,7 +92,7 @@ class SandboxReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SessionStarted(Event):
-    """First event: the session's settings. ``mounts`` is left out if it has none."""
+    """First event: the session's settings. ``mounts`` and ``workspace`` are left out if it has none."""
 
     schema: int = SCHEMA
     principal: str = ""
@@ -106,6 +106,7 @@ class SessionStarted(Event):
     versions: dict[str, str] = {}
     parent: dict[str, Any] | None = None
     mounts: list[str] | UnsetType = UNSET
+    workspace: str | UnsetType = UNSET
 
 
 class KernelDied(Event):

@@ -15,6 +15,7 @@ from msgspec import UNSET, UnsetType
 from kernelsvc.model.events import CallStatus, KernelInfo, Reason, SandboxReport
 from kernelsvc.model.limits import CellUsage, Limits, LimitsRequest, Usage
 from kernelsvc.model.storage.mounts import MAX_MOUNTS, MountName
+from kernelsvc.model.storage.workspaces import WorkspaceAddress
 from kernelsvc.model.tool_calls.offers import ToolFilter, ToolPatterns
 
 Scope = Literal["run", "read", "approve", "audit", "operate", "admin"]
@@ -96,6 +97,13 @@ class SessionRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         list[MountName],
         msgspec.Meta(max_length=MAX_MOUNTS, description="Mounts of the settings to show at `/data/NAME`, read-only."),
     ] = []
+    workspace: (
+        Annotated[
+            WorkspaceAddress,
+            msgspec.Meta(description="A workspace at `/workspace`: `NAME`, or another principal's as `OWNER/NAME`."),
+        ]
+        | None
+    ) = None
 
     def __post_init__(self) -> None:
         if self.beside is not None:
@@ -322,6 +330,7 @@ class SessionInfo(msgspec.Struct, kw_only=True):
     calls_open: int | UnsetType = UNSET
     approvals_pending: int | UnsetType = UNSET
     mounts: list[str] | UnsetType = UNSET
+    workspace: str | UnsetType = UNSET
 
 
 class Variable(msgspec.Struct, kw_only=True):

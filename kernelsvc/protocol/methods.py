@@ -30,6 +30,7 @@ from kernelsvc.model.objects import (
     ToolCallInfo,
     Variable,
 )
+from kernelsvc.model.storage.workspaces import MAX_SHARES, Pattern, WorkspaceInfo, WorkspaceName
 from kernelsvc.model.tool_calls.offers import MAX_OFFERS, Offer, ProviderId, ToolFilter, ToolName
 from kernelsvc.model.view.request import ViewRequest
 
@@ -327,6 +328,20 @@ class CallPage(Struct, kw_only=True):
     next_offset: int | None = None
 
 
+class WorkspaceParams(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Parameters of a method on one workspace: a ``name``, and its ``owner`` if that is another principal."""
+
+    name: WorkspaceName
+    owner: Pattern | None = None
+
+
+class SetWorkspaceParams(WorkspaceParams, kw_only=True, forbid_unknown_fields=True):
+    """``workspace.set``. What is left out stays as it is."""
+
+    shared_with: Annotated[list[Pattern], Meta(max_length=MAX_SHARES)] | None = None
+    max_bytes: Annotated[int, Meta(ge=1)] | None = None
+
+
 class SessionPage(Struct, kw_only=True):
     """A page of sessions, and the name of the next page (None: this is the last)."""
 
@@ -393,6 +408,11 @@ def _batch(params: BatchParams) -> Arguments:
 
 def _output(params: OutputParams) -> Arguments:
     return (params.session, params.cell), {"name": params.name, "offset": params.offset, "limit": params.limit}
+
+
+def _workspace(params: WorkspaceParams) -> Arguments:
+    named = {name: getattr(params, name) for name in params.__struct_fields__ if name not in ("name", "owner")}
+    return (params.name if params.owner is None else f"{params.owner}/{params.name}",), named
 
 
 def _view(params: ViewParams) -> Arguments:
@@ -545,6 +565,22 @@ _ROWS = (
          calls="offers.calls"),
     _row("session.call", CallParams, ToolCallInfo, "read", "One call with its result.", arguments=_on_call,
          calls="offers.find_call"),
+    _row(
+        "workspace.list", NoParams, list[WorkspaceInfo], "read", "The workspaces that you may use.",
+        calls="workspaces.list",
+    ),
+    _row(
+        "workspace.get", WorkspaceParams, WorkspaceInfo, "read", "A workspace and its size.", arguments=_workspace,
+        calls="workspaces.get",
+    ),
+    _row(
+        "workspace.set", SetWorkspaceParams, WorkspaceInfo, "run", "Make a workspace, share it, limit its size.",
+        arguments=_workspace, calls="workspaces.set",
+    ),
+    _row(
+        "workspace.remove", WorkspaceParams, None, "run", "Remove a workspace with its files.", arguments=_workspace,
+        calls="workspaces.remove",
+    ),
     _row("session.hibernate", SessionParams, SessionInfo, "run", "Give the memory back; the next cell wakes it."),
 )  # fmt: skip
 

@@ -141,8 +141,9 @@ class SandboxManager:
             Internal: Linux refused a step, which the message names.
         """
         directory = os.path.realpath(workdir)
-        directories = [directory, *([os.path.realpath(group_dir)] if group_dir else [])]
-        uid = self._identities.acquire(*directories) if self.probe.root and self.policy != "off" else None
+        shared = [bind.source for bind in binds if bind.writable]
+        directories = [directory, *([os.path.realpath(group_dir)] if group_dir else []), *map(os.path.realpath, shared)]
+        uid = self._acquire_uid(directories, shared) if self.probe.root and self.policy != "off" else None
         group: Cgroup | None = None
         try:
             # The plan names the directory by device and inode, so a link or a replacement is not mounted later.
@@ -175,6 +176,11 @@ class SandboxManager:
                 # The child opens it by this path: it closes inherited descriptors before it reads its plan.
                 request = msgspec.structs.replace(request, idmap=f"/proc/{os.getpid()}/fd/{idmap}")
                 self._maps[kernel] = idmap
+                owner = os.stat(directory).st_uid
+                mapped = [
+                    bind.source for bind in request.binds if bind.writable and os.stat(bind.source).st_uid == owner
+                ]
+                request = msgspec.structs.replace(request, mapped=mapped)
             confinement = confine(request, self.probe)
             _require_egress(confinement.report, limits)
             self._apply_limits(group, limits, request, confinement.plan)
@@ -193,6 +199,11 @@ class SandboxManager:
             uid=uid,
             directories=directories,
         )
+
+    def _acquire_uid(self, directories: Sequence[str], shared: Sequence[str]) -> int:
+        """Return a session's user id. Sessions that share a directory for writing have the same."""
+        owners = [os.stat(path).st_uid for path in shared if os.path.isdir(path)]
+        return self._identities.acquire(*directories, preferred=owners[0] if owners and owners[0] in UIDS else None)
 
     def _checked(self, bind: Bind, *, user: int | None) -> Bind:
         """Return a bind with its source's path without links.
@@ -229,7 +240,9 @@ class SandboxManager:
             # If the directory belongs to the user already, other sessions of the user may be running in it.
             already_owned = request.idmap is not None or os.stat(request.workdir).st_uid == uid
             own = [] if already_owned else [request.workdir]
-            for path in (*own, *request.share):
+            shared = [bind.source for bind in request.binds if bind.writable and bind.source not in request.mapped]
+            # A workspace keeps its user from session to session if it can, since a large tree takes long to walk.
+            for path in (*own, *request.share, *(path for path in shared if os.stat(path).st_uid != uid)):
                 give(path, uid)
 
     def _make_idmap(self, request: ConfinementRequest) -> int | None:

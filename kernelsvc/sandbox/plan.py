@@ -30,7 +30,7 @@ from kernelsvc.guest.confine.confine import PLAN_VERSION
 from kernelsvc.model.events import NotEnforced, SandboxReport
 from kernelsvc.model.limits import Enforcement, Limits, MiB
 from kernelsvc.model.network.rules import NetworkRules
-from kernelsvc.model.storage.mounts import Bind
+from kernelsvc.model.storage.mounts import WORKSPACE_DIR, Bind
 from kernelsvc.sandbox import seccomp
 from kernelsvc.sandbox.branch_dirs import later_branches_dir
 from kernelsvc.sandbox.probe_result import Layer, Probe
@@ -56,6 +56,8 @@ _LIVE_OOM_SCORE = 500
 SCRATCH = ("/tmp", "/dev/shm")
 #: Path of the session's directory for code that models write as in OpenAI's containers.
 DATA = "/mnt/data"
+#: Directories that a session and its branches write to, besides their own. The last one exists only with a workspace.
+WRITABLE = (*SCRATCH, WORKSPACE_DIR)
 _SCRATCH_SHARE = 4  # /tmp and /dev/shm may each hold a quarter of the session's memory
 _MIN_SCRATCH, _MAX_SCRATCH = 16 * MiB, 4096 * MiB
 #: Where pip installs, below the session's directory: the prefix of Python's user scheme (sysconfig, ``posix_user``).
@@ -81,6 +83,7 @@ class ConfinementRequest(msgspec.Struct, frozen=True, kw_only=True):
         branch_depth: how many times this session was branched before. It may not write to those branches' directories.
         share: directories visible and writable at their own path (a kernelspec kernel's sockets).
         binds: further directories, at paths of their own.
+        mapped: sources of writable binds that have the owner of ``workdir``, so that ``idmap`` holds for them.
         identity: device and inode of the directory that is mounted. A replacement is refused.
         hidden: directories and files that stay invisible although a read-only path holds them.
         uid: user and group of the host for this session, if the host runs as root.
@@ -104,6 +107,7 @@ class ConfinementRequest(msgspec.Struct, frozen=True, kw_only=True):
     branch_depth: int = 0
     share: list[str] = []
     binds: list[Bind] = []
+    mapped: list[str] = []
     identity: tuple[int, int] | None = None
     hidden: list[str] = []
     uid: int | None = None
@@ -257,7 +261,7 @@ def _view(request: ConfinementRequest, wanted: _Wanted, inside: dict[str, int]) 
         "readonly": [list(pair) for pair in request.paths.readonly],
         "overlays": request.paths.overlays if wanted.own_inodes else {},
         "writable": [list(own), *([path, path] for path in request.share)],
-        "binds": [[bind.source, bind.target, bind.writable] for bind in request.binds],
+        "binds": [[bind.source, bind.target, bind.writable, bind.source in request.mapped] for bind in request.binds],
         "identity": request.identity,
         "hidden": request.hidden,
         "idmap": request.idmap,
@@ -344,6 +348,7 @@ def _landlock(request: ConfinementRequest, wanted: _Wanted, home: str) -> dict[s
         # Only its own directory: files of another process there would change its memory or its OOM score.
         grants += [["/proc/self", "device"]] if wanted.proc else []
         grants += [[path, "write"] for path in request.share]
+        grants += [[bind.target, "write"] for bind in request.binds if bind.writable]
         return {"grants": grants, "scope": True}
     # Without a private root the rules grant the host's own paths one by one.
     readable = [source for source, _ in request.paths.readonly]

@@ -86,13 +86,14 @@ class UidPool:
         self._owners: dict[str, int] = {}
         self._next = 0
 
-    def acquire(self, *directories: str) -> int:
+    def acquire(self, *directories: str, preferred: int | None = None) -> int:
         """Return the id that a session in one of these directories, or in one above, has already.
 
         Otherwise return a free one.
 
         Args:
-            directories: absolute, without links: the session's own, and its group's.
+            directories: absolute, without links: the session's own, its group's, and its workspace.
+            preferred: the id to take if it is free: that of the files of a workspace.
 
         Raises:
             AtCapacity: all are in use.
@@ -100,9 +101,14 @@ class UidPool:
         above = (str(each) for path in directories for each in (PurePath(path), *PurePath(path).parents))
         uid = next((self._owners[each] for each in above if each in self._owners), None)
         if uid is None:
-            uid = self._free()
+            uid = preferred if preferred is not None and self._is_free(preferred) else self._free()
         self.claim(uid, *directories)
         return uid
+
+    def _is_free(self, uid: int) -> bool:
+        if self._locks is not None and uid not in self._among and (block := self._locks.lock(uid)) is not None:
+            self._use(block)
+        return uid in self._among and uid not in self._taken
 
     def _free(self) -> int:
         """Return the id that has been free for the longest time."""
@@ -124,8 +130,7 @@ class UidPool:
 
     def claim(self, uid: int, *directories: str) -> None:
         """Note that a session, which may have been started by an earlier host, holds this id for its directories."""
-        if self._locks is not None and uid not in self._among and (block := self._locks.lock(uid)) is not None:
-            self._use(block)
+        self._is_free(uid)  # locks its block
         self._taken.add(uid)
         self._holders[uid] += 1
         for directory in directories:

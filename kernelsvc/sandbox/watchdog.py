@@ -121,6 +121,14 @@ def check_limits(limits: Limits, use: SessionUse, *, hard: Iterable[str] = ()) -
     return exceeded or _unseen(limits, use, frozenset(hard))
 
 
+def check_workspace(maximum: int, use: DiskUse) -> list[LimitExceeded]:
+    """Return the breach of a workspace's quota, as one of the disk limit of a session that may have written to it."""
+    if use.bytes <= maximum:
+        return []
+    message = f"workspace: {_mebibytes(maximum)} reached, {_mebibytes(use.bytes)} used"
+    return [LimitExceeded(limit="disk_bytes", value=use.bytes, maximum=maximum, message=message)]
+
+
 def _unseen(limits: Limits, use: SessionUse, hard: frozenset[str]) -> list[LimitExceeded]:
     """Return the breach of a session that may be writing where nothing can be measured."""
     if use.disk is None or not use.disk.unseen or not use.busy or limits.disk_bytes is None or "disk_bytes" in hard:
@@ -305,6 +313,8 @@ class Watched(msgspec.Struct, frozen=True, kw_only=True):
         home: the same directory as the session sees it.
         own_network: whether it has a network namespace of its own.
         hard: limits that Linux enforces.
+        workspace: a directory that it shares with other sessions for writing, or "".
+        workspace_bytes: the quota of that directory.
     """
 
     root: int
@@ -313,6 +323,8 @@ class Watched(msgspec.Struct, frozen=True, kw_only=True):
     home: str = ""
     own_network: bool = False
     hard: frozenset[str] = frozenset()
+    workspace: str = ""
+    workspace_bytes: int | None = None
 
 
 class Watchdog:
@@ -352,6 +364,7 @@ class Watchdog:
         self._walked: dict[str, float] = {}
         self._spent: dict[str, float] = {}
         self._sockets: dict[str, int] = {}
+        self._workspaces: dict[str, DiskUse] = {}
         self._buffer_bytes = largest_socket_buffer()
         self._available_bytes = available_bytes
         self._least_available = (
@@ -371,6 +384,7 @@ class Watchdog:
         self._spent = {name: use.cpu_seconds for name, use in uses.items()}
         self._count_sockets(sessions, busy)
         self._walk_disks(sessions, uses, busy)
+        self._walk_workspaces(sessions, busy)
         seen: dict[str, SessionUse] = {}
         breaches: dict[str, list[LimitExceeded]] = {}
         for name, watched in sessions.items():
@@ -382,6 +396,8 @@ class Watchdog:
                 use = _with_memory(use)
             seen[name] = use
             exceeded = check_limits(watched.limits, use, hard=watched.hard)
+            if not exceeded and name in busy and watched.workspace_bytes is not None:
+                exceeded = check_workspace(watched.workspace_bytes, self._workspaces[watched.workspace])
             if exceeded:
                 breaches[name] = exceeded
         self._read_memory(sessions, seen, busy)
@@ -445,6 +461,11 @@ class Watchdog:
                 break
         for name in [name for name in wanted if name not in busy][: self._disks_per_pass]:
             self._walk(name, sessions[name], uses[name])
+
+    def _walk_workspaces(self, sessions: Mapping[str, Watched], busy: set[str]) -> None:
+        """Measure the workspaces whose sessions have computed: the others have not changed."""
+        shared = {sessions[name].workspace for name in busy if sessions[name].workspace_bytes is not None}
+        self._workspaces = {path: measure_directory(path) for path in shared}
 
     def _walk(self, name: str, watched: Watched, use: SessionUse) -> None:
         # One more than the limit is enough to see that it is exceeded.

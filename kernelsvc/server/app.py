@@ -25,7 +25,7 @@ from kernelsvc.server.e2b.unsupported import StrayHandler
 from kernelsvc.server.handler import ApiHandler, ServerContext, without_token
 from kernelsvc.server.native import handlers
 from kernelsvc.server.native import routes as rest
-from kernelsvc.server.native.files import FileHandler
+from kernelsvc.server.native.files import FileHandler, WorkspaceFileHandler
 from kernelsvc.server.native.websocket import ApiSocket
 from kernelsvc.settings import Settings
 from kernelsvc.telemetry.metrics import Metrics
@@ -89,6 +89,8 @@ _SPECIAL: dict[str, tuple[type[ApiHandler], dict[str, Any]]] = {
     "session.journal": (handlers.JournalHandler, {}),
     "files.list": (FileHandler, {}),
     "files.get": (FileHandler, {}),
+    "workspace.files.list": (WorkspaceFileHandler, {}),
+    "workspace.files.get": (WorkspaceFileHandler, {}),
 }
 
 

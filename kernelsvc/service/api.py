@@ -30,6 +30,7 @@ from kernelsvc.model.objects import (
     ToolCallInfo,
     Variable,
 )
+from kernelsvc.model.storage.workspaces import WorkspaceInfo
 from kernelsvc.model.tool_calls.offers import Offer, ProviderId, ToolFilter
 from kernelsvc.model.usage_history import UsageSample
 from kernelsvc.model.view.request import ViewRequest
@@ -335,6 +336,21 @@ class OffersApi(Protocol):
     def find_call(self, who: Principal, session: str, call: str) -> ToolCallInfo: ...
 
 
+class WorkspacesApi(Protocol):
+    """Folders that outlive sessions. ``workspace`` is ``NAME`` of the caller's own, or ``OWNER/NAME``."""
+
+    @property
+    def files(self) -> FilesApi:
+        """Their files, by address instead of a session's id. Changes are in no session's log."""
+
+    def list(self, who: Principal) -> Sequence[WorkspaceInfo]: ...
+    async def get(self, who: Principal, workspace: str) -> WorkspaceInfo: ...
+    def set(
+        self, who: Principal, workspace: str, *, shared_with: Sequence[str] | None = None, max_bytes: int | None = None
+    ) -> WorkspaceInfo: ...
+    async def remove(self, who: Principal, workspace: str) -> None: ...
+
+
 class ServiceApi(Protocol):
     """The methods that the public APIs call. Each raises ``KernelsvcError`` for an error that the caller must know.
 
@@ -369,6 +385,10 @@ class ServiceApi(Protocol):
     @property
     def usage(self) -> UsageApi:
         """Samples of the resources that sessions have used."""
+
+    @property
+    def workspaces(self) -> WorkspacesApi:
+        """Folders that outlive sessions."""
 
     def authenticate(self, token: str | None) -> Principal: ...
     def void_tokens(self, hashes: frozenset[str]) -> frozenset[str]: ...

@@ -20,6 +20,7 @@ from kernelsvc.model.limits import Limits
 from kernelsvc.model.objects import Principal, SessionRequest
 from kernelsvc.model.storage.mounts import Bind, choose_binds
 from kernelsvc.service.egress import EgressConnector
+from kernelsvc.service.file_access.workspaces import Workspaces
 from kernelsvc.service.leases import Leases
 from kernelsvc.service.registry import SessionRegistry, request_digest
 from kernelsvc.service.session_factory import PreparedSession, SessionFactory
@@ -39,6 +40,7 @@ class SessionCreator:
         factory: makes session objects and directories.
         warm_pool: kernels that are started already.
         leases: give a sidecar the lease of its session.
+        workspaces: the folders that outlive sessions.
         metrics: count the seconds of each creation.
         egress: has the proxy for sessions with network rules.
     """
@@ -50,6 +52,7 @@ class SessionCreator:
         factory: SessionFactory,
         warm_pool: WarmPool,
         leases: Leases,
+        workspaces: Workspaces,
         metrics: Metrics,
         egress: EgressConnector,
     ) -> None:
@@ -59,6 +62,7 @@ class SessionCreator:
         self._factory = factory
         self._warm_pool = warm_pool
         self._leases = leases
+        self._workspaces = workspaces
         self._metrics = metrics
         self._egress = egress
         self._stopping = False
@@ -109,7 +113,7 @@ class SessionCreator:
         limits = (main.limits if main else self._settings.limits).lowered(request.limits)
         await self._egress.require(limits)
         env = {**(main.spec.env if main else {}), **request.env}
-        binds = self._binds(who, request, main)
+        binds, workspace = self._binds(who, request, main)
         # A member's sandbox has no mounts, and none can be added to it.
         member = self._warm_pool.take(template, limits) if main is None and not binds else None
         try:
@@ -136,6 +140,7 @@ class SessionCreator:
             tools=[*(main.spec.tools if main else ()), *([request.tools] if request.tools is not None else ())],
             family=main.spec.family if main else "",
             binds=binds,
+            workspace=workspace,
         )
         if member is not None:
             spec.id, spec.kernel = member.spec.id, member.spec.kernel
@@ -147,12 +152,17 @@ class SessionCreator:
                 prepared = self._factory.prepare(spec, sidecar_of=Path(main.spec.workdir) if main else None)
             return (await self._begin(prepared, started, member=member)).id
 
-    def _binds(self, who: Principal, request: SessionRequest, main: Session | None) -> list[Bind]:
-        if main is None:
-            return choose_binds(self._settings.mounts, request.mounts, who.name)
-        if request.mounts:
-            raise BadRequest("A sidecar has the mounts of its session. Leave out 'mounts'.")
-        return main.spec.binds
+    def _binds(self, who: Principal, request: SessionRequest, main: Session | None) -> tuple[list[Bind], str]:
+        """Return the directories of the machine that a new session gets, and the address of its workspace or ""."""
+        if main is not None:
+            if request.mounts or request.workspace:
+                raise BadRequest("A sidecar has the mounts and the workspace of its session. Leave them out.")
+            return main.spec.binds, main.spec.workspace
+        binds = choose_binds(self._settings.mounts, request.mounts, who.name)
+        if request.workspace is None:
+            return binds, ""
+        address, bind = self._workspaces.bind(who, request.workspace)
+        return [*binds, bind], address
 
     async def begin_branch(self, spec: SessionSpec, parent: Path, place: Path, forked: asyncio.Future[Any]) -> Session:
         """Begin a branch on a kernel that was forked for it. The caller has reserved it.

@@ -15,7 +15,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from kernelsvc.kernels.read_budget import ReadPauses
 from kernelsvc.linux import procfs
@@ -38,6 +38,9 @@ class ResourceMonitor:
     Args:
         registry: all sessions. It gets the last measured use of each.
         seconds: the time between two measurements.
+
+    Attributes:
+        workspace_quota: returns the quota of the workspace with an address, in bytes.
     """
 
     def __init__(self, registry: SessionRegistry, seconds: float) -> None:
@@ -45,12 +48,29 @@ class ResourceMonitor:
         self._usage = registry.usage
         self._seconds = seconds
         self._histories: dict[str, UsageHistory] = {}
+        self.workspace_quota: Callable[[str], int | None] = lambda address: None
 
     async def run(self) -> None:
         """Measure, and check for stopped kernels, until cancelled."""
         async with asyncio.TaskGroup() as both:
             both.create_task(self._measure())
             both.create_task(StoppedKernelDetector(self._registry).run())
+
+    def _watched(self, session: Session) -> Watched | None:
+        if session.info is None or not session.info.pid:
+            return None
+        spec = session.spec
+        shared = next((bind.source for bind in spec.binds if bind.writable), "")
+        return Watched(
+            root=session.info.pid,
+            limits=session.limits,
+            workdir=spec.workdir,
+            home=session.kernel.home if session.kernel is not None else "",
+            own_network="net namespace" in session.sandbox.enforced,
+            hard=hard_limits(session.sandbox.limits),
+            workspace=shared,
+            workspace_bytes=self.workspace_quota(spec.workspace) if shared else None,
+        )
 
     async def _measure(self) -> None:
         watchdog = Watchdog(is_workdir=self._is_workdir)
@@ -59,7 +79,7 @@ class ResourceMonitor:
             sessions = self._registry.open_sessions()
             for ended in self._histories.keys() - {session.id for session in sessions}:
                 del self._histories[ended]
-            watched = {session.id: found for session in sessions if (found := _watched(session))}
+            watched = {session.id: found for session in sessions if (found := self._watched(session))}
             if not watched:
                 continue
             try:
@@ -143,21 +163,6 @@ class StoppedKernelDetector:
             if mark in self._before:
                 session.on_kernel_stopped()
         self._before = stopped
-
-
-def _watched(session: Session) -> Watched | None:
-    if session.info is None or not session.info.pid:
-        return None
-    hard = hard_limits(session.sandbox.limits)
-    home = session.kernel.home if session.kernel is not None else ""
-    return Watched(
-        root=session.info.pid,
-        limits=session.limits,
-        workdir=session.spec.workdir,
-        home=home,
-        own_network="net namespace" in session.sandbox.enforced,
-        hard=hard,
-    )
 
 
 def _usage(use: SessionUse) -> Usage:

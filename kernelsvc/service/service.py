@@ -61,6 +61,7 @@ from kernelsvc.service.disposal.retention import Retention
 from kernelsvc.service.egress import EgressConnector
 from kernelsvc.service.environment import SessionEnvironment
 from kernelsvc.service.file_access.files import SessionFiles
+from kernelsvc.service.file_access.workspaces import Workspaces
 from kernelsvc.service.host_settings import host_settings
 from kernelsvc.service.journal_stream import JournalStream
 from kernelsvc.service.leases import Leases
@@ -126,7 +127,7 @@ class Service:
         launchers: start kernels. None takes those of this machine. ``kernelsvc.testing`` has fake ones.
 
     Attributes:
-        environment, files, offers, programs, leases, usage, access: the parts of ``ServiceApi``.
+        environment, files, offers, programs, leases, usage, access, workspaces: the parts of ``ServiceApi``.
     """
 
     def __init__(
@@ -163,8 +164,12 @@ class Service:
         self.leases = Leases(registry, settings.limits)
         self._principals = Principals(settings.tokens, TokenFile(store.data / "keys"))
         self.access = SessionTokens(projections.secret("access"), self._principals.callers, registry)
+        self.workspaces = workspaces = Workspaces(settings, registry, store)
+        self.usage.workspace_quota = workspaces.quota
         self._egress = egress = EgressConnector(settings, registry, self._launchers)
-        self._creator = SessionCreator(settings, registry, factory, self._warm_pool, self.leases, self.metrics, egress)
+        self._creator = SessionCreator(
+            settings, registry, factory, self._warm_pool, self.leases, workspaces, self.metrics, egress
+        )
         self._branches = BranchCreator(store, registry, self._creator, projections)
         self._deleter = SessionDeleter(store, registry, projections, self._closed)
         self._clients: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()
@@ -181,6 +186,7 @@ class Service:
         """
         await self._launchers.start()
         self._store.sweep()
+        self.workspaces.start()
         update_principal_names(self._store, self._index, self._present_name)
         await self._adoption.run(self._store.scan())
         self._tasks.start(self.usage.run())

@@ -96,7 +96,8 @@ class KernelLifecycle:
             sandbox=kernel.sandbox,
             versions={**self._versions},
             parent=spec.parent,
-            mounts=names_of(spec.binds) if spec.binds else UNSET,
+            mounts=names_of(spec.binds) or UNSET,
+            workspace=spec.workspace or UNSET,
         )
         try:
             self._session.attach_kernel(kernel, first)

@@ -79,5 +79,6 @@ def describe(
         paused=machine.paused,
         calls_open=len(calls.open) if calls.open else UNSET,
         approvals_pending=len(calls.pending()) if calls.open else UNSET,
-        mounts=names_of(spec.binds) if spec.binds else UNSET,
+        mounts=names_of(spec.binds) or UNSET,
+        workspace=spec.workspace or UNSET,
     )

@@ -37,6 +37,7 @@ class SessionSpec(msgspec.Struct, kw_only=True):
     beside: str | None = None
     checkpoint: CheckpointMode = "auto"
     binds: list[Bind] = []
+    workspace: str = ""
     tools: list[ToolFilter] = []
 
     def permits_tool(self, tool: str) -> bool:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from served import Served, serving
+from served import OTHER_PRINCIPAL, Served, serving
 
 from kernelsvc import Client
-from kernelsvc.errors import BadRequest, Forbidden, KernelsvcError, MountUnavailable
+from kernelsvc.errors import BadRequest, Conflict, Forbidden, KernelsvcError, MountUnavailable, NotFound, TooLarge
 
 
 @dataclass
@@ -37,7 +40,7 @@ def place(short_tmp: Path) -> Iterator[Place]:
         "closed": {"path": str(closed)},
         "later": {"path": str(later)},
     }
-    env = {"KERNELSVC_MOUNTS": json.dumps(mounts)}
+    env = {"KERNELSVC_MOUNTS": json.dumps(mounts), **OTHER_PRINCIPAL}
     with serving(root / "server", env=env) as served, Client(served.url, served.token) as client:
         if "filesystem" not in client.info()["sandbox"]["enforced"]:
             pytest.skip("this machine gives sessions no private root")
@@ -92,3 +95,121 @@ def test_a_mount_that_can_not_be_had_is_an_error_and_no_session(
     assert words in caught.value.message
     assert not caught.value.retryable
     assert len(place.client.sessions()) == before
+
+
+# --- workspaces ----------------------------------------------------------------------------
+
+
+def test_a_workspace_is_written_by_one_session_and_read_by_the_next(place: Place) -> None:
+    client = place.client
+    with client.create_session(workspace="report") as first:
+        # A mode that only the user itself can read, as tempfile makes it.
+        made = "import os; os.write(os.open('/workspace/a', os.O_CREAT | os.O_WRONLY, 0o600), b'one')"
+        first.run(made).raise_for_error()
+        assert place.served.call("GET", f"/v1/sessions/{first.id}")["workspace"] == "local/report"
+        event = place.served.call("GET", f"/v1/sessions/{first.id}/events?limit=1")["events"][0]
+        assert event["workspace"] == "local/report"
+        with client.create_session(workspace="local/report") as second:  # at the same time
+            assert second.run("!cat /workspace/a; echo -n two >> /workspace/a").text.strip() == "one"
+        for number, branch in enumerate(first.branch() + first.branch(isolate=True)):
+            with branch:
+                branch.run(f"open('/workspace/{number}', 'w').write('x')").raise_for_error()
+        first.run("open('/workspace/after', 'w').write('x')").raise_for_error()
+        first.rollback()
+        assert first.run("print(sorted(os.listdir('/workspace')))").text.strip() == "['0', '1', 'a', 'after']"
+        with pytest.raises(Conflict, match="1 open sessions"):
+            client.remove_workspace("report")
+    with client.create_session(workspace="report") as third:
+        assert third.run("!cat /workspace/a").text.strip() == "onetwo"
+    client.remove_workspace("report")
+    assert client.workspaces() == []
+    with client.create_session() as without:
+        assert without.run("import os; os.path.exists('/workspace')").text.strip() == "False"
+
+
+def test_a_workspace_is_shared_by_a_list_and_does_not_exist_for_others(place: Place) -> None:
+    mine = place.client
+    mine.set_workspace("shared", shared_with=["nobody"])
+    with Client(place.served.url, "other-token") as other:
+        for use in (
+            lambda: other.create_session(workspace="local/shared"),
+            lambda: other.workspace_files("local/shared"),
+            lambda: other.upload_to("local/shared", b"x", "x"),
+            lambda: other.set_workspace("local/shared", shared_with=["*"]),
+            lambda: other.remove_workspace("local/shared"),
+        ):
+            with pytest.raises(NotFound):
+                use()
+        assert other.workspaces() == []
+        mine.set_workspace("shared", shared_with=["oth*"])
+        with other.create_session(workspace="local/shared") as session:
+            session.run("open('/workspace/theirs', 'w').write('x')").raise_for_error()
+        assert [each.workspace for each in other.workspaces()] == ["local/shared"]
+        with pytest.raises(NotFound, match="not yours"):
+            other.remove_workspace("local/shared")
+    assert mine.download_from("shared", "theirs") == b"x"
+    mine.remove_workspace("shared")
+
+
+def test_files_of_a_workspace_over_http(place: Place) -> None:
+    client = place.client
+    client.set_workspace("files", max_bytes=1 << 20)  # also a name that the route has
+    assert client.upload_to("files", b"hello", "files/b.txt") == "files/b.txt"
+    assert client.download_from("local/files", "files/b.txt") == b"hello"
+    assert [file.path for file in client.workspace_files("files", recursive=True)] == ["files", "files/b.txt"]
+    with client.create_session(workspace="files") as session:
+        assert session.run("!rm -v /workspace/files/b.txt").text.startswith("removed")
+        session.run("import os; os.symlink('/etc', '/workspace/link')").raise_for_error()
+    with pytest.raises(KernelsvcError, match="link"):
+        client.download_from("files", "link/passwd")
+    with pytest.raises(TooLarge):
+        client.upload_to("files", b"x" * (2 << 20), "big")
+    client.remove_workspace("files")
+    with pytest.raises(NotFound):
+        client.download_from("files", "b.txt")
+
+
+def test_a_cell_that_fills_a_workspace_is_interrupted(place: Place) -> None:
+    client = place.client
+    client.set_workspace("small", max_bytes=4 << 20)
+    with client.create_session(workspace="small") as session:
+        fill = """
+            import time
+            end = time.monotonic() + 60
+            with open("/workspace/big", "wb") as f:
+                while time.monotonic() < end:
+                    f.write(bytes(1 << 20)); f.flush()
+                    time.sleep(0.05)
+        """
+        started = time.monotonic()
+        cell = session.run(fill)
+        assert not cell.ok
+        assert "workspace: 4 MiB reached" in str(cell.message), cell
+        assert time.monotonic() - started < 55
+        assert session.run("import os; os.remove('/workspace/big'); 6 * 7").text.strip() == "42"
+    client.remove_workspace("small")
+
+
+def test_the_command_line(place: Place, tmp_path: Path) -> None:
+    def kernelsvc(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "kernelsvc", "workspace", *words],
+            env=place.served.client_env, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60,
+        )  # fmt: skip
+        return done.stdout
+
+    (tmp_path / "in.txt").write_text("hello")
+    kernelsvc("set", "cli", "--share", "bob")
+    assert kernelsvc("upload", "cli", "in.txt").strip() == "in.txt"
+    (tmp_path / "in.txt").unlink()
+    kernelsvc("download", "cli", "in.txt")
+    assert (tmp_path / "in.txt").read_text() == "hello"
+    assert kernelsvc("list").startswith("local/cli  0 sessions, shared with bob")
+    place.client.remove_workspace("cli")
+
+
+@pytest.mark.parametrize("name", ["", "a/", ".x", "/x", "x" * 101])
+def test_a_bad_name_makes_nothing(place: Place, name: str) -> None:
+    with pytest.raises(BadRequest):
+        place.client.create_session(workspace=name)
+    assert place.client.workspaces() == []

@@ -74,6 +74,8 @@ BODIES: dict[str, Any] = {
     "session.complete": {"code": "x"},
     "session.inspect": {"code": "x"},
     "files.put": "x",
+    "workspace.files.put": "x",
+    "workspace.set": {"name": "harm"},
     "session.decide": {"calls": ["k.1"], "decision": "approve"},
     "tool.return": {"status": "ok"},
     "tool.progress": {"progress": 1},
@@ -81,7 +83,7 @@ BODIES: dict[str, Any] = {
 
 
 def _native_rows() -> list[Row]:
-    values = {"cell": CELL, "call": "k.1", "checkpoint": "c_none", "path": "harm"}
+    values = {"cell": CELL, "call": "k.1", "checkpoint": "c_none", "path": "harm", "owner": "alice", "name": "harm"}
     found = [
         Row(
             route.verb,
@@ -92,9 +94,10 @@ def _native_rows() -> list[Row]:
         for route in routes.ROUTES
     ]
     # What their handlers have beyond the table.
-    listing = f"/v1/sessions/{S}/files/"
-    found += [Row("HEAD", "/healthz", None), Row("HEAD", "/readyz", None), Row("HEAD", listing, "read")]
-    return [*found, Row("PUT", listing, "run", "x"), Row("DELETE", listing, "run")]
+    found += [Row("HEAD", "/healthz", None), Row("HEAD", "/readyz", None)]
+    for listing in (f"/v1/sessions/{S}/files/", "/v1/workspaces/alice/harm/files/"):
+        found += [Row("HEAD", listing, "read"), Row("PUT", listing, "run", "x"), Row("DELETE", listing, "run")]
+    return found
 
 
 def _sandbox_rows() -> list[Row]:
@@ -384,6 +387,8 @@ def test_a_secret_opens_no_route_but_those_of_its_sandbox(lab: Lab) -> None:
 
 
 PARAMS: dict[str, dict[str, Any]] = {
+    "workspace.set": {"name": "harm"},
+    "workspace.remove": {"name": "harm"},
     "session.execute": {"code": "open('harm', 'w')"},
     "session.batch": {"cells": [{"code": "1"}]},
     "session.input": {"cell": CELL, "text": "x"},
@@ -399,7 +404,8 @@ PARAMS: dict[str, dict[str, Any]] = {
 def test_no_websocket_method_goes_beyond_a_read_token(lab: Lab, name: str) -> None:
     before = lab.state()
     with connect(lab.served.url.replace("http", "ws") + "/v1/ws?token=alice-read") as socket:
-        where = {} if name in ("call", "session.create") else {"session": lab.session}
+        alone = name in ("call", "session.create") or name.startswith("workspace.")
+        where = {} if alone else {"session": lab.session}
         params = where | PARAMS.get(name, {"code": "1"} if name == "call" else {})
         socket.send(json.dumps({"jsonrpc": "2.0", "id": 1, "method": name, "params": params}))
         assert json.loads(socket.recv(30))["error"]["data"]["code"] == "forbidden"

@@ -177,6 +177,11 @@ TESTED_THROUGH = {
     ),
     "kernelsvc.egress.lookups": "tests/attack/test_egress.py",
     "kernelsvc.egress.session_proxy": "tests/attack/test_egress.py",
+    **dict.fromkeys(
+        ("kernelsvc.service.file_access.workspaces", "kernelsvc.store.workspaces"),
+        "tests/integration/test_mounts.py",
+    ),
+    "kernelsvc.cli.workspaces": "tests/integration/test_mounts.py",
     "kernelsvc.cli.sessions.approvals": "tests/integration/test_tool_calls.py",
     **dict.fromkeys(
         (

@@ -79,8 +79,6 @@ def build_view(view: dict[str, Any]) -> None:
         os.makedirs(os.path.dirname(root + path), exist_ok=True)
         _create(root + path, text)
     _bind_own(root, view)
-    for source, target, writable in view["binds"]:
-        _bind(root, source, target, _OWN if writable else _SYSTEM)
     lx.pivot_into(root)
     lx.mount(None, "/", None, _SEALED | lx.MS_NODEV)
     lx.mount(None, "/dev", None, _SEALED | lx.MS_NOEXEC)
@@ -156,6 +154,8 @@ def _bind_own(root: str, view: dict[str, Any]) -> None:
             _bind(root, source, target, _OWN, idmap if own else None)
             if own and view.get("identity"):
                 _check_identity(root + target, view["identity"])
+        for source, target, writable, mapped in view["binds"]:
+            _bind(root, source, target, _OWN if writable else _SYSTEM, idmap if mapped else None)
     finally:
         if idmap is not None:
             os.close(idmap)

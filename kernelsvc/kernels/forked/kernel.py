@@ -22,7 +22,7 @@ from kernelsvc.linux import procfs
 from kernelsvc.model.events import KernelInfo, SandboxReport
 from kernelsvc.model.exit_status import Cause, Exit, exit_of
 from kernelsvc.protocol.kernel_messages import ExecuteRequest, KernelRequest
-from kernelsvc.sandbox.plan import SCRATCH, data_bytes
+from kernelsvc.sandbox.plan import WRITABLE, data_bytes
 
 #: Seconds for the host to report how a kernel ended.
 EXIT_REPORT_SECONDS = 1.0
@@ -287,7 +287,7 @@ class ForkedKernel:
         if "landlock" not in self.sandbox.enforced:
             return ""
         try:
-            answer = await self._wire.control("fence", timeout=RESTRICT_SECONDS, write=[*write, *SCRATCH])
+            answer = await self._wire.control("fence", timeout=RESTRICT_SECONDS, write=[*write, *WRITABLE])
         except (KernelDead, Timeout) as error:  # a busy kernel restricts itself when its cell has ended
             return error.message
         return "" if answer.get("ok") else "; ".join(_reasons(answer))
@@ -362,7 +362,7 @@ def branch_identity(request: StartRequest, sandbox: SandboxReport) -> dict[str, 
         "data_bytes": data_bytes(request.limits, hard=sandbox.limits.get("memory_bytes") == "hard"),
     }
     if "landlock" in sandbox.enforced:
-        identity["write"] = [request.home, f"{request.home}.d", *SCRATCH]
+        identity["write"] = [request.home, f"{request.home}.d", *WRITABLE]
     return identity
 
 

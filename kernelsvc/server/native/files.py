@@ -6,7 +6,8 @@ All access is through the service's port for files (``FilesApi``). Downloads and
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import msgspec
@@ -20,7 +21,7 @@ from kernelsvc.server.native import routes
 from kernelsvc.server.native.handlers import INERT, send_file
 
 if TYPE_CHECKING:
-    from kernelsvc.service.api import FileWriter
+    from kernelsvc.service.api import FilesApi, FileWriter
 
 #: Limit of one transfer, in bytes, in a session without ``disk_bytes``.
 UNBOUNDED = 1 << 40
@@ -113,6 +114,9 @@ class FileHandler(ApiHandler):
     def _limit(self, session: str) -> int:
         return self.context.service.get(self.who, session).limits.disk_bytes or UNBOUNDED
 
+    def _files(self) -> FilesApi:
+        return self.context.service.files
+
     def _path(self) -> bytes:
         """Return the path below ``files/`` from the raw URL. Names may be any bytes."""
         raw = self.request.path.partition("/files/")[2]
@@ -127,7 +131,7 @@ class FileHandler(ApiHandler):
             await self._list(b"", query)
             return
         named, session = self._path(), self._session()
-        files = self.context.service.files
+        files = self._files()
         if path.endswith("/") or (await files.stat(self.who, session, named)).kind == "directory":
             await self._list(named, query)
         else:
@@ -135,7 +139,7 @@ class FileHandler(ApiHandler):
 
     async def download(self, path: bytes) -> None:
         """Send a file."""
-        reader = await self.context.service.files.open(self.who, self._session(), path)
+        reader = await self._files().open(self.who, self._session(), path)
         try:
             if (span := self._head(reader.status)) is not None:
                 await self.while_connected(send_file(self, reader, span.start, span.size))
@@ -144,7 +148,7 @@ class FileHandler(ApiHandler):
 
     async def head(self, session: str, path: str = "") -> None:
         """Send the headers of GET without the body."""
-        reader = await self.context.service.files.open(self.who, self._session(), self._path())
+        reader = await self._files().open(self.who, self._session(), self._path())
         reader.close()
         self._head(reader.status)
 
@@ -187,7 +191,7 @@ class FileHandler(ApiHandler):
 
     async def _list(self, path: bytes, query: routes.ListFilesQuery) -> None:
         depth = None if query.recursive else 1
-        listing = self.context.service.files.list(self.who, self._session(), path, depth=depth, limit=query.limit)
+        listing = self._files().list(self.who, self._session(), path, depth=depth, limit=query.limit)
         entries, truncated = await self.while_connected(listing)
         files = [
             routes.FileEntry(
@@ -206,7 +210,7 @@ class FileHandler(ApiHandler):
     async def _begin_upload(self) -> None:
         session = self._session()
         self.auth_scope("run")
-        self._upload = await self.context.service.files.write(self.who, session, self._path())
+        self._upload = await self._files().write(self.who, session, self._path())
         self._check_conditions(self._upload.replaces)
         self._bound = self.max_body()
 
@@ -251,7 +255,7 @@ class FileHandler(ApiHandler):
         query = self.query(routes.DeleteFileQuery)
         if not path:
             raise BadRequest("The session's directory itself can't be deleted. Close the session instead.")
-        files = self.context.service.files
+        files = self._files()
         removal = files.remove(self.who, self._session(), self._path(), recursive=query.recursive)
         await self.while_connected(removal)
         self.set_status(204)
@@ -269,6 +273,57 @@ class FileHandler(ApiHandler):
         if self._upload is not None:
             self._upload.close()
         super().on_connection_close()
+
+
+class WorkspaceFileHandler(FileHandler):
+    """Handler of one path below the files of a workspace. An upload is limited by the free space of its quota."""
+
+    route = "/v1/workspaces/{owner}/{name}/files/{path}"
+    _most = UNBOUNDED
+    _free = 0
+
+    async def prepare(self) -> None:
+        """Tornado's hook: read the quota before an upload is checked against it."""
+        if self.request.method == "PUT":
+            await self.admit_request()
+            info = await self.context.service.workspaces.get(self.who, self._session())
+            self._most = UNBOUNDED if info.max_bytes is None else info.max_bytes
+            self._free = max(0, self._most - (info.used_bytes or 0))
+        await super().prepare()
+
+    def max_body(self) -> int:
+        """Return the free space of the workspace for an upload."""
+        return self._free if self.request.method == "PUT" else ApiHandler.max_body(self)
+
+    def _session(self) -> str:
+        owner, name = self.path_args[:2]
+        return f"{owner}/{name}"
+
+    def _limit(self, session: str) -> int:
+        return self._most
+
+    def _files(self) -> FilesApi:
+        return self.context.service.workspaces.files
+
+    def _path(self) -> bytes:
+        # "/v1/workspaces/OWNER/NAME/files/PATH", of which owner and name may be "files".
+        return unquote_to_bytes(self.request.path.split("/", 6)[6]).removesuffix(b"/")
+
+    def get(self, owner: str, name: str, path: str = "") -> Coroutine[Any, Any, None]:  # type: ignore[override]
+        """Send a file, or list a directory."""
+        return super().get(self._session(), path)
+
+    def head(self, owner: str, name: str, path: str = "") -> Coroutine[Any, Any, None]:  # type: ignore[override]
+        """Send the headers of GET without the body."""
+        return super().head(self._session(), path)
+
+    def put(self, owner: str, name: str, path: str = "") -> Coroutine[Any, Any, None]:  # type: ignore[override]
+        """Rename the uploaded file to its final name."""
+        return super().put(self._session(), path)
+
+    def delete(self, owner: str, name: str, path: str = "") -> Coroutine[Any, Any, None]:  # type: ignore[override]
+        """Delete a file or a directory."""
+        return super().delete(self._session(), path)
 
 
 def shown(path: bytes) -> str:

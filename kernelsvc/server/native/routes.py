@@ -145,6 +145,7 @@ class Route(Struct, frozen=True, kw_only=True):
 
 
 _S = "/v1/sessions/{session}"
+_W = "/v1/workspaces/{owner}/{name}"
 
 
 def _native(verb: str, path: str, name: str, status: int = 200, **more: Any) -> Route:
@@ -163,6 +164,32 @@ def _native(verb: str, path: str, name: str, status: int = 200, **more: Any) -> 
         **where,
         **more,
     )
+
+
+def _file_routes(above: str, id: str, what: str) -> tuple[Route, ...]:
+    """Return the routes of the files of a session or a workspace."""
+    return (
+        Route(
+            verb="GET", path=f"{above}/files/", id=f"{id}.list", scope="read", query=ListFilesQuery, result=FileList,
+            summary=f"What is in {what}.",
+        ),
+        Route(
+            verb="GET", path=f"{above}/files/{{path}}", id=f"{id}.get", scope="read", query=ListFilesQuery,
+            summary="A file, or a part of it (Range); a directory is listed.", media=("application/octet-stream", JSON),
+        ),
+        Route(
+            verb="HEAD", path=f"{above}/files/{{path}}", id=f"{id}.head", scope="read",
+            summary="A file's size and ETag.", media=("application/octet-stream",),
+        ),
+        Route(
+            verb="PUT", path=f"{above}/files/{{path}}", id=f"{id}.put", scope="run", result=FileWritten, status=201,
+            summary="Write a file; directories on its way are made.", takes="application/octet-stream",
+        ),
+        Route(
+            verb="DELETE", path=f"{above}/files/{{path}}", id=f"{id}.delete", scope="run", query=DeleteFileQuery,
+            status=204, summary="Delete a file, or a directory.",
+        ),
+    )  # fmt: skip
 
 
 ROUTES: tuple[Route, ...] = (
@@ -228,26 +255,12 @@ ROUTES: tuple[Route, ...] = (
         summary="The log itself, one JSON object a line: what 'kernelsvc verify' checks.",
         media=("application/x-ndjson",),
     ),
-    Route(
-        verb="GET", path=f"{_S}/files/", id="files.list", scope="read", query=ListFilesQuery, result=FileList,
-        summary="What is in the session's directory.",
-    ),
-    Route(
-        verb="GET", path=f"{_S}/files/{{path}}", id="files.get", scope="read", query=ListFilesQuery,
-        summary="A file, or a part of it (Range); a directory is listed.", media=("application/octet-stream", JSON),
-    ),
-    Route(
-        verb="HEAD", path=f"{_S}/files/{{path}}", id="files.head", scope="read", summary="A file's size and ETag.",
-        media=("application/octet-stream",),
-    ),
-    Route(
-        verb="PUT", path=f"{_S}/files/{{path}}", id="files.put", scope="run", result=FileWritten, status=201,
-        summary="Write a file; directories on its way are made.", takes="application/octet-stream",
-    ),
-    Route(
-        verb="DELETE", path=f"{_S}/files/{{path}}", id="files.delete", scope="run", query=DeleteFileQuery, status=204,
-        summary="Delete a file, or a directory.",
-    ),
+    _native("GET", "/v1/workspaces", "workspace.list"),
+    _native("POST", "/v1/workspaces", "workspace.set"),
+    _native("GET", _W, "workspace.get"),
+    _native("DELETE", _W, "workspace.remove", 204),
+    *_file_routes(_W, "workspace.files", "the workspace"),
+    *_file_routes(_S, "files", "the session's directory"),
 )  # fmt: skip
 
 

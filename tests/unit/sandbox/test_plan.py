@@ -268,7 +268,11 @@ def test_the_report_never_claims_more_than_the_plan_does(
 def test_binds_are_in_the_view_and_need_one() -> None:
     binds = [Bind(source="/srv/sales", target="/data/sales")]
     made = confine(request(binds=binds), probe())
-    assert made.plan["view"]["binds"] == [["/srv/sales", "/data/sales", False]]
+    assert made.plan["view"]["binds"] == [["/srv/sales", "/data/sales", False, False]]
+    workspace = Bind(source="/data/w", target="/workspace", writable=True)
+    made = confine(request(binds=[workspace], mapped=["/data/w"]), probe())
+    assert made.plan["view"]["binds"] == [["/data/w", "/workspace", True, True]]
+    assert ["/workspace", "write"] in made.plan["landlock"]["grants"]
     for lacking in ({"binds": binds, "policy": "off"}, {"binds": binds}):
         with pytest.raises(SandboxUnavailable, match="private root"):
             confine(request(**lacking), probe(without=("filesystem",)))

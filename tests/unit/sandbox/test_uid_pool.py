@@ -104,3 +104,13 @@ def test_a_directory_is_given_without_following_links(tmp_path: Path) -> None:
     assert tmp_path.stat().st_uid == 0
     owners = {p.lstat().st_uid for p in [inside, *inside.rglob("*")]}
     assert owners == {70_500}
+
+
+def test_a_free_id_can_be_preferred(tmp_path: Path) -> None:
+    """The files of a workspace keep their user, so that no session's start walks them."""
+    pool = UidPool(range(10, 40), locks=BlockLocks(str(tmp_path), range(10, 40)))
+    assert pool.acquire("/a", preferred=20) == 20
+    assert pool.acquire("/b", preferred=20) != 20
+    assert pool.acquire("/c", preferred=99) in range(10, 40)
+    pool.release(20)
+    assert pool.acquire("/d", preferred=20) == 20

@@ -1,0 +1,88 @@
+"""Workspaces: named folders that outlive sessions. Their names, owners and quotas. Pure."""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import Annotated
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from kernelsvc.errors import BadRequest
+
+WorkspaceName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+#: ``NAME`` of the caller's own, or ``OWNER/NAME``.
+WorkspaceAddress = Annotated[str, Meta(pattern=r"^(.{1,128}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+Pattern = Annotated[str, Meta(min_length=1, max_length=128)]
+#: Most entries of a list of principals.
+MAX_SHARES = 1000
+
+
+class WorkspaceRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A workspace, as it is on disk.
+
+    Attributes:
+        owner: The principal that made it.
+        name: Unique among those of its owner.
+        created_at: UTC.
+        shared_with: Names of other principals that may use it, with * as a wildcard.
+        max_bytes: Quota. None takes the server's setting.
+    """
+
+    owner: str
+    name: str
+    created_at: str
+    shared_with: list[str] = []
+    max_bytes: int | None = None
+
+    @property
+    def address(self) -> str:
+        """Its name for every principal."""
+        return f"{self.owner}/{self.name}"
+
+
+class WorkspaceInfo(msgspec.Struct, kw_only=True):
+    """A workspace as the API shows it.
+
+    Attributes:
+        workspace: ``OWNER/NAME``, which every principal that may use it can give.
+        max_bytes: Quota. None means no limit.
+        used_bytes: Size of its files. Only where one workspace was asked for.
+        sessions: Number of open sessions that have it.
+    """
+
+    workspace: str
+    owner: str
+    name: str
+    created_at: str
+    shared_with: list[str]
+    max_bytes: int | None
+    sessions: int = 0
+    used_bytes: int | UnsetType = UNSET
+
+
+def parse_address(address: str, who: str) -> tuple[str, str]:
+    """Return owner and name of a workspace that a principal names.
+
+    >>> parse_address("report", "ann")
+    ('ann', 'report')
+    >>> parse_address("team-a/report", "ann")
+    ('team-a', 'report')
+
+    Raises:
+        BadRequest: it has another form.
+    """
+    try:
+        msgspec.convert(address, WorkspaceAddress)
+    except msgspec.ValidationError:
+        raise BadRequest(
+            f"{address!r} is no name of a workspace. Use letters, digits, '.', '_' and '-', and OWNER/ before it for "
+            "another principal's."
+        ) from None
+    owner, slash, name = address.rpartition("/")
+    return (owner if slash else who), name
+
+
+def may_use(record: WorkspaceRecord, principal: str) -> bool:
+    """Return whether a principal may read and write a workspace."""
+    return principal == record.owner or any(fnmatch.fnmatchcase(principal, each) for each in record.shared_with)
