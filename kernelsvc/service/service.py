@@ -43,6 +43,8 @@ from kernelsvc.model.tokens import present_name
 from kernelsvc.model.tool_calls.offers import ToolFilter
 from kernelsvc.model.view.request import ViewRequest
 from kernelsvc.protocol.kernel_messages import KernelRequest
+from kernelsvc.service.access.principals import Principals
+from kernelsvc.service.access.session_tokens import SessionTokens
 from kernelsvc.service.api import (
     Cells,
     Checkpoints,
@@ -71,13 +73,11 @@ from kernelsvc.service.loading.closed_sessions import ClosedSessions
 from kernelsvc.service.loading.principal_names import update_principal_names
 from kernelsvc.service.offers import Offers
 from kernelsvc.service.one_shot import run_once
-from kernelsvc.service.principals import Principals
 from kernelsvc.service.programs import Programs
 from kernelsvc.service.projections import Projections, head_syslog
 from kernelsvc.service.registry import SessionRegistry
 from kernelsvc.service.resource_monitor import ResourceMonitor
 from kernelsvc.service.session_factory import SessionFactory
-from kernelsvc.service.session_tokens import SessionTokens
 from kernelsvc.service.warm_pool import WarmPool
 from kernelsvc.session import Session
 from kernelsvc.settings import Settings

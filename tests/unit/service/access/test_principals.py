@@ -9,7 +9,7 @@ import pytest
 
 from kernelsvc.errors import Unauthenticated
 from kernelsvc.model.tokens import TokenRecord, hash_token, record_for
-from kernelsvc.service.principals import Principals
+from kernelsvc.service.access.principals import Principals
 from kernelsvc.store.token_file import NAME, TokenFile
 
 

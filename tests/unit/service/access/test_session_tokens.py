@@ -9,7 +9,7 @@ import pytest
 
 from kernelsvc.errors import Forbidden, NotFound, Unauthenticated
 from kernelsvc.model.tokens import TokenRecord, hash_token
-from kernelsvc.service.session_tokens import SessionTokens
+from kernelsvc.service.access.session_tokens import SessionTokens
 
 OWNERS = {"s_1": "alice", "s_2": "bob", "s_3": "carol"}
 READ = TokenRecord(name="alice", sha256=hash_token("a"), scopes=frozenset({"read"}))
