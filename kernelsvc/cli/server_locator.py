@@ -42,11 +42,11 @@ async def client_or_own_server(args: argparse.Namespace, terminal: Terminal) -> 
         address = None
     if address is not None:
         async with AsyncClient(
-            _url(address), address.token, connect_seconds=0.0, on_state=_connection_messages(terminal)
+            address.shown, address.token, connect_seconds=0.0, on_state=_connection_messages(terminal)
         ) as client:
             yield client
         return
-    async with private_server(terminal) as address, AsyncClient(_url(address), address.token) as client:
+    async with private_server(terminal) as address, AsyncClient(address.shown, address.token) as client:
         if terminal.err.isatty():
             terminal.message(
                 "started a server for this command only. It ends with the command: save what you need", "dim"
@@ -67,10 +67,6 @@ def _connection_messages(terminal: Terminal) -> Callable[[str], None]:
         broken = state == "lost"
 
     return on_state
-
-
-def _url(address: Address) -> str:
-    return f"unix:{address.uds}" if address.uds else address.base
 
 
 @contextlib.asynccontextmanager

@@ -52,12 +52,12 @@ def describe(namespace: Mapping[str, Any], hidden: Mapping[str, Any]) -> list[di
 def type_name(value: object) -> str:
     """Return the name of the type, with its module unless that is ``builtins`` or ``__main__``."""
     kind = type(value)
-    module, name = _module(kind), type.__dict__["__qualname__"].__get__(kind)
+    module, name = module_of(kind), type.__dict__["__qualname__"].__get__(kind)
     plain = module in ("builtins", "__main__", "")
     return str(name)[:MAX_SUMMARY] if plain else f"{module.split('.')[0]}.{name}"[:MAX_SUMMARY]
 
 
-def _module(kind: type) -> str:
+def module_of(kind: type) -> str:
     """Return the module of a class without calling its metaclass."""
     try:
         found = type.__dict__["__module__"].__get__(kind)
@@ -97,7 +97,7 @@ def _numpy(value: Any, kind: type) -> str | None:
         return None
     if kind is getattr(numpy, "ndarray", None):
         return f"shape {value.shape}, {value.dtype.name}"
-    if _module(kind) == "numpy" and issubclass(kind, numpy.generic) and not issubclass(kind, numpy.void):
+    if module_of(kind) == "numpy" and issubclass(kind, numpy.generic) and not issubclass(kind, numpy.void):
         return str(_short.repr(value.item()))
     return None
 
@@ -124,6 +124,6 @@ def size(value: Any) -> int | None:
     if pandas is not None and kind in (getattr(pandas, "DataFrame", None), getattr(pandas, "Series", None)):
         used = value.memory_usage(deep=False)
         return int(used if kind is pandas.Series else used.sum())
-    if _module(kind) == "builtins":
+    if module_of(kind) == "builtins":
         return sys.getsizeof(value)
     return None if "__sizeof__" in type.__dict__["__dict__"].__get__(kind) else object.__sizeof__(value)

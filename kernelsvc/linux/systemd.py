@@ -28,8 +28,6 @@ class Systemd:
     def __init__(self, env: Mapping[str, str]) -> None:
         self._path = env.get("NOTIFY_SOCKET", "")
         self.watchdog_seconds = int(env.get("WATCHDOG_USEC", "0")) / 1e6
-        # systemd.exec(5): SYSTEMD_EXEC_PID is the pid of the unit's process. Its children inherit the variable.
-        self.manages_us = env.get("SYSTEMD_EXEC_PID") == str(os.getpid())
 
     def tell(self, *lines: str) -> None:
         """Send lines such as ``READY=1``."""

@@ -120,7 +120,6 @@ _JUMP, _JUMP_EQUAL, _JUMP_GREATER_EQUAL = 0x05, 0x15, 0x35
 _RETURN = 0x06
 _NUMBER_OFFSET, _ARCH_OFFSET, _ARGUMENTS_OFFSET = 0, 4, 16
 _FURTHEST = 255
-_LAST_NUMBER = 0xFFFF_FFFF
 
 Instruction = tuple[int, int, int, int]
 
@@ -201,33 +200,3 @@ def _decide(verdict: Verdict) -> list[Instruction]:
     for i, value in enumerate(verdict.values):
         code.append((_JUMP_EQUAL, tests - i - 1 + len(other), 0, value))
     return [*code, *other, *match]
-
-
-def simulate(program: bytes, number: int, arguments: tuple[int, ...] = (), *, arch: str = "x86_64") -> int:
-    """Run the program as Linux does, and return the verdict for a call.
-
-    Raises:
-        IndexError: the program jumps out of itself or never returns.
-        ValueError: it holds an instruction that the assembler never emits.
-    """
-    padded = (*arguments, 0, 0, 0, 0, 0, 0)[:6]
-    data = struct.pack("=IIQ6Q", number, AUDIT_ARCH[arch], 0, *(a & 0xFFFF_FFFF_FFFF_FFFF for a in padded))
-    code = [struct.unpack_from("=HBBI", program, at) for at in range(0, len(program), 8)]
-    accumulator = at = 0
-    while True:
-        operation, yes, no, operand = code[at]
-        at += 1
-        if operation == _LOAD:
-            accumulator = struct.unpack_from("=I", data, operand)[0]
-        elif operation == _AND:
-            accumulator &= operand
-        elif operation == _JUMP:
-            at += operand
-        elif operation == _JUMP_EQUAL:
-            at += yes if accumulator == operand else no
-        elif operation == _JUMP_GREATER_EQUAL:
-            at += yes if accumulator >= operand else no
-        elif operation == _RETURN:
-            return int(operand)
-        else:
-            raise ValueError(f"instruction {operation:#x} at {at - 1}")

@@ -118,7 +118,7 @@ class BranchCreator:
             forking = asyncio.ensure_future(self._fork(parent, specs, at=at, force=force))
             try:
                 parent.spawn(self._restrict_writes(parent, specs, forking))
-                made = await self._begin_all(parent, specs, files, place, forking)
+                made = await self._begin_all(specs, files, place, forking)
             except BaseException:
                 parent.spawn(self._discard(parent, specs, forking))
                 raise
@@ -173,7 +173,7 @@ class BranchCreator:
         return place
 
     async def _begin_all(
-        self, parent: Session, specs: list[SessionSpec], files: Path, place: Path, forking: asyncio.Future[Forks]
+        self, specs: list[SessionSpec], files: Path, place: Path, forking: asyncio.Future[Forks]
     ) -> list[Session]:
         beginning = (self._creator.begin_branch(spec, files, place, forking) for spec in specs)
         results = await asyncio.gather(*beginning, return_exceptions=True)

@@ -29,7 +29,6 @@ CellNumber = Annotated[int | str, Meta(description="A number. Default: the last.
 FromLine = Annotated[int, Meta(ge=1, description="First line.")]
 Lines = Annotated[int, Meta(ge=1)]
 Find = Annotated[str, Meta(max_length=200, description="Only lines that match this regex.")]
-CellId = Annotated[str, Meta(min_length=1, max_length=128, description="A cell's id, from an earlier result.")]
 Path = Annotated[str, Meta(max_length=4096, description="Path relative to the session's working directory, with /.")]
 Wait = Annotated[
     float,

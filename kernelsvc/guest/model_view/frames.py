@@ -244,10 +244,6 @@ def _numbers(values: Any) -> str:
     return f"{low} … {high}, mean {mean}" + (f", {bad} not finite" if bad else "")
 
 
-def _is_null(value: Any) -> bool:
-    return value is None or (type(value) is float and value != value) or type(value).__name__ in ("NAType", "NaTType")
-
-
 def _most_frequent(values: Sequence[Any]) -> tuple[int, str]:
     """Return the number of nulls, and the distinct values of a column of texts."""
     nulls = sum(

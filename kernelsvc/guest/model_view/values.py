@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kernelsvc.guest.model_view import charts, collections, frames, texts
+from kernelsvc.guest.variables import module_of
 
 #: The MIME type of a value's form for a model.
 MIME = "text/vnd.kernelsvc.model"
@@ -55,21 +56,13 @@ def _by_type(value: Any, data: Mapping[str, Any]) -> str | None:
     plain = data.get("text/plain")
     if kind in collections.KINDS:
         return "" if _is_plot_result(plain) else collections.form(value, plain)
-    module = _module_of(kind)
+    module = module_of(kind)
     reader = _READERS.get((module.partition(".")[0], kind.__name__ if module else ""))
     if reader is None:
         return "" if module.startswith("matplotlib.") and _is_plot_result(plain) else None
     library, path, read = reader
     # The class must be the library's own, since a subclass may redefine any method.
     return read(value, plain) if kind is _attribute(library, path) else None
-
-
-def _module_of(kind: type) -> str:
-    try:
-        found = type.__dict__["__module__"].__get__(kind)
-    except AttributeError:
-        found = ""
-    return found if type(found) is str else ""
 
 
 def _attribute(library: str, path: str) -> Any:

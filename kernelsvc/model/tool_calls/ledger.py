@@ -257,7 +257,7 @@ class CallLedger:
         """
         match stimulus:
             case ToolRequested():
-                return self._requested(stimulus, now)
+                return self._requested(stimulus)
             case CallsDecided():
                 return self._people_decided(stimulus, now)
             case CallAnswered():
@@ -274,7 +274,7 @@ class CallLedger:
                     out.events[0].frame = stimulus.frame
                 return out
 
-    def _requested(self, asked: ToolRequested, now: float) -> Decision:
+    def _requested(self, asked: ToolRequested) -> Decision:
         offer, cell = asked.offer, asked.cell
         if asked.recorded is not None:
             return self._reused(asked, asked.recorded)

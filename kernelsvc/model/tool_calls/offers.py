@@ -7,7 +7,6 @@ offer to code. Arguments are checked by the provider: the server does not compil
 
 from __future__ import annotations
 
-import builtins
 import difflib
 import fnmatch
 import hashlib
@@ -330,9 +329,3 @@ def rank(offer: Offer, words: Sequence[str]) -> int:
     """Return how well an offer matches the words of a search: 0 for not at all."""
     name, text = offer.tool.lower(), offer.description.lower()
     return sum(3 * (word in name) + (word in text) for word in words)
-
-
-def exception_name(name: str) -> str:
-    """Return the name of a built-in exception, or "" for any other text. Code gets only exceptions that it knows."""
-    found = getattr(builtins, name, None) if name.isidentifier() else None
-    return name if isinstance(found, type) and issubclass(found, Exception) else ""

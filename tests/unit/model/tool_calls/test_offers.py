@@ -114,12 +114,6 @@ def test_the_documentation_names_arguments_and_approval() -> None:
     assert "changes something" in text
 
 
-def test_only_built_in_exceptions_have_a_name_for_code() -> None:
-    assert offers.exception_name("KeyError") == "KeyError"
-    for name in ("print", "BaseException", "SystemExit", "no such", "__import__"):
-        assert offers.exception_name(name) == ""
-
-
 def test_nearest_names() -> None:
     assert offers.nearest("serch_orders", ["search_orders", "send_mail"])[0] == "search_orders"
 
