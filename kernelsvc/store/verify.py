@@ -97,6 +97,10 @@ def verify(path: Path, *, public_key: str | None = None, journal: Path | None = 
         start = file.read(4096)
     if start[:1] == b"{" and not start.startswith(b'{"type":"'):
         return verify_notebook(path, public_key=public_key, journal=journal)
+    if start.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
+        raise BadRequest(
+            "An HTML page has no signature. Verify the notebook (.ipynb) or the log (.jsonl)."
+        )
     return verify_journal(path, public_key=public_key)
 
 
@@ -329,6 +333,8 @@ def _notebook_message(recorded: Audit, count: int, state: Signature, trusted: bo
 def _against_journal(recorded: Audit, cells: list[dict[str, Any]], path: Path) -> str:
     """Return how the journal contradicts the notebook, or ""."""
     found = hash_chain.check(_lines_of(path), anchors=[Head(recorded.seq, recorded.head)])
+    if found.session not in ("", recorded.session):
+        return f"The journal is that of another session, {found.session}."
     if found.fault is not None:
         return f"It is not of this journal: {found.fault.message}"
     own = [c for c in cells if not _inherited(c)]

@@ -419,6 +419,21 @@ def test_the_journal_has_the_last_word(notebook, session):
     assert "The journal says otherwise: Cell 3 (c2) was changed." in verdict.message
 
 
+def test_the_journal_of_another_session_is_named_as_such(notebook, session, tmp_path):
+    other = tmp_path / "other.jsonl"
+    other.write_bytes(session.path.read_bytes().replace(b'"session":"s"', b'"session":"t"'))
+    verdict = verify_notebook(notebook, public_key=session.key.public, journal=other)
+    assert verdict.result == "not_as_written"
+    assert "The journal is that of another session, t." in verdict.message
+
+
+@pytest.mark.parametrize("start", [b"<!DOCTYPE html>", b"\n<html>"])
+def test_a_page_is_refused_with_what_can_be_verified(tmp_path, start):
+    (tmp_path / "n.html").write_bytes(start + b"<body>")
+    with pytest.raises(BadRequest, match=r"\.ipynb"):
+        verify(tmp_path / "n.html")
+
+
 @pytest.mark.parametrize("content", [b"{}", b"[]", b"nothing", b'{"cells": [1]}', b'{"cells": [], "metadata": {}}'])
 def test_what_is_no_notebook_of_ours(tmp_path, content):
     (tmp_path / "n.ipynb").write_bytes(content)
