@@ -32,6 +32,7 @@ from kernelsvc.model.network.hosts import check_fixed_hosts
 from kernelsvc.model.objects import Scope
 from kernelsvc.model.storage.mounts import Mount, MountName, why_unsafe
 from kernelsvc.model.tokens import TokenRecord, hash_token, record_for, weakness
+from kernelsvc.model.tool_calls.mcp_servers import McpName, McpServer
 
 MiB = 1024 * 1024
 ENV_PREFIX = "KERNELSVC_"
@@ -275,6 +276,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tools_max_result_bytes: Annotated[
         int, _meta("Maximum size of the result of one call of a client's function.", "bytes", ge=1024)
     ] = 16 * MiB
+    tools_mcp: Annotated[
+        dict[McpName, McpServer],
+        _meta("MCP servers whose tools code may call, by name, in a file [tools.mcp.NAME]: command or url, and so on."),
+    ] = {}
     hibernate_seconds: Annotated[
         float | None, _meta("Idle time after which a session hibernates.", "seconds", gt=0)
     ] = None
@@ -381,7 +386,7 @@ class SettingRow(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def structured(self) -> bool:
         """Whether its text form is JSON."""
-        return self.name in {"tokens", "templates", "models", "mounts", "egress_hosts"}
+        return self.name in {"tokens", "templates", "models", "mounts", "egress_hosts", "tools_mcp"}
 
     @property
     def optional(self) -> bool:
@@ -562,6 +567,8 @@ def _from_file(path: Path) -> dict[str, tuple[Any, str, bool]]:
     for key, value in data.items():
         if key in ("limits", "answers") and isinstance(value, dict):
             flat |= {f"{key}.{name}": inner for name, inner in value.items()}
+        elif key == "tools" and isinstance(value, dict):
+            flat |= {f"tools_{name}": inner for name, inner in value.items()}
         else:
             flat[key] = value
     names = [row.name for row in TABLE]
@@ -585,7 +592,7 @@ def _convert(row: SettingRow, value: Any, source: str, *, text: bool) -> Any:
     except (msgspec.ValidationError, msgspec.DecodeError, ValueError) as error:
         if ".scopes" in str(error):
             error = ValueError(f"{error}. The scopes are {', '.join(get_args(Scope))}")
-        shown = "" if row.name in {"token", "tokens", "models"} else f" = {value!r}"
+        shown = "" if row.name in {"token", "tokens", "models", "tools_mcp"} else f" = {value!r}"
         raise BadRequest(f"Setting {row.name}{shown} ({source}) is not valid: {error}.", setting=row.name) from None
 
 

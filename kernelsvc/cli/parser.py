@@ -429,6 +429,16 @@ def _model_commands(commands: _Commands) -> None:
         "unused one of mcp/1, mcp/2, ... in the user's data directory)",
     )  # fmt: skip
     _own_server_options(mcp)
+    bridge = commands.add(
+        "bridge",
+        "bridge:main",
+        "let code in sessions call tools of MCP servers",
+        "Start or connect to the MCP servers of [tools.mcp.NAME] in the settings, and offer their tools to sessions.\n"
+        "'kernelsvc serve' starts this command itself if the settings name such a server. Its token needs the scope\n"
+        "provide.",
+    )
+    bridge.add_argument("--config", metavar="FILE", help="the settings file (default: that of 'kernelsvc serve')")
+    _server_options(bridge)
     tools = commands.add(
         "tools",
         "mcp:tools",

@@ -27,7 +27,7 @@ from typing import Literal
 
 from kernelsvc import logs
 from kernelsvc import settings as conf
-from kernelsvc.cli import memory_tuning
+from kernelsvc.cli import bridge_process, memory_tuning
 from kernelsvc.cli.terminal import Terminal
 from kernelsvc.cli.terminal.filter import seconds
 from kernelsvc.client.address import INFO_FILE, ServerInfo, write_info
@@ -63,10 +63,13 @@ def main(args: argparse.Namespace, terminal: Terminal) -> int:
     raise_descriptor_limit()
     prepare_directories(settings)
     settings, generated_token = with_kept_token(settings)
+    settings, bridge = bridge_process.prepare(settings)
     token = generated_token or next(iter(getattr(args, "token", None) or []), None) or os.environ.get("KERNELSVC_TOKEN")
     with _data_dir_lock(settings):
         return asyncio.run(
-            _ServerRun(settings, args, terminal, started, generated_token=generated_token, token=token).run()
+            _ServerRun(
+                settings, args, terminal, started, generated_token=generated_token, token=token, bridge=bridge
+            ).run()
         )
 
 
@@ -109,9 +112,11 @@ class _ServerRun:
         *,
         generated_token: str | None,
         token: str | None,
+        bridge: bridge_process.BridgeProcess | None = None,
     ) -> None:
         self.settings, self.args, self.terminal = settings, args, terminal
         self.started, self.generated_token, self.token = started, generated_token, token
+        self.bridge = bridge
         self.systemd = Systemd(os.environ)
         self.stopping, self.draining = asyncio.Event(), asyncio.Event()
         self.on_stop: OnStop = "end"
@@ -132,8 +137,10 @@ class _ServerRun:
         info = self.settings.runtime_path() / INFO_FILE
         tasks: list[asyncio.Task[None]] = []
         try:
-            self._announce(server.start())
+            addresses = server.start()
+            self._announce(addresses)
             tasks = [
+                *([asyncio.create_task(self.bridge.keep_running(addresses[0]))] if self.bridge is not None else []),
                 asyncio.create_task(self._announce_ready(service)),
                 asyncio.create_task(self.systemd.feed_watchdog()),
                 asyncio.create_task(logs.flush_regularly()),
@@ -187,6 +194,8 @@ class _ServerRun:
 
     async def _stop(self, server: Server, service: Service) -> None:
         self.systemd.tell("STOPPING=1")
+        if self.bridge is not None:
+            await self.bridge.stop()
         await server.stop()
         if self.on_stop == "hibernate":
             await service.hibernate_all(self.settings.shutdown_seconds)

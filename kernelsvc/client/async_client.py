@@ -36,6 +36,7 @@ class AsyncClient:
         token: default: ``KERNELSVC_TOKEN``, then that of your own running server.
         connect_seconds: time to try the first connection.
         retry_seconds: time to reconnect, after which pending calls fail with ``Unreachable``.
+        provider: name of this program as the provider of its functions, if it needs one that stays the same.
         on_state: called with ``connected``, ``lost`` or ``gone`` when the state of the connection changes.
 
     Raises:
@@ -49,12 +50,14 @@ class AsyncClient:
         *,
         connect_seconds: float = 5.0,
         retry_seconds: float = 60.0,
+        provider: str = "",
         on_state: Callable[[str], None] | None = None,
     ) -> None:
         self.address: Address = find(url, token)
         self._rpc = RpcConnection(
             self.address, connect_seconds=connect_seconds, retry_seconds=retry_seconds, on_state=on_state
         )
+        self._rpc.provider_name = provider
         self._rest = Rest(self.address, connect_seconds=connect_seconds, retry_seconds=retry_seconds)
 
     async def __aenter__(self) -> Self:
@@ -134,6 +137,10 @@ class AsyncClient:
             return partial(self.tool, **options)
         provider_of(self._rpc, self._rest).start_offer([offered(function, **options)], None)
         return function
+
+    async def withdraw(self, *names: str) -> None:
+        """Withdraw functions that this program offers to all sessions of the token. Without names: all."""
+        await provider_of(self._rpc, self._rest).withdraw(names or None, None)
 
     # --- sessions -------------------------------------------------------------------
 

@@ -128,6 +128,8 @@ class RpcConnection:
         self._loop: asyncio.AbstractEventLoop
         #: Carries out calls of functions that this client offers. None if it offers none.
         self.provider: ToolProvider | None = None
+        #: Its name for the server. Empty for a random one.
+        self.provider_name = ""
 
     # --- calls ------------------------------------------------------------------
 

@@ -299,6 +299,7 @@ class Client:
     execute_once = _blocking(AsyncClient.execute_once)
     offer = _blocking(AsyncClient.offer)
     tool = _offering(AsyncClient.tool)
+    withdraw = _blocking(AsyncClient.withdraw)
     create_session = _blocking_as(AsyncClient.create_session, _session)
     session = _blocking_as(AsyncClient.session, _session)
     sessions = _blocking(AsyncClient.sessions)

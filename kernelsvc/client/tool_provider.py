@@ -84,14 +84,15 @@ class ToolProvider:
     Args:
         connection: the client's connection.
         upload: writes a file of a session.
+        name: the provider's id. Empty for a random one.
     """
 
     def __init__(
-        self, connection: CallConnection, upload: Callable[[str, str, bytes], Coroutine[Any, Any, None]]
+        self, connection: CallConnection, upload: Callable[[str, str, bytes], Coroutine[Any, Any, None]], name: str = ""
     ) -> None:
         self.upload = upload
         self._connection = connection
-        self._id = {"id": f"p_{os.urandom(6).hex()}", "instance": os.urandom(8).hex()}
+        self._id = {"id": name or f"p_{os.urandom(6).hex()}", "instance": os.urandom(8).hex()}
         self._functions: dict[str | None, dict[str, OfferedFunction]] = {}
         self._held: dict[str, ToolCall] = {}
         self._running: dict[str, asyncio.Task[None]] = {}

@@ -81,5 +81,5 @@ def provider_of(connection: RpcConnection, rest: Rest) -> ToolProvider:
             path = f"/v1/sessions/{quoted(session)}/files/{quoted(name)}"
             await rest.raw("PUT", path, data, headers=headers, repeat=True)
 
-        connection.provider = ToolProvider(connection, upload)
+        connection.provider = ToolProvider(connection, upload, connection.provider_name)
     return connection.provider

@@ -18,7 +18,7 @@ from kernelsvc.model.storage.mounts import MAX_MOUNTS, MountName
 from kernelsvc.model.storage.workspaces import WorkspaceAddress
 from kernelsvc.model.tool_calls.offers import ToolFilter, ToolPatterns
 
-Scope = Literal["run", "read", "approve", "audit", "operate", "admin"]
+Scope = Literal["run", "read", "approve", "provide", "audit", "operate", "admin"]
 #: Scopes of a token that names none. An agent that must not approve its own calls gets a token with ``run`` alone.
 DEFAULT_SCOPES: frozenset[Scope] = frozenset({"run", "read", "approve"})
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$")]

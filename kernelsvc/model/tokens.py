@@ -28,6 +28,7 @@ _IMPLIED: dict[Scope, frozenset[Scope]] = {
     "read": frozenset({"read"}),
     "run": frozenset({"read", "run"}),
     "approve": frozenset({"read", "approve"}),
+    "provide": frozenset({"read", "run", "provide"}),
     "audit": frozenset({"read", "audit"}),
     "operate": frozenset({"read", "run", "approve", "audit", "operate"}),
     "admin": frozenset({"read", "run", "approve", "audit", "operate", "admin"}),
@@ -41,7 +42,8 @@ class TokenRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         name: The principal's name. Sessions belong to it, so keep it when the token changes.
         sha256: Hex digest of the token.
         scopes: Operations that it allows. ``run`` and ``approve`` include ``read``. ``approve``
-            decides about calls that wait for a person. ``audit`` reads the sessions of every principal,
+            decides about calls that wait for a person. ``provide`` is the bridge's: it carries out calls of
+            the tools of ``[tools.mcp.NAME]`` in sessions of others. ``audit`` reads the sessions of every principal,
             ``operate`` also uses and ends them, and ``admin`` includes all.
         max_sessions: Open sessions at the same time. None takes the server's setting.
     """

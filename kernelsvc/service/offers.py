@@ -27,6 +27,7 @@ from kernelsvc.model.objects import CallState, CellRequest, Principal, SessionSt
 from kernelsvc.model.stimuli import CallAnswered, CallFailed, CallsDecided
 from kernelsvc.model.tool_calls import offers as model
 from kernelsvc.model.tool_calls.ledger import OpenCall
+from kernelsvc.model.tool_calls.mcp_servers import PROVIDER
 from kernelsvc.model.tool_calls.offers import Approval, Offer, ProviderId
 from kernelsvc.service.api import Blocks, ToolCallInfos
 from kernelsvc.service.offer_directory import (
@@ -111,7 +112,8 @@ class Offers:
         if known is None:
             if sum(each.principal == who.name for each in self._providers.values()) >= MAX_PROVIDERS:
                 raise QuotaExceeded(f"{MAX_PROVIDERS} clients offer functions already. Close one of them.")
-            known = self._providers[who.name, provider.id] = Provider(provider.id, provider.instance, who.name)
+            known = Provider(provider.id, provider.instance, who.name, self._audience(who, provider.id))
+            self._providers[who.name, provider.id] = known
         known.offers[session] = {
             name: before[name] if before.get(name, (0, None))[1] == offer else (self._next(), offer)
             for name, offer in together.items()
@@ -123,6 +125,12 @@ class Offers:
         self._retry(known)
         shown = [{"name": o.tool, "identifier": model.identifier(o.tool), "digest": o.digest} for o in offers]
         return {"offered": shown, "cancelled": cancelled}
+
+    def _audience(self, who: Principal, provider: str) -> frozenset[str]:
+        """Return the principals whose sessions may call a provider's functions, beside its own principal's."""
+        about = self._settings.tools_mcp.get(provider.removeprefix(PROVIDER))
+        operators = "provide" in who.scopes and provider.startswith(PROVIDER) and about is not None
+        return frozenset(about.principals) if operators and about is not None else frozenset()
 
     def _next(self) -> int:
         self._order += 1
@@ -468,7 +476,7 @@ class Offers:
             Conflict: the call has ended otherwise.
             NotFound, Forbidden: there is no such call.
         """
-        found = self._registry.find(who, session, "run")
+        found = self._find_called(who, session, call)
         found.require_writable()
         form: Literal["", "content", "rows"] = "content" if content is not None else _form(value)
         result = content if content is not None else value
@@ -483,11 +491,17 @@ class Offers:
             return
         found.handle(CallAnswered(call, status, result if status == "ok" else None, size, error, form))
 
+    def _find_called(self, who: Principal, session: str, call: str) -> Session:
+        """Return the session of a call. The bridge answers calls in sessions of others."""
+        known = self._calls.get(call) if "provide" in who.scopes else None
+        found = self._registry.get(session) if known is not None and known.session == session else None
+        return found if found is not None else self._registry.find(who, session, "run")
+
     def progress(
         self, who: Principal, session: str, call: str, *, progress: float, total: float | None, message: str | None
     ) -> None:
         """Record how far a call is, at most once a second."""
-        found = self._registry.find(who, session, "run")
+        found = self._find_called(who, session, call)
         known, now = self._calls.get(call), asyncio.get_running_loop().time()
         if known is None or known.session != session or now < known.progress_at + PROGRESS_SECONDS:
             return

@@ -557,6 +557,9 @@ def test_functions_for_all_sessions_of_a_client(client: Client) -> None:
             after.offer(lambda: "own", name="everywhere")
             assert after.run("tools.everywhere()").text.strip() == "'own'", "the newest offer counts"
             assert before.run("tools.everywhere()").text.strip() == "'all'"
+            client.withdraw("everywhere")
+            assert "tools.everywhere" not in str(before.tools())
+            assert after.run("tools.everywhere()").text.strip() == "'own'"
 
 
 def test_a_thousand_calls_in_flight(client: Client) -> None:

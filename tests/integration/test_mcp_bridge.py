@@ -1,0 +1,120 @@
+"""Code in sessions calls tools of an MCP server, through the bridge that the server starts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from served import QUICK, Served, serving
+from waiting import wait_for
+
+from kernelsvc import Client
+from kernelsvc.model import events as ev
+
+SERVER = textwrap.dedent('''
+    import os, sys, time
+    from mcp.server import MCPServer
+    from mcp_types import ToolAnnotations
+
+    server = MCPServer("shop")
+    READ = ToolAnnotations(read_only_hint=True)
+
+    @server.tool(annotations=READ)
+    def add(a: int, b: int = 2) -> int:
+        """Add two numbers."""
+        return a + b
+
+    @server.tool(annotations=READ)
+    def where() -> list[str]:
+        return [str(os.getpid()), os.environ["SHOP_KEY"]]
+
+    @server.tool(annotations=READ)
+    def held(ran: str, go: str) -> str:
+        open(ran, "a").write("x")
+        while not os.path.exists(go):
+            time.sleep(0.02)
+        return "late"
+
+    @server.tool(annotations=READ)
+    def fail() -> str:
+        raise ValueError("no such order")
+
+    @server.tool()
+    def buy(n: int) -> int:
+        return n
+
+    @server.tool()
+    def delete_all() -> int:
+        return 0
+
+    server.run()
+''')
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    root = tmp_path_factory.mktemp("b")
+    (root / "shop.py").write_text(SERVER)
+    (root / "config.toml").write_text(
+        f"[tools.mcp.shop]\ncommand = [{sys.executable!r}, {str(root / 'shop.py')!r}]\n"
+        'env = {SHOP_KEY = "CANARY-88"}\ntrusted_hints = true\ndeny = ["delete_*"]\n'
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with serving(root / "own", "--port", str(port), "--config", str(root / "config.toml"), env=QUICK) as instance:
+        yield instance
+
+
+def test_tools_of_an_mcp_server(own: Served, tmp_path: Path) -> None:
+    """The tools, the death of the MCP server in a call, and of the server in a call."""
+    with Client(own.url, own.token) as client:
+        session = client.create_session(keep=True)
+
+        def result(code: str, **options: object) -> str:
+            return session.run(code, timeout=60, **options).text.strip()  # type: ignore[arg-type]
+
+        names = wait_for(lambda: [each["name"] for each in session.tools()], deadline=60, what="the tools")
+        assert names == ["shop.add", "shop.buy", "shop.fail", "shop.held", "shop.where"]
+        assert result("tools.shop.add(a=1)") == "3"
+        assert result("tools.shop.add(3, 4)") == "7"
+        assert "Add two numbers." in result("help(tools.shop.add)")
+        assert "no such order" not in result("import os; str(os.environ)")
+        assert "CANARY-88" not in result("str(os.environ)")
+        assert result("try: tools.shop.fail()\nexcept tools.ToolFailed as e: print('failed')") == "failed"
+        # No hint says that it only reads, so a person is asked.
+        assert result("tools.shop.buy(n=2)", on_approval=lambda call: True) == "2"
+
+        ran, go = tmp_path / "ran", tmp_path / "go"
+        cell = session.run(f"tools.shop.held(ran={str(ran)!r}, go={str(go)!r})", wait="queued")
+        wait_for(ran.exists, deadline=20, what="the call")
+        os.kill(int(result_of(client, session.id, "tools.shop.where()[0]")), signal.SIGKILL)
+        wait_for(lambda: session.cell(cell.id).reason, deadline=20, what="the end")
+        assert "ToolLost" in session.cell(cell.id).text
+        assert result("tools.shop.add(a=2)") == "4", "it was started again"
+
+        ran.unlink()
+        cell = session.run(f"tools.shop.held(ran={str(ran)!r}, go={str(go)!r})", wait="queued")
+        wait_for(ran.exists, deadline=20, what="the call")
+        own.kill()
+        own.start()
+        go.touch()
+        wait_for(lambda: session.cell(cell.id).reason, deadline=60, what="the end")
+        assert session.cell(cell.id).text.strip() == "'late'"
+        assert ran.read_text() == "x"
+        ends = [each.status for each in session.events(follow=False) if isinstance(each, ev.ToolReturned)]
+        assert ends == ["ok", "ok", "error", "ok", "error", "ok", "ok"]
+        session.close()
+
+
+def result_of(client: Client, busy: str, code: str) -> str:
+    """Return the result of code in another session than the busy one."""
+    with client.create_session() as other:
+        assert other.id != busy
+        return other.run(code).text.strip().strip("'")
