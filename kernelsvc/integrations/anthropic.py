@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from typing import Any
 
+from kernelsvc.integrations.code_callers import anthropic_tools
 from kernelsvc.integrations.tool_calls import Answered, RequestedCall, Vendor, field
 from kernelsvc.tools import ToolResult
 
@@ -35,5 +36,5 @@ def _answers(answered: Answered) -> list[dict[str, Any]]:
     return [{"role": "user", "content": results}] if results else []
 
 
-_VENDOR = Vendor("anthropic", _calls, _answers)
-tools, run, arun = _VENDOR.tools, _VENDOR.run, _VENDOR.arun
+_VENDOR = Vendor("anthropic", _calls, _answers, anthropic_tools)
+tools, offers, run, arun = _VENDOR.tools, _VENDOR.offers, _VENDOR.run, _VENDOR.arun

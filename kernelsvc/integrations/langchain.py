@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import importlib
+from collections.abc import Iterable
 from typing import Any
 
+from kernelsvc.client.offered import OfferedFunction, offered
 from kernelsvc.integrations.tool_calls import AsyncTools, Tools
 from kernelsvc.tools import TOOLS, Tool, ToolResult
 from kernelsvc.tools.schema import described, input_schema
@@ -26,6 +28,25 @@ def tools(over: Tools | AsyncTools, names: list[str] | None = None) -> list[Any]
     kind = importlib.import_module("langchain_core.tools").StructuredTool
     where = over.place() if isinstance(over, Tools) else ""
     return [_tool(kind, described(TOOLS[name], where), over) for name in names or TOOLS]
+
+
+def offers(tools: Iterable[Any], **options: Any) -> list[OfferedFunction]:
+    """Return LangChain tools as functions that code in sessions may call. They run in this program.
+
+    Args:
+        tools: ``BaseTool`` objects.
+        options: fields of all offers, such as ``approval``.
+    """
+    return [_offer(tool, options) for tool in tools]
+
+
+def _offer(tool: Any, options: dict[str, Any]) -> OfferedFunction:
+    async def call(**arguments: Any) -> Any:
+        return await tool.ainvoke(arguments)
+
+    schema = tool.args_schema
+    parameters = schema if isinstance(schema, dict) else tool.get_input_schema().model_json_schema()
+    return offered(call, name=tool.name, description=tool.description, parameters=parameters, **options)
 
 
 def _tool(kind: Any, tool: Tool, over: Tools | AsyncTools) -> Any:

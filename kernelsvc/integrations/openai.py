@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from typing import Any
 
+from kernelsvc.integrations.code_callers import openai_tools
 from kernelsvc.integrations.tool_calls import Answered, RequestedCall, Vendor, field
 from kernelsvc.tools import ImageContent
 
@@ -60,7 +61,7 @@ def _response_answers(answered: Answered) -> list[dict[str, Any]]:
     return items
 
 
-_CHAT = Vendor("openai", _calls, _answers)
-tools, run, arun = _CHAT.tools, _CHAT.run, _CHAT.arun
+_CHAT = Vendor("openai", _calls, _answers, openai_tools)
+tools, offers, run, arun = _CHAT.tools, _CHAT.offers, _CHAT.run, _CHAT.arun
 #: The Responses API.
-responses = Vendor("openai-responses", _response_calls, _response_answers)
+responses = Vendor("openai-responses", _response_calls, _response_answers, openai_tools)

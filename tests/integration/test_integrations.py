@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from served import Served
 
-from kernelsvc.integrations import AsyncTools, Tools, anthropic, gemini, openai
+from kernelsvc.integrations import AsyncTools, Tools, anthropic, gemini, langchain, openai
 
 PLOT = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"
 
@@ -79,3 +79,48 @@ async def test_awaited_and_in_a_session_of_a_name(served: Served):
             assert message["content"][0]["content"][0]["text"].startswith(expected)
     async with AsyncTools(served.url, served.token) as tools:
         assert not (await tools.call("close_session", {"session": "counting"})).failed
+
+
+def test_code_and_the_model_call_the_applications_own_functions(tools):
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}}
+    definitions = [
+        {"name": "from_code", "input_schema": schema, "allowed_callers": ["code_execution_20260120"]},
+        {"name": "by_model", "input_schema": schema},
+    ]
+
+    async def by_model(n):
+        return {"n": n}
+
+    functions = {"from_code": lambda n: [n] * 2, "by_model": by_model}
+    tools.offer(*anthropic.offers(definitions, functions))
+    assert [each["name"] for each in anthropic.tools(["run_code"], also=definitions)] == ["run_code", "by_model"]
+    code = "print(sum(sum(tools.from_code(n=n)) for n in range(100)))"
+    calls = [
+        {"type": "tool_use", "id": "a", "name": "run_code", "input": {"code": code}},
+        {"type": "tool_use", "id": "b", "name": "by_model", "input": {"n": 7}},
+        {"type": "tool_use", "id": "c", "name": "by_model", "input": {"wrong": 7}},
+    ]
+    (message,) = anthropic.run(tools, {"content": calls}, functions)
+    first, second, third = message["content"]
+    assert "9900" in first["content"][0]["text"]
+    assert (second["content"][0]["text"], second["is_error"]) == ('{"n": 7}', False)
+    assert third["is_error"]
+
+
+def test_langchain_tools_are_functions_for_code(tools):
+    class Model:
+        @staticmethod
+        def model_json_schema():
+            return {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+
+    class Tool:
+        name, description, args_schema = "shout", "Louder.", Model
+
+        def get_input_schema(self):
+            return Model
+
+        async def ainvoke(self, arguments):
+            return arguments["text"].upper()
+
+    tools.offer(*langchain.offers([Tool()]))
+    assert "HI" in tools.call("run_code", {"code": "tools.shout('hi')"}).text

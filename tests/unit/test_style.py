@@ -151,9 +151,12 @@ def importers() -> dict[str, set[Path]]:
 #: process of their own, through the package that re-exports them, or as part of one that is named.
 TESTED_THROUGH = {
     "kernelsvc.answers.conversations": "tests/unit/server/openai/test_conversations.py",
+    **dict.fromkeys(("kernelsvc.cli.bridge", "kernelsvc.cli.bridge_process"), "tests/integration/test_mcp_bridge.py"),
     **dict.fromkeys(
         (
+            "kernelsvc.cli.sessions.recorded_calls",
             "kernelsvc.client.offered",
+            "kernelsvc.service.offer_directory",
             "kernelsvc.client.tools",
             "kernelsvc.guest.tools.calls",
             "kernelsvc.guest.tools.conversion",
