@@ -233,7 +233,7 @@ class Offers:
         if session is None or open_call is None:
             self._calls.pop(call.call, None)
             return
-        if open_call.idempotent and self._directory.find(session, call.tool) is not None:
+        if open_call.idempotent:  # also if its provider is only just starting again
             call.set(sent=False)
             self._redispatch(call)
             return
@@ -345,10 +345,10 @@ class Offers:
             call.set(provider=best.provider if best is not None else None)
             if call.timer is None:
                 loop = asyncio.get_running_loop()
-                text = f"No client that offers {call.tool} is connected. The call was not carried out."
-                call.set(
-                    timer=loop.call_later(self._settings.tools_absent_seconds, self._fail, call, "unavailable", text)
-                )
+                status: Literal["lost", "unavailable"] = "lost" if call.attempt else "unavailable"
+                fate = "may have been" if call.attempt else "was not"
+                text = f"No client that offers {call.tool} is connected. The call {fate} carried out."
+                call.set(timer=loop.call_later(self._settings.tools_absent_seconds, self._fail, call, status, text))
             return
         provider = best.provider
         call.set(provider=provider)

@@ -5,70 +5,25 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mcp_shop import shop_settings
 from served import QUICK, Served, serving
 from waiting import wait_for
 
 from kernelsvc import Client
 from kernelsvc.model import events as ev
 
-SERVER = textwrap.dedent('''
-    import os, sys, time
-    from mcp.server import MCPServer
-    from mcp_types import ToolAnnotations
-
-    server = MCPServer("shop")
-    READ = ToolAnnotations(read_only_hint=True)
-
-    @server.tool(annotations=READ)
-    def add(a: int, b: int = 2) -> int:
-        """Add two numbers."""
-        return a + b
-
-    @server.tool(annotations=READ)
-    def where() -> list[str]:
-        return [str(os.getpid()), os.environ["SHOP_KEY"]]
-
-    @server.tool(annotations=READ)
-    def held(ran: str, go: str) -> str:
-        open(ran, "a").write("x")
-        while not os.path.exists(go):
-            time.sleep(0.02)
-        return "late"
-
-    @server.tool(annotations=READ)
-    def fail() -> str:
-        raise ValueError("no such order")
-
-    @server.tool()
-    def buy(n: int) -> int:
-        return n
-
-    @server.tool()
-    def delete_all() -> int:
-        return 0
-
-    server.run()
-''')
-
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     root = tmp_path_factory.mktemp("b")
-    (root / "shop.py").write_text(SERVER)
-    (root / "config.toml").write_text(
-        f"[tools.mcp.shop]\ncommand = [{sys.executable!r}, {str(root / 'shop.py')!r}]\n"
-        'env = {SHOP_KEY = "CANARY-88"}\ntrusted_hints = true\ndeny = ["delete_*"]\n'
-    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with serving(root / "own", "--port", str(port), "--config", str(root / "config.toml"), env=QUICK) as instance:
+    with serving(root / "own", "--port", str(port), "--config", str(shop_settings(root)), env=QUICK) as instance:
         yield instance
 
 

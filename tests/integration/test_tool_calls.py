@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from call_storm import Storm
 from served import QUICK, Served, serving
 from waiting import wait_for
 
@@ -393,6 +394,10 @@ def test_a_server_that_is_killed_in_calls_delivers_each_result_once(own: Served)
     for path in [*own.root.rglob("*")]:
         if path.is_file():
             assert b"CANARY-77" not in path.read_bytes(), path
+
+
+def test_calls_survive_cut_sockets_and_a_killed_server(own: Served) -> None:
+    Storm(own, calls=300, faults=["socket", "server", "socket"]).run()
 
 
 def test_a_client_that_dies_loses_its_call_and_another_one_may_repeat_it(own: Served) -> None:
