@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from kernelsvc.client import tables
 from kernelsvc.client.address import quoted, without_none
 from kernelsvc.client.connection import RpcConnection
 from kernelsvc.client.http import Rest, query
@@ -18,7 +19,15 @@ from kernelsvc.client.tools import AsyncCall, OnApproval, provider_of
 from kernelsvc.client.transfer import save, target_of, upload_body
 from kernelsvc.client.values import Cell, FileInfo, new_id, read
 from kernelsvc.model.events import ToolCalled
-from kernelsvc.model.objects import CellView, Checkpoint, SessionInfo, ToolCallInfo, Variable
+from kernelsvc.model.objects import (
+    CellView,
+    Checkpoint,
+    SessionInfo,
+    ToolCallInfo,
+    ValueData,
+    ValueFormat,
+    Variable,
+)
 
 Format = Literal["ipynb", "html", "py"]
 #: Maximum page size of the server.
@@ -256,6 +265,33 @@ class AsyncSession:
     async def variables(self) -> list[Variable]:
         """Return the variables that the session's cells have defined."""
         return read(await self._call("variables", repeat=True), list[Variable])
+
+    async def value(
+        self, name: str, *, format: ValueFormat = "best", columns: Sequence[str] | None = None, rows: int | None = None
+    ) -> Any:
+        """Return a variable: a pandas ``DataFrame`` for a table, and lists, dictionaries, texts or numbers for others.
+
+        A large table is fetched in parts. Safe to cancel.
+
+        Args:
+            name: of the variable.
+            format: how the data travel. "best" is arrow if the session has pyarrow, else csv.
+            columns: of a table. Default: all.
+            rows: how many from the start. Default: all.
+
+        Raises:
+            NotFound: there is no such variable or column.
+            NotSupported: the data are arrow's, and pyarrow or pandas is missing here.
+        """
+        parts: list[ValueData] = []
+        start: int | None = 0
+        while start is not None:
+            left = None if rows is None else rows - start
+            asked = {"name": name, "format": format, "columns": columns, "rows": left, "from_row": start}
+            parts.append(read(await self._call("value", repeat=True, **asked), ValueData))
+            start = parts[-1].next_row
+            format = parts[-1].format
+        return tables.joined(parts)
 
     # --- functions that code may call -------------------------------------------------
 

@@ -233,6 +233,7 @@ class Session:
     complete = _blocking(AsyncSession.complete)
     inspect = _blocking(AsyncSession.inspect)
     variables = _blocking(AsyncSession.variables)
+    value = _blocking(AsyncSession.value)
     offer = _blocking(AsyncSession.offer)
     tool = _offering(AsyncSession.tool)
     withdraw = _blocking(AsyncSession.withdraw)

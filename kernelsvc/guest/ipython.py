@@ -55,6 +55,7 @@ from traitlets.config import Config  # noqa: E402
 
 from kernelsvc.guest import exit_calls, shell_commands  # noqa: E402
 from kernelsvc.guest.content_json import encode  # noqa: E402
+from kernelsvc.guest.data import value_data  # noqa: E402
 from kernelsvc.guest.debugger import KernelDebugger, available  # noqa: E402
 from kernelsvc.guest.display import DisplayHook, DisplayPublisher, SelectiveFormatter  # noqa: E402
 from kernelsvc.guest.model_view.changes import Changes  # noqa: E402
@@ -66,6 +67,7 @@ from kernelsvc.guest.tools.namespace import ToolNamespace  # noqa: E402
 
 IPYKERNEL_VERSION: str = ipykernel.__version__
 VARIABLES_REQUEST = "kernelsvc_variables_request"
+VALUE_REQUEST = "kernelsvc_value_request"
 ENVIRONMENT_REQUEST = "kernelsvc_surroundings_request"
 #: The header of a message as JSON: number, type, session, date.
 _HEAD = (
@@ -385,6 +387,7 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         super().__init__(**kwargs)
         self.shell_channel_thread = types.SimpleNamespace(parent_thread=threading.main_thread())
         self.shell_handlers[VARIABLES_REQUEST] = self.variables_request
+        self.shell_handlers[VALUE_REQUEST] = self.value_request
         self.shell_handlers[ENVIRONMENT_REQUEST] = self.environment_request
         for action in ("create", "delete", "list"):  # Subshells are threads: see docs/adr/0015. They are refused.
             del self.control_handlers[f"{action}_subshell_request"]
@@ -751,6 +754,11 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         """Answer ``kernelsvc_variables_request``: the variables of the namespace (``variables.describe``)."""
         found = variables.describe(self.shell.user_ns, self.shell.user_ns_hidden)
         self.session.send(stream, "kernelsvc_variables_reply", {"status": "ok", "variables": found}, parent)
+
+    async def value_request(self, stream: Any, ident: Any, parent: Any) -> None:
+        """Answer ``kernelsvc_value_request``: the data of a variable (``value_data.reply``)."""
+        found = value_data.reply(self.shell.user_ns, parent["content"])
+        self.session.send(stream, "kernelsvc_value_reply", found, parent)
 
     async def environment_request(self, stream: Any, ident: Any, parent: Any) -> None:
         """Answer ``kernelsvc_surroundings_request``: change environment variables and working directory."""

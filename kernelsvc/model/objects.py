@@ -342,6 +342,51 @@ class Variable(msgspec.Struct, kw_only=True):
     size_bytes: int | None = None
 
 
+#: Formats of a variable's data.
+ValueFormat = Literal["best", "parquet", "arrow", "csv", "json"]
+
+
+class ValueRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Which data of a variable to read.
+
+    Attributes:
+        name: of the variable.
+        format: "best" is arrow or csv for a table, and json for other values.
+        from_row: the first row.
+        rows: most rows. None: as many as fit.
+        columns: of a table. None: all.
+    """
+
+    name: str
+    format: ValueFormat = "best"
+    from_row: int = 0
+    rows: int | None = None
+    columns: list[str] | None = None
+
+
+class ValueData(msgspec.Struct, kw_only=True):
+    """Rows of a variable's data.
+
+    Attributes:
+        type: the value's type in the session.
+        format: of the data.
+        from_row: the first row, from 0.
+        rows: how many. A value that is no table and no list is one row.
+        total: rows of the whole value now.
+        next_row: where the rest begins, or None at the end.
+        data: base64 text.
+    """
+
+    name: str
+    type: str
+    format: Literal["parquet", "arrow", "csv", "json"]
+    from_row: Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+    rows: Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+    total: Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+    next_row: Annotated[int, msgspec.Meta(ge=0, le=2**53)] | None
+    data: bytes
+
+
 class Deletion(msgspec.Struct, kw_only=True):
     """The signed record of a session that was deleted for good. It holds nothing of the session's content.
 

@@ -28,6 +28,9 @@ from kernelsvc.model.objects import (
     SessionRequest,
     SessionState,
     ToolCallInfo,
+    ValueData,
+    ValueFormat,
+    ValueRequest,
     Variable,
 )
 from kernelsvc.model.storage.workspaces import MAX_SHARES, Pattern, WorkspaceInfo, WorkspaceName
@@ -146,6 +149,25 @@ class ViewParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
     find: Annotated[str, Meta(max_length=200, description="Read the lines that match this pattern.")] | None = None
     picture: Annotated[int, Meta(ge=1, le=2**53, description="Read this picture.")] | None = None
     after_line: Annotated[int, Meta(ge=0, le=2**53, description="Only what comes after this line.")] = 0
+
+
+class ValueParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
+    """``session.value``: the data of a variable, for programs.
+
+    A long value comes in parts: ask again with ``from_row`` = ``next_row``. Objects that a format has no type for are
+    text. No code of the session runs.
+    """
+
+    name: Annotated[str, Meta(min_length=1, max_length=200)]
+    format: Annotated[
+        ValueFormat, Meta(description="``best``: arrow or csv for a table, and json for other values.")
+    ] = "best"
+    from_row: Position = 0
+    rows: Annotated[int, Meta(ge=1, le=2**53, description="Most rows. Default: as many as fit.")] | None = None
+    columns: (
+        Annotated[list[Annotated[str, Meta(max_length=1000)]], Meta(max_length=10_000, description="Default: all.")]
+        | None
+    ) = None
 
 
 class InputParams(CellParams, kw_only=True, forbid_unknown_fields=True):
@@ -420,6 +442,10 @@ def _view(params: ViewParams) -> Arguments:
     return (params.session, params.cell, request), {}
 
 
+def _value(params: ValueParams) -> Arguments:
+    return (params.session, _request_of(ValueRequest, params)), {}
+
+
 def _call(params: Call) -> Arguments:
     return (params,), {}
 
@@ -535,6 +561,7 @@ _ROWS = (
         arguments=_in_order("session", "code", "cursor_pos", "detail_level"),
     ),
     _row("session.variables", SessionParams, list[Variable], "run", "The names that the user's code has set."),
+    _row("session.value", ValueParams, ValueData, "run", "The data of a variable.", arguments=_value),
     _row("session.checkpoint", CheckpointParams, Checkpoint, "run", "Park a copy of the kernel."),
     _row("session.checkpoints", SessionParams, list[Checkpoint], "read", "The parked copies."),
     _row("session.drop_checkpoint", DropCheckpointParams, None, "run", "Let a parked copy go.", arguments=_drop),

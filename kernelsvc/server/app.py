@@ -87,6 +87,7 @@ _SPECIAL: dict[str, tuple[type[ApiHandler], dict[str, Any]]] = {
     "session.events": (handlers.EventsHandler, {}),
     "session.notebook": (handlers.NotebookHandler, {}),
     "session.journal": (handlers.JournalHandler, {}),
+    "session.value": (handlers.ValueHandler, {}),
     "files.list": (FileHandler, {}),
     "files.get": (FileHandler, {}),
     "workspace.files.list": (WorkspaceFileHandler, {}),

@@ -37,12 +37,15 @@ from kernelsvc.model.objects import (
     SessionInfo,
     SessionRequest,
     SessionState,
+    ValueData,
+    ValueRequest,
 )
 from kernelsvc.model.outputs import cut_middle
 from kernelsvc.model.tokens import present_name
 from kernelsvc.model.tool_calls.offers import ToolFilter
 from kernelsvc.model.view.request import ViewRequest
 from kernelsvc.protocol.kernel_messages import KernelRequest
+from kernelsvc.protocol.value_reply import value_data
 from kernelsvc.service.access.principals import Principals
 from kernelsvc.service.access.session_tokens import SessionTokens
 from kernelsvc.service.api import (
@@ -95,6 +98,8 @@ REQUESTS = frozenset(
 COMMS = frozenset({"comm_open", "comm_msg", "comm_close"})
 #: Seconds in which sessions must end when the server stops.
 STOP_SECONDS = 10.0
+#: Seconds for the conversion of a variable's data, and for the cell that runs before it.
+VALUE_SECONDS = 120.0
 #: Sessions that save their variables at the same time.
 HIBERNATING = 8
 
@@ -543,6 +548,27 @@ class Service:
             return msgspec.convert(reply.get("variables", []), Variables)
         except msgspec.ValidationError:
             return []
+
+    async def value(self, who: Principal, session: str, wanted: ValueRequest, *, whole: bool = False) -> ValueData:
+        """Return the data of a variable, between two cells. Safe to cancel: the kernel may still convert them.
+
+        Args:
+            who: the caller.
+            session: the session's id.
+            wanted: the variable, the format and the rows.
+            whole: refuse a part of the data.
+
+        Raises:
+            NotFound: there is no such variable or column.
+            NotSupported: the value has no such format.
+            TooLarge: the rows do not fit. The message says how many do.
+        """
+        found = self._registry.find(who, session, "run")
+        if found.info is not None and found.info.kind != "forked":
+            raise NotSupported("Only forked kernels give the data of variables. Run a cell that prints them.")
+        asked = {**msgspec.to_builtins(wanted), "whole": whole}
+        reply = await found.request("kernelsvc_value_request", asked, timeout=VALUE_SECONDS)
+        return value_data(reply, wanted.format)
 
     # -- notebook and journal -------------------------------------------------------------------------
 

@@ -394,6 +394,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     "session.input": {"cell": CELL, "text": "x"},
     "session.complete": {"code": "x"},
     "session.inspect": {"code": "x"},
+    "session.value": {"name": "x"},
     "tools.offer": {"provider": {"id": "p", "instance": "i"}, "offers": []},
     "tool.return": {"call": "k.1", "status": "ok"},
     "tool.progress": {"call": "k.1", "progress": 1.0},

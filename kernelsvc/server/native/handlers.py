@@ -11,7 +11,7 @@ from tornado.web import HTTPError
 
 from kernelsvc import __version__
 from kernelsvc.errors import AtCapacity, BadRequest, NotFound, TemplateFailed
-from kernelsvc.model.objects import CellInfo
+from kernelsvc.model.objects import CellInfo, ValueRequest
 from kernelsvc.protocol import jsonrpc, methods
 from kernelsvc.server.handler import ApiHandler, ServerContext, invoke
 from kernelsvc.server.native import openapi, sse
@@ -220,6 +220,34 @@ class NotebookHandler(SessionPathHandler):
         where = "inline" if form == "html" else "attachment"
         self.set_header("Content-Disposition", f'{where}; filename="{session}.{form}"')
         self.write(data)
+
+
+class ValueHandler(ApiHandler):
+    """Handler of ``/v1/sessions/{id}/values/{name}``: the data of a variable."""
+
+    route = "/v1/sessions/{session}/values/{name}"
+    _types = {
+        "json": "application/json",
+        "csv": "text/csv; charset=utf-8",
+        "arrow": "application/vnd.apache.arrow.stream",
+        "parquet": "application/vnd.apache.parquet",
+    }
+
+    async def get(self, session: str, name: str) -> None:
+        """Serve GET. The headers name the rows of the data and of the whole value."""
+        self.auth_scope("run")
+        query = self.query(rest.ValueQuery)
+        columns = None if query.columns is None else query.columns.split(",")
+        if not rest.is_id(session):
+            raise NotFound
+        wanted = ValueRequest(name=name, format=query.format, from_row=query.from_row, rows=query.rows, columns=columns)
+        work = self.context.service.value(self.who, session, wanted, whole=True)
+        found = await self.while_connected(work)
+        self.set_header("Content-Type", self._types[found.format])
+        self.set_header("Content-Security-Policy", INERT)
+        self.set_header("Content-Disposition", "attachment")
+        self.set_header("Kernelsvc-Rows", f"{found.from_row}-{found.from_row + found.rows}/{found.total}")
+        self.write(found.data)
 
 
 class JournalHandler(SessionPathHandler):

@@ -41,6 +41,15 @@ class NotebookQuery(Struct, kw_only=True, forbid_unknown_fields=True):
     format: Literal["ipynb", "html", "py"] = "ipynb"
 
 
+class ValueQuery(Struct, kw_only=True, forbid_unknown_fields=True):
+    """The format and the part of a variable's data. ``columns`` are names with commas between them."""
+
+    format: Literal["parquet", "arrow", "csv", "json"] = "json"
+    from_row: methods.Position = 0
+    rows: Annotated[int, Meta(ge=1, le=2**53)] | None = None
+    columns: Annotated[str, Meta(max_length=10_000)] | None = None
+
+
 class ListFilesQuery(Struct, kw_only=True, forbid_unknown_fields=True):
     """The depth and size of a listing."""
 
@@ -234,6 +243,11 @@ ROUTES: tuple[Route, ...] = (
     _native("POST", f"{_S}/complete", "session.complete"),
     _native("POST", f"{_S}/inspect", "session.inspect"),
     _native("GET", f"{_S}/variables", "session.variables"),
+    Route(
+        verb="GET", path=f"{_S}/values/{{name}}", id="session.value", scope="run", query=ValueQuery,
+        summary="The data of a variable. Without rows, all of it or an error.",
+        media=("application/json", "text/csv", "application/vnd.apache.arrow.stream", "application/vnd.apache.parquet"),
+    ),
     _native("GET", f"{_S}/tools", "session.tools"),
     _native("GET", f"{_S}/calls", "session.calls"),
     _native("POST", f"{_S}/calls", "session.decide"),

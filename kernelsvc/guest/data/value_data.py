@@ -1,0 +1,298 @@
+"""A variable's data for programs: rows of a table in a file format, other values as JSON.
+
+No user code runs: only exact types of builtins, numpy, pandas and polars are read, and other objects in a table or a
+collection become their type's name. A reply has at most ``MAX_BYTES``. A longer value is read in parts by rows.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import decimal
+import importlib
+import io
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from kernelsvc.guest import variables
+
+#: Bytes of data in one reply. Its base64 text is below the wire's limit of unacknowledged bytes.
+MAX_BYTES = 4 * 1024 * 1024
+#: Values that are converted first, to learn how many rows fit.
+_FIRST_VALUES = 50_000
+#: Most objects of a nested value, and its depth.
+_MAX_OBJECTS, _MAX_DEPTH = 500_000, 40
+_EXACT = frozenset((str, int, float, bool, type(None)))
+_DATES = frozenset((datetime.date, datetime.datetime, datetime.time, decimal.Decimal))
+
+Encoder = Callable[[int, int], bytes]
+
+
+class Refused(Exception):
+    """The data can't be had so. ``code`` is the error code of the server's answer."""
+
+    def __init__(self, code: str, why: str) -> None:
+        super().__init__(why)
+        self.code = code
+
+
+def reply(namespace: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of the reply to a request for a variable's data.
+
+    Args:
+        namespace: the user's globals.
+        wanted: ``name``, ``format`` ("best" is arrow or csv for a table, json for other values), ``from_row``, ``rows``
+            (None: as many as fit), ``columns`` (None: all) and ``whole``: refuse a part.
+    """
+    try:
+        return {"status": "ok", **_exported(namespace, wanted)}
+    except Refused as error:
+        return {"status": "error", "ename": error.code, "evalue": str(error)}
+    except Exception as error:  # A library refuses a value, for example one that its format has no type for.
+        why = f"The value can't be converted ({type(error).__name__}). Ask for another format, or convert it in a cell."
+        return {"status": "error", "ename": "not_supported", "evalue": why}
+
+
+def _exported(namespace: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    name, form = wanted["name"], wanted["format"]
+    if name not in namespace:
+        raise Refused("not_found", f"There is no variable {name!r} in the session.")
+    value = namespace[name]
+    table = _table(value)
+    if form == "best":
+        form = "json" if table is None else "arrow" if _has("pyarrow") else "csv"
+    columns = wanted.get("columns")
+    if table is not None:
+        count, width = len(table), table.shape[1] if columns is None else len(columns)
+        encode = _encoder(table, form, columns)
+    elif form != "json" or columns is not None:
+        raise Refused("not_supported", f"{variables.type_name(value)} is no table. Ask for json, without columns.")
+    else:
+        count, width, encode = _json_encoder(value)
+    start = min(wanted.get("from_row") or 0, count)
+    rows = wanted.get("rows")
+    stop = count if rows is None else min(count, start + rows)
+    data, end = _part(encode, start, stop, max(1, _FIRST_VALUES // max(1, width)), whole=bool(wanted.get("whole")))
+    return {
+        "name": name,
+        "type": variables.type_name(value),
+        "format": form,
+        "from_row": start,
+        "rows": end - start,
+        "total": count,
+        "next_row": end if end < stop else None,
+        "data": base64.b64encode(data).decode(),
+    }
+
+
+def _part(encode: Encoder, start: int, stop: int, first: int, *, whole: bool) -> tuple[bytes, int]:
+    """Encode the rows that fit, and return the data and where they end."""
+    end = min(stop, start + first)
+    data = encode(start, end)
+    fit = max(1, int((end - start) * 0.9 * MAX_BYTES / max(1, len(data))))
+    if whole and stop - start > 4 * fit:
+        _refuse_size(fit)
+    # Parquet's first rows cost most, so that more fit than these say. That costs one more request of the caller.
+    if end < stop and len(data) <= MAX_BYTES:
+        wider = stop if whole else min(stop, start + fit)
+        data, end = (encode(start, wider), wider) if wider > end else (data, end)
+    while len(data) > MAX_BYTES:
+        if whole or end - start <= 1:
+            _refuse_size(fit if end - start > 1 else 0)
+        end = start + max(1, (end - start) // 2)
+        data = encode(start, end)
+    return data, end
+
+
+def _refuse_size(rows: int) -> None:
+    how = f"Ask for parts with rows={rows} and from_row" if rows else "One row is larger. Ask for fewer columns"
+    raise Refused("too_large", f"The data have more than {MAX_BYTES} bytes. {how}.")
+
+
+def _has(module: str) -> bool:
+    try:
+        __import__(module)
+    except ImportError:
+        return False
+    return True
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def _table(value: Any) -> Any:
+    """Return a data frame for a value that is a table, or None."""
+    pandas, polars, numpy = (sys.modules.get(name) for name in ("pandas", "polars", "numpy"))
+    kind = type(value)
+    if polars is not None and kind in (polars.DataFrame, polars.Series):
+        return value if kind is polars.DataFrame else value.to_frame()
+    if pandas is None:
+        return None
+    if kind is pandas.DataFrame or kind is pandas.Series:
+        return value if kind is pandas.DataFrame else value.to_frame()
+    if numpy is not None and kind is numpy.ndarray and value.ndim in (1, 2) and value.dtype.names is None:
+        return pandas.DataFrame(value)
+    return None
+
+
+def _encoder(table: Any, form: str, columns: Sequence[str] | None) -> Encoder:
+    of_pandas = type(table).__module__.startswith("pandas")
+    labels = [_label(each) for each in table.columns]
+    missing = [name for name in columns or () if name not in labels]
+    if missing:
+        raise Refused("not_found", f"There is no column {missing[0]!r}.")
+    chosen = range(len(labels)) if columns is None else [labels.index(name) for name in columns]
+    if form in ("parquet", "arrow") and of_pandas and not _has("pyarrow"):
+        raise Refused("not_supported", f"The session's environment has no pyarrow, which {form} needs. Ask for csv.")
+
+    def encode(start: int, end: int) -> bytes:
+        if not of_pandas:
+            return _of_polars(table[:, list(chosen)].slice(start, end - start), form)
+        part = table.iloc[start:end]
+        found = _index_columns(part.index) if columns is None else {}
+        for at in chosen:
+            label = labels[at]
+            while label in found:
+                label += "_"
+            found[label] = _column(part.iloc[:, at])
+        return _of_pandas(found, form)
+
+    return encode
+
+
+def _label(value: Any) -> str:
+    """Return a column's name as text: levels joined by "/"."""
+    if type(value) is tuple:
+        return "/".join(map(_label, value))
+    return str(value) if type(value) in _EXACT | _DATES else f"<{variables.type_name(value)}>"
+
+
+def _index_columns(index: Any) -> dict[str, Any]:
+    """Return the columns of an index that says something."""
+    pandas = sys.modules["pandas"]
+    if type(index) is pandas.RangeIndex:
+        return {}
+    levels = [index.get_level_values(level) for level in range(index.nlevels)]
+    return {
+        f"index_{at}" if level.name is None else _label(level.name): _column(level) for at, level in enumerate(levels)
+    }
+
+
+def _column(values: Any) -> Any:
+    """Return values of a column that no format has to ask user code about."""
+    dtype = values.dtype
+    numpy = sys.modules["numpy"]
+    if isinstance(dtype, numpy.dtype) and dtype.kind in "biufmM":
+        return values.array
+    if type(dtype).__name__ in ("DatetimeTZDtype", "BooleanDtype", *(f"{k}{n}Dtype" for k in _NULLABLE for n in _BITS)):
+        return values.array
+    plain = [_plain(each) for each in values.tolist()]
+    kinds = {type(each) for each in plain} - {type(None)}
+    if not (kinds <= {str} or kinds <= {int, float, bool}) or any(type(n) is int and abs(n) >= 2**63 for n in plain):
+        plain = [None if each is None else str(each) for each in plain]
+    return plain
+
+
+_NULLABLE, _BITS = ("Int", "UInt", "Float"), (8, 16, 32, 64)
+
+
+def _plain(value: Any) -> Any:
+    """Return an object of a table as text or number. Lone surrogates, which no format has, become escapes."""
+    kind = type(value)
+    if kind is str:
+        return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
+    if kind is float:
+        return None if value != value else value
+    if kind in _EXACT:
+        return value
+    if kind is bytes:
+        return base64.b64encode(value).decode()
+    if kind in _DATES:
+        return str(value)
+    pandas = sys.modules.get("pandas")
+    if pandas is not None:
+        if value is pandas.NA or value is pandas.NaT:
+            return None
+        if kind in (pandas.Timestamp, pandas.Timedelta, pandas.Period):
+            return str(value)
+    copied = _copied(value)
+    return copied if type(copied) in _EXACT else json.dumps(copied, ensure_ascii=False)
+
+
+def _of_pandas(columns: Mapping[str, Any], form: str) -> bytes:
+    pandas: Any = sys.modules["pandas"]
+    frame = pandas.DataFrame(dict(columns))
+    if form == "csv":
+        return bytes(frame.to_csv(index=False).encode())
+    if form == "json":
+        return bytes(frame.to_json(orient="records", date_format="iso", force_ascii=False).encode())
+    out = io.BytesIO()
+    if form == "parquet":
+        frame.to_parquet(out, index=False)
+        return out.getvalue()
+    pyarrow: Any = importlib.import_module("pyarrow")
+
+    table = pyarrow.Table.from_pandas(frame, preserve_index=False)
+    with pyarrow.ipc.new_stream(out, table.schema) as writer:
+        writer.write_table(table)
+    return out.getvalue()
+
+
+def _of_polars(frame: Any, form: str) -> bytes:
+    polars: Any = sys.modules["polars"]
+    objects = [name for name, kind in frame.schema.items() if kind == polars.Object]
+    frame = frame.with_columns(
+        *(polars.Series(name, [str(_plain(each)) for each in frame[name].to_list()]) for name in objects)
+    )
+    out = io.BytesIO()
+    {"csv": frame.write_csv, "json": frame.write_json, "parquet": frame.write_parquet, "arrow": frame.write_ipc_stream}[
+        form
+    ](out)
+    return out.getvalue()
+
+
+# --- other values ---------------------------------------------------------------------------------
+
+
+def _json_encoder(value: Any) -> tuple[int, int, Encoder]:
+    """Return the number of parts of a value, the objects in one, and the function that encodes some of them."""
+    if type(value) in (list, tuple):
+        width = 1 + max((len(each) for each in value[:20] if type(each) in (list, tuple, dict)), default=0)
+        return len(value), width, lambda start, end: _as_json(value[start:end])
+    return 1, 1, lambda start, end: _as_json(value)
+
+
+def _as_json(value: Any) -> bytes:
+    return json.dumps(_copied(value), ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+
+def _copied(value: Any, depth: int = 0, left: list[int] | None = None) -> Any:
+    """Return a copy that JSON can have: exact builtins, and the type's name for other objects."""
+    left = [_MAX_OBJECTS] if left is None else left
+    left[0] -= 1
+    if left[0] < 0:
+        raise Refused("too_large", f"The value has more than {_MAX_OBJECTS} objects. Ask for parts with rows.")
+    kind = type(value)
+    if kind is float:
+        return value if math.isfinite(value) else None
+    if kind in _EXACT:
+        return value
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and kind in numpy.sctypeDict.values():
+        return _copied(value.item(), depth, left) if kind is not numpy.void else variables.summary(value)
+    if kind in _DATES:
+        return str(value)
+    if kind is bytes:
+        return base64.b64encode(value).decode()
+    if depth >= _MAX_DEPTH:
+        return f"<{variables.type_name(value)}>"
+    if kind is dict:
+        return {_label(key): _copied(each, depth + 1, left) for key, each in value.items()}
+    if kind in (list, tuple, set, frozenset):
+        return [_copied(each, depth + 1, left) for each in value]
+    if numpy is not None and kind is numpy.ndarray and value.size <= left[0]:
+        return _copied(value.tolist(), depth + 1, left)
+    return f"<{variables.type_name(value)}>"

@@ -1,0 +1,136 @@
+"""The data of a variable: formats, parts, and objects that would run user code."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kernelsvc.guest.data import value_data
+
+
+class Trap:
+    """An object whose methods must not be called."""
+
+    __module__ = "__main__"
+
+    def __reduce__(self) -> Any:
+        raise AssertionError("called")
+
+    __str__ = __repr__ = __iter__ = __len__ = __float__ = __format__ = __reduce__
+
+
+class Lying(pd.DataFrame):
+    def to_csv(self, *_: Any, **__: Any) -> Any:
+        raise AssertionError("called")
+
+
+def asked(value: Any, form: str = "json", **more: Any) -> dict[str, Any]:
+    return value_data.reply({"v": value}, {"name": "v", "format": form, **more})
+
+
+def data(value: Any, form: str = "json", **more: Any) -> bytes:
+    found = asked(value, form, **more)
+    assert found["status"] == "ok", found
+    return base64.b64decode(found["data"])
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"a": [1, (2, 3)], 4: None}, {"a": [1, [2, 3]], "4": None}),
+        ([float("nan"), float("inf"), b"ab", np.int64(7)], [None, None, "YWI=", 7]),
+        (pd.DataFrame({"a": [1, 2], "b": ["x", None]}), [{"a": 1, "b": "x"}, {"a": 2, "b": None}]),
+        (pd.Series([1.5], name="n", index=["i"]), [{"index_0": "i", "n": 1.5}]),
+        (np.array([[1, 2]]), [{"0": 1, "1": 2}]),
+        (Trap(), "<Trap>"),
+        ([Trap(), 1], ["<Trap>", 1]),
+        ("\ud800", "\ud800"),
+        (pd.DataFrame({"a": [Trap(), [1, Trap()]]}), [{"a": "<Trap>"}, {"a": '[1, "<Trap>"]'}]),
+        (pd.DataFrame({Trap: [1], ("p", 2): [3]}), [{"<type>": 1, "p/2": 3}]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_values_as_json(value: Any, expected: Any) -> None:
+    assert json.loads(data(value)) == expected
+
+
+def test_a_table_as_csv_has_all_rows_and_no_object_is_called() -> None:
+    frame = pd.DataFrame({"n": [1, 2], "o": [Trap(), "a\ud800"], "d": pd.date_range("2024-01-01", periods=2)})
+    rows = list(csv.reader(io.StringIO(data(frame, "csv").decode())))
+    assert rows == [["n", "o", "d"], ["1", "<Trap>", "2024-01-01"], ["2", "a\\ud800", "2024-01-02"]]
+    assert asked(Lying({"a": [1]}), "csv")["ename"] == "not_supported"
+
+
+def test_a_long_table_comes_in_parts_that_fit() -> None:
+    frame = pd.DataFrame({"n": np.arange(400_000), "t": ["text of a row"] * 400_000})
+    parts, start = [], 0
+    while True:
+        found = asked(frame, "csv", from_row=start)
+        raw = base64.b64decode(found["data"])
+        assert len(raw) <= value_data.MAX_BYTES
+        parts.append(pd.read_csv(io.BytesIO(raw)))
+        assert found["total"] == 400_000
+        if found["next_row"] is None:
+            break
+        start = found["next_row"]
+    assert 1 < len(parts) < 12
+    assert pd.concat(parts, ignore_index=True).equals(frame)
+    refused = asked(frame, "csv", whole=True)
+    assert refused["ename"] == "too_large"
+    assert "rows=" in refused["evalue"]
+
+
+@pytest.mark.parametrize(
+    ("value", "more", "code"),
+    [
+        ("x" * 5_000_000, {}, "too_large"),
+        (pd.DataFrame({"a": ["x" * 5_000_000]}), {"form": "csv"}, "too_large"),
+        ([[0] * 600_000], {}, "too_large"),
+        ([1], {"form": "csv"}, "not_supported"),
+        ([1], {"columns": ["a"]}, "not_supported"),
+        (pd.DataFrame({"a": [1]}), {"columns": ["b"]}, "not_found"),
+        (10**5000, {}, "not_supported"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_refusal_has_a_code_and_the_next_step(value: Any, more: dict[str, Any], code: str) -> None:
+    found = asked(value, **more)
+    assert (found["status"], found["ename"]) == ("error", code)
+    assert value_data.reply({}, {"name": "v", "format": "json"})["ename"] == "not_found"
+
+
+def test_wide_tables_and_chosen_columns_and_rows() -> None:
+    wide = pd.DataFrame(np.zeros((50, 10_000)))
+    found = asked(wide, "csv", rows=2, columns=["0", "9999"])
+    assert base64.b64decode(found["data"]) == b"0,9999\n0.0,0.0\n0.0,0.0\n"
+    assert (found["rows"], found["total"], found["next_row"]) == (2, 50, None)
+    assert asked(wide, "csv")["next_row"] is None or asked(wide, "csv")["rows"] > 0
+
+
+def test_columns_of_one_name_stay_apart() -> None:
+    frame = pd.DataFrame([[1, 2]], columns=["a", "a"])
+    assert json.loads(data(frame)) == [{"a": 1, "a_": 2}]
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_arrows_formats(form: str) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    frame = pd.DataFrame({"n": [1, 2], "t": ["a", Trap()], "mixed": [1, "b"]})
+    raw = io.BytesIO(data(frame, form))
+    found = pyarrow.ipc.open_stream(raw).read_all().to_pandas() if form == "arrow" else pd.read_parquet(raw)
+    assert found.to_dict("list") == {"n": [1, 2], "t": ["a", "<Trap>"], "mixed": ["1", "b"]}
+
+
+def test_without_pyarrow_the_best_format_of_a_table_is_csv(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(value_data, "_has", lambda name: False)
+    frame = pd.DataFrame({"a": [1]})
+    assert asked(frame, "best")["format"] == "csv"
+    assert asked([1], "best")["format"] == "json"
+    assert asked(frame, "parquet")["ename"] == "not_supported"
