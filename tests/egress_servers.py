@@ -43,11 +43,12 @@ def egress_environment(rules: object = RULES) -> dict[str, str]:
 
 @dataclass
 class Servers:
-    """What the servers were asked: lines of requests, and headers by line."""
+    """What the servers were asked (lines of requests, headers by path), and what they serve besides (by path)."""
 
     authority: str
     requests: list[str] = field(default_factory=list)
     headers: dict[str, dict[str, str]] = field(default_factory=dict)
+    files: dict[str, tuple[str, bytes]] = field(default_factory=dict)
 
 
 def certificate(names: list[str]) -> tuple[str, str]:
@@ -80,8 +81,10 @@ def _handler(servers: Servers) -> type[http.server.BaseHTTPRequestHandler]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             servers.requests.append(f"{self.command} {self.path}")
             servers.headers[self.path] = dict(self.headers.items())
-            said = f"{self.command} {self.path} {len(body)}".encode()
+            echo = f"{self.command} {self.path} {len(body)}".encode()
+            kind, said = servers.files.get(self.path, ("text/plain", echo))
             self.send_response(200)
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(said)))
             self.end_headers()
             if self.command != "HEAD":

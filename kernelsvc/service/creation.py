@@ -19,7 +19,7 @@ from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.limits import Limits
 from kernelsvc.model.objects import Principal, SessionRequest
 from kernelsvc.model.storage.mounts import Bind, choose_binds
-from kernelsvc.service.egress import EgressConnector
+from kernelsvc.service.egress.connector import EgressConnector
 from kernelsvc.service.file_access.workspaces import Workspaces
 from kernelsvc.service.leases import Leases
 from kernelsvc.service.registry import SessionRegistry, request_digest

@@ -63,7 +63,7 @@ from kernelsvc.service.branching import BranchCreator
 from kernelsvc.service.creation import SessionCreator
 from kernelsvc.service.disposal.deletion import SessionDeleter
 from kernelsvc.service.disposal.retention import Retention
-from kernelsvc.service.egress import EgressConnector
+from kernelsvc.service.egress.connector import EgressConnector
 from kernelsvc.service.environment import SessionEnvironment
 from kernelsvc.service.file_access.files import SessionFiles
 from kernelsvc.service.file_access.workspaces import Workspaces

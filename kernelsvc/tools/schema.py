@@ -120,6 +120,8 @@ def _gemini_tools(tools: list[Tool]) -> list[dict[str, Any]]:
     return [{"functionDeclarations": [_gemini(tool) for tool in tools]}]
 
 
+#: Most hosts of network rules that a tool's description names.
+_MAX_HOSTS = 8
 #: Formats by name. Each returns the value of ``tools`` in a request.
 FORMATS: dict[str, Callable[[list[Tool]], list[dict[str, Any]]]] = {
     "openai": _each(_openai),
@@ -136,7 +138,18 @@ def place(templates: list[dict[str, Any]], info: dict[str, Any]) -> str:
     packages = f" Installed: {', '.join(dict.fromkeys(loaded))} and what they need." if loaded else ""
     # In the server it is a struct, over HTTP an object.
     network = msgspec.to_builtins(info.get("limits", {})).get("network")
-    return packages + (" No network: pip and downloads fail." if network == "none" else "")
+    return packages + _reach(network)
+
+
+def _reach(network: object) -> str:
+    """Return a sentence about the network of a server's sessions, as ``limits.network`` has it in JSON."""
+    if network == "none":
+        return " No network: pip and downloads fail."
+    if not isinstance(network, dict):
+        return ""
+    hosts = [one if isinstance(one, str) else str(one.get("host")) for one in network.get("allow") or []]
+    more = f" and {len(hosts) - _MAX_HOSTS} more" if len(hosts) > _MAX_HOSTS else ""
+    return f" The network reaches only {', '.join(hosts[:_MAX_HOSTS]) or 'nothing'}{more}."
 
 
 def described(tool: Tool, where: str = "") -> Tool:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
+import tempfile
+import urllib.error
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,8 +43,6 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 @pytest.fixture(scope="module")
 def filtered() -> Iterator[Served]:
     """A server whose sessions may have rules."""
-    import tempfile
-
     with tempfile.TemporaryDirectory(prefix="k", dir="/tmp", ignore_cleanup_errors=True) as root:
         served = Served(Path(root), env={**QUICK, **egress_environment()}).start()
         try:
@@ -226,3 +228,39 @@ def test_a_server_that_can_not_enforce_rules_refuses_the_session(short_tmp: Path
         assert raised.value.code == "sandbox_unavailable"
         with client.create_session(limits={"network": "none"}) as session:
             assert session.run("1").ok
+
+
+def test_e2bs_allow_out_is_an_allow_list(filtered: Served, servers: Servers) -> None:
+    asked = {"templateID": "base", "network": {"allowOut": ["ok.test"], "denyOut": ["0.0.0.0/0"]}}
+    headers = {"X-API-Key": filtered.token}
+    made = filtered.call("POST", "/v2/sandboxes", asked, headers=headers)
+    with Client(filtered.url, filtered.token) as client:
+        session = client.session(made["sandboxID"])
+        assert session.info().limits.network.allow == ("ok.test",)
+        session.run(SETUP.format(authority=servers.authority))
+        assert session.run(TLS).text == "GET /over-tls 0\n"
+        assert "other.test was refused: no rule" in session.run("get('http://other.test/')").text
+        session.close()
+    asked["network"]["allowOut"] = ["evil.example"]
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        filtered.call("POST", "/v2/sandboxes", asked, headers=headers)
+
+
+def test_pip_installs_from_an_allowed_index(client: Client, servers: Servers) -> None:
+    """The only name that it may reach is that of a local index."""
+    wheel = io.BytesIO()
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("fromindex.py", "VALUE = 42\n")
+        about = "fromindex-1.0.dist-info"
+        archive.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: fromindex\nVersion: 1.0\n")
+        archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{about}/RECORD", "".join(f"{name},,\n" for name in archive.namelist()))
+    name = "fromindex-1.0-py3-none-any.whl"
+    servers.files["/simple/fromindex/"] = ("text/html", f'<a href="/{name}">{name}</a>'.encode())
+    servers.files[f"/{name}"] = ("application/zip", wheel.getvalue())
+    install = "!pip install --quiet --trusted-host {0} --index-url http://{0}/simple fromindex"
+    with session_with(client, servers, "ok.test") as session:
+        refused = session.run(install.format("other.test"))
+        assert "[network: other.test was refused: no rule. Allowed: ok.test]" in refused.text
+        installed = session.run(install.format("ok.test"))
+        assert session.run("import fromindex; fromindex.VALUE").text == "42\n", installed.text

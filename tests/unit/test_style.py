@@ -177,7 +177,7 @@ TESTED_THROUGH = {
             "kernelsvc.egress.relay",
             "kernelsvc.egress.upstream",
             "kernelsvc.guest.confine.egress",
-            "kernelsvc.service.egress",
+            "kernelsvc.service.egress.connector",
         ),
         "tests/integration/test_network_rules.py",
     ),

@@ -22,6 +22,7 @@ from kernelsvc.model.limits import LimitsRequest, MiB
 from kernelsvc.model.objects import Principal, SessionInfo, SessionRequest
 from kernelsvc.model.usage_history import UsageSample
 from kernelsvc.protocol import e2b
+from kernelsvc.server.e2b.network import network_of
 
 #: Prefix of this API's own labels.
 PREFIX = "e2b."
@@ -43,13 +44,10 @@ ENVD_VERSION = "0.6.4"
 DEFAULT_SECONDS = 300
 #: Fields that ask for features which this server lacks. An empty field is accepted.
 _UNSUPPORTED = {
-    "network": "There are no rules for one sandbox's network here, apart from allow_public_traffic=False.",
     "iam": "There is no workload identity here.",
     "volumeMounts": "There are no volumes here.",
     "mcp": "There is no MCP gateway in a sandbox; MCP clients speak to this server at /mcp.",
 }
-#: The one value of ``network`` that is accepted: requests to the sandbox always need its traffic secret here.
-_CLOSED = {"allowPublicTraffic": False}
 #: Environment variable that makes a session's kernel produce E2B's extra results.
 ENVIRONMENT = {"E2B_SANDBOX": "true"}
 
@@ -83,8 +81,9 @@ def decode(asked: Mapping[str, Any]) -> NewSandbox:
         raise BadRequest(f"The sandbox can't be created: {error}.") from None
     for name, what in _UNSUPPORTED.items():
         asked_for = getattr(wanted, name)
-        if asked_for and not (name == "network" and asked_for == _CLOSED):
+        if asked_for:
             raise NotSupported(f"{what} Leave {name!r} out.")
+    network_of(wanted.network, wanted.allow_internet_access)
     return wanted
 
 
@@ -119,7 +118,7 @@ def request_of(wanted: NewSandbox, template: str | None, key: str | None) -> Ses
         "labels": labels(wanted),
         "env": {**(wanted.envVars or {}), **ENVIRONMENT},
         "idempotency_key": key,
-        "limits": LimitsRequest(network="none") if wanted.allow_internet_access is False else LimitsRequest(),
+        "limits": LimitsRequest(network=network_of(wanted.network, wanted.allow_internet_access)),
     }
     try:
         return msgspec.convert(fields, SessionRequest)

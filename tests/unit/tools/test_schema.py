@@ -88,3 +88,12 @@ def test_a_selection_of_tools():
 
 def test_tools_of_earlier_versions_are_not_listed():
     assert not set(OLD_TOOLS) & set(TOOLS)
+
+
+def test_a_model_reads_which_hosts_the_network_reaches():
+    rules = {"allow": ["pypi.org", {"host": "db.example.com", "ports": [5432]}]}
+    info = {"limits": {"network": rules}}
+    assert place([], info) == " The network reaches only pypi.org, db.example.com."
+    many = {"limits": {"network": {"allow": [f"a{n}.test" for n in range(10)]}}}
+    assert place([], many).endswith("a7.test and 2 more.")
+    assert place([], {"limits": {"network": "host"}}) == ""

@@ -1,0 +1,55 @@
+"""E2B's ``network`` as the network of a session."""
+
+import pytest
+
+from kernelsvc.errors import BadRequest, NotSupported
+from kernelsvc.model.network.rules import NetworkRules
+from kernelsvc.server.e2b.network import network_of
+
+ALL = "0.0.0.0/0"
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (None, None),
+        ({}, None),
+        ({"allowPublicTraffic": False}, None),
+        ({"denyOut": [ALL]}, "none"),
+        ({"allowOut": ["pypi.org"], "denyOut": [ALL]}, NetworkRules(allow=("pypi.org",))),
+        (
+            {"allowOut": ["*.example.com", "8.8.8.8"], "denyOut": [ALL]},
+            NetworkRules(allow=("*.example.com", "8.8.8.8")),
+        ),
+        ({"denyOut": ["8.8.8.8"]}, NetworkRules(allow=("*",), deny=("8.8.8.8",))),
+        (
+            {"allowOut": ["8.8.8.8"], "denyOut": ["8.8.8.8", "a.test"]},
+            NetworkRules(allow=("8.8.8.8", "*"), deny=("a.test",)),
+        ),
+        ({"allowOut": [ALL]}, NetworkRules(allow=("*",))),
+    ],
+)
+def test_allowed_destinations_go_before_denied_ones(asked, expected):
+    assert network_of(asked, None) == expected
+    assert network_of(asked, True) == expected
+    assert network_of(asked, False) == "none"
+
+
+@pytest.mark.parametrize("asked", [{"allowOut": "pypi.org"}, {"allowOut": ["*.com"], "denyOut": [ALL]}])
+def test_bad_destinations(asked):
+    with pytest.raises(BadRequest):
+        network_of(asked, None)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"allowPublicTraffic": True},
+        {"rules": {"a.test": [{"transform": {}}]}},
+        {"egressProxy": {"address": "a"}},
+        {"maskRequestHost": "x"},
+    ],
+)
+def test_what_is_missing_here_is_refused(asked):
+    with pytest.raises(NotSupported):
+        network_of(asked, None)
