@@ -115,12 +115,16 @@ class EgressClient:
     def open(self, container: str, rules: Any, fds: list[int]) -> None:
         """Hand a container's listeners to the proxy, now or when there is one. Owns the descriptors.
 
+        A container that is open stays as it is: its connections and its names belong to all of its kernels.
+
         Args:
             container: its id.
             rules: its rules, as plain JSON.
             fds: a pidfd of its init, its sockets for look-ups and its listeners.
         """
-        self._forget(container)
+        if container in self._opened:
+            seqpacket.close_all(fds)
+            return
         self._opened[container] = opened = _Opened(rules, fds)
         if self._channel is not None:
             self._send(container, opened)

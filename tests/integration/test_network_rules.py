@@ -149,11 +149,15 @@ def test_branches_and_restored_kernels_have_the_same_rules(client: Client, serve
         (branch,) = session.branch()
         assert branch.run(TLS).text == "GET /over-tls 0\n"
         assert "no rule" in branch.run("get('http://evil.example/')").text
+        branch.run("kept = socket.create_connection(('ok.test', 80)); address = socket.gethostbyname('ok.test')")
         assert session.run("import os; os.kill(os.getpid(), 9)").reason == "kernel_died"
         assert session.run(TLS).text == "GET /over-tls 0\n"
         assert "no rule" in session.run("get('http://evil.example/')").text
         session.close()
         assert branch.run(TLS).text == "GET /over-tls 0\n"
+        asked = "kept.sendall(b'GET /kept HTTP/1.1\\r\\nHost: ok.test\\r\\n\\r\\n'); print(kept.recv(12).decode())"
+        assert branch.run(asked).text == "HTTP/1.1 200\n"
+        assert branch.run("print(address == socket.gethostbyname('ok.test'))").text == "True\n"
         branch.hibernate()
         branch.run(SETUP.format(authority=servers.authority))
         assert branch.run(TLS).text == "GET /over-tls 0\n"

@@ -115,7 +115,7 @@ class CellPrinter:
                     self._apply_clear()
             case ev.OutputTruncated(dropped=dropped) if dropped:
                 self._note(f"the output exceeds its limit. {dropped:,} characters of it are only in the log")
-            case ev.LimitReached() | ev.KernelDied():
+            case ev.LimitReached() | ev.KernelDied() | ev.EgressDenied():
                 self._note(event.message)
             case ev.KernelRestored():
                 self._note("the kernel was restored from a checkpoint, with the variables from before this cell")
