@@ -181,6 +181,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         dict[MountName, Mount],
         _meta("Directories that sessions may ask to see, read-only at /data/NAME, by name: path, principals."),
     ] = {}
+    wheelhouse: Annotated[
+        Path | None,
+        _meta("Directory of wheels that sessions can install from with pip, without a network. Read-only at /wheels."),
+    ] = None
     workspace_bytes: Annotated[
         int | None,
         _meta("Size of one workspace. Above it cells that write to it are interrupted.", "bytes", ge=MiB),
@@ -680,6 +684,15 @@ def _check(settings: Settings) -> None:
         )
     private = [settings.data_path(), settings.runtime_path(), *([Path(file)] if (file := settings.config_file) else [])]
     hidden = {os.path.realpath(path) for path in private}
+    if settings.wheelhouse is not None:
+        why = why_unsafe(os.path.realpath(settings.wheelhouse), hidden)
+        if why is None and not settings.wheelhouse.is_dir():
+            why = "it is not a directory"
+        if why is not None:
+            raise BadRequest(
+                f"Setting wheelhouse ({settings.sources['wheelhouse']}): can't use {settings.wheelhouse}: {why}.",
+                setting="wheelhouse",
+            )
     for name, mount in settings.mounts.items():
         if (why := why_unsafe(os.path.realpath(mount.path), hidden)) is not None:
             raise BadRequest(

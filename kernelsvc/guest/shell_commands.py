@@ -38,6 +38,8 @@ from IPython.core.magics.script import ScriptMagics
 from IPython.utils.process import arg_split
 from IPython.utils.text import LSString, SList
 
+from kernelsvc.guest.model_view.hints import failed_install
+
 Write = Callable[[str], None]
 
 #: Rows and columns of the terminal. pexpect has 24 rows.
@@ -383,6 +385,8 @@ class ShellCommands:
         expanded = self.var_expand(cmd, depth=1)
         self.user_ns["_exit_code"] = -int(signal.SIGINT)  # in case of an interrupt
         status = self.user_ns["_exit_code"] = system(expanded)
+        if status and os.environ.get("KERNELSVC_HINTS") != "0" and (fact := failed_install(expanded)):
+            _show_error(f"{fact}\n")
         if status and getattr(self, "system_raise_on_error", False):
             raise CalledProcessError(status, cmd)
 

@@ -82,6 +82,7 @@ class HostDaemon:
             policy=settings.sandbox,
             runtime_dir=settings.runtime_dir,
             hidden=[*settings.hidden, *settings.hidden_files],
+            wheelhouse=settings.wheelhouse,
         )
         guest = install_guest(self.runtime)
         # Without a root of its own, a session needs the machine's paths.

@@ -52,6 +52,7 @@ class HostSettings(msgspec.Struct, frozen=True, kw_only=True):
         adoption_seconds: how long kernels, and the host itself, run without a server.
         orphan_seconds: how long kernels run without a server, if that differs from the host's time.
         mounts: directories that sessions may see read-only, whoever owns them.
+        wheelhouse: directory of wheels for pip, or "".
         limits: the server's limits, for the report of the layers that would be enforced.
         persistent: keep running without servers and kernels, as under systemd.
     """
@@ -64,6 +65,7 @@ class HostSettings(msgspec.Struct, frozen=True, kw_only=True):
     adoption_seconds: float = 600.0
     orphan_seconds: float | None = None
     mounts: list[str] = []
+    wheelhouse: str = ""
     limits: Limits = Limits()
     persistent: bool = False
 

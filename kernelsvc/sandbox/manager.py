@@ -66,13 +66,21 @@ class SandboxManager:
         policy: whether a session may start without confinement.
         runtime_dir: an existing directory of this host. Its path identifies this host's cgroups.
         hidden: directories and files that no session may see: data, sockets, keys, the configuration.
+        wheelhouse: directory of wheels for pip, or "".
         found: the result of an earlier probe, or None to probe now (0.1 s).
     """
 
     def __init__(
-        self, *, policy: Policy, runtime_dir: str, hidden: Iterable[str] = (), found: Probe | None = None
+        self,
+        *,
+        policy: Policy,
+        runtime_dir: str,
+        hidden: Iterable[str] = (),
+        wheelhouse: str = "",
+        found: Probe | None = None,
     ) -> None:
         self.policy = policy
+        self._wheelhouse = wheelhouse
         self._tag = hashlib.sha256(os.path.realpath(runtime_dir).encode()).hexdigest()[:12]
         self._cgroups: CgroupManager = open_cgroups(self._tag)
         self.probe = with_cgroups(found or probe(directory=runtime_dir), self._cgroups)
@@ -160,6 +168,7 @@ class SandboxManager:
                 group_dir=None if group_dir is None else os.path.realpath(group_dir),
                 branch_depth=0 if group_dir is None else branch_count(Path(directory)),
                 share=list(share),
+                wheelhouse=self._wheelhouse if os.path.isdir(self._wheelhouse) else "",
                 binds=[self._checked(bind, user=uid) for bind in binds],
                 identity=(own.st_dev, own.st_ino),
                 hidden=self._hidden,

@@ -67,6 +67,9 @@ SPARE_TASKS = 8
 #: CPU seconds between SIGXCPU and SIGKILL (setrlimit(2)).
 _CPU_GRACE_SECONDS = 5
 
+#: Where the wheelhouse is inside.
+WHEELS = "/wheels"
+
 
 class ConfinementRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One session to confine.
@@ -83,6 +86,7 @@ class ConfinementRequest(msgspec.Struct, frozen=True, kw_only=True):
         branch_depth: how many times this session was branched before. It may not write to those branches' directories.
         share: directories visible and writable at their own path (a kernelspec kernel's sockets).
         binds: further directories, at paths of their own.
+        wheelhouse: directory of wheels for pip, or "".
         mapped: sources of writable binds that have the owner of ``workdir``, so that ``idmap`` holds for them.
         identity: device and inode of the directory that is mounted. A replacement is refused.
         hidden: directories and files that stay invisible although a read-only path holds them.
@@ -107,6 +111,7 @@ class ConfinementRequest(msgspec.Struct, frozen=True, kw_only=True):
     branch_depth: int = 0
     share: list[str] = []
     binds: list[Bind] = []
+    wheelhouse: str = ""
     mapped: list[str] = []
     identity: tuple[int, int] | None = None
     hidden: list[str] = []
@@ -261,7 +266,10 @@ def _view(request: ConfinementRequest, wanted: _Wanted, inside: dict[str, int]) 
         "readonly": [list(pair) for pair in request.paths.readonly],
         "overlays": request.paths.overlays if wanted.own_inodes else {},
         "writable": [list(own), *([path, path] for path in request.share)],
-        "binds": [[bind.source, bind.target, bind.writable, bind.source in request.mapped] for bind in request.binds],
+        "binds": [
+            *([bind.source, bind.target, bind.writable, bind.source in request.mapped] for bind in request.binds),
+            *([[request.wheelhouse, WHEELS, False, False]] if request.wheelhouse else []),
+        ],
         "identity": request.identity,
         "hidden": request.hidden,
         "idmap": request.idmap,
@@ -352,6 +360,7 @@ def _landlock(request: ConfinementRequest, wanted: _Wanted, home: str) -> dict[s
         return {"grants": grants, "scope": True}
     # Without a private root the rules grant the host's own paths one by one.
     readable = [source for source, _ in request.paths.readonly]
+    readable += [request.wheelhouse] if request.wheelhouse else []
     readable += request.network_files if request.limits.network == "host" else {}
     grants = [[path, "read"] for path in [*readable, *request.paths.links, "/proc"]]
     grants += [[f"/dev/{name}", "device"] for name in _DEVICES]
@@ -373,7 +382,7 @@ def _environment(request: ConfinementRequest, home: str, *, confined: bool) -> d
         "TERM": "xterm-256color",
         **user,
         **(_PIP_WITHOUT_NETWORK if request.limits.network == "none" else {}),
-        **_package_variables(request, home),
+        **_package_variables(request, home, confined=confined),
         **request.env,
         "HOME": home,
         "PWD": home,
@@ -381,20 +390,31 @@ def _environment(request: ConfinementRequest, home: str, *, confined: bool) -> d
     }
 
 
-def _package_variables(request: ConfinementRequest, home: str) -> dict[str, str]:
+def _package_variables(request: ConfinementRequest, home: str, *, confined: bool) -> dict[str, str]:
     """Return the variables that make pip install into the session's directory, and Python programs import from there.
 
-    Only for a session that can reach an index. The environment itself is read-only, and pip refuses --user in a virtual
-    environment. With a prefix pip counts the environment's packages as installed. With a target it would not.
+    Only for a session that can reach an index or has a wheelhouse. The environment itself is read-only, and pip refuses
+    --user in a virtual environment. With a prefix pip counts the environment's packages as installed. With a target it
+    would not.
     """
-    if request.limits.network == "none" or not request.paths.site:
+    offline = request.limits.network == "none"
+    if (offline and not request.wheelhouse) or not request.paths.site:
         return {}
     prefix = f"{home}/{PACKAGES_DIR}"
     return {
         "PIP_PREFIX": prefix,
         "PYTHONPATH": f"{prefix}/{request.paths.site}",
         "PATH": f"{request.paths.path}:{prefix}/bin",
+        **_wheel_variables(request.wheelhouse and (WHEELS if confined else request.wheelhouse), offline=offline),
     }
+
+
+def _wheel_variables(wheels: str, *, offline: bool) -> dict[str, str]:
+    """Return the variables that make pip and uv look into a directory of wheels, and nowhere else if offline."""
+    if not wheels:
+        return {}
+    alone = {"PIP_NO_INDEX": "1", "UV_NO_INDEX": "1", "UV_OFFLINE": "1"} if offline else {}
+    return {"PIP_FIND_LINKS": wheels, "UV_FIND_LINKS": wheels, **alone}
 
 
 # --- the report ----------------------------------------------------------------------

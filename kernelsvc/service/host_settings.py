@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from kernelsvc.host.protocol import ForkServerSettings, HostSettings
 from kernelsvc.settings import Settings
 
@@ -20,6 +22,7 @@ def host_settings(settings: Settings) -> HostSettings:
         hidden=[str(settings.data_path())],
         hidden_files=[settings.config_file] if settings.config_file else [],
         adoption_seconds=settings.adoption_seconds,
+        wheelhouse=os.path.realpath(settings.wheelhouse) if settings.wheelhouse else "",
         mounts=sorted({mount.path for mount in settings.mounts.values()}),
         limits=settings.limits,
     )

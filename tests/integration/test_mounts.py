@@ -15,6 +15,7 @@ from served import OTHER_PRINCIPAL, Served, serving
 
 from kernelsvc import Client
 from kernelsvc.errors import BadRequest, Conflict, Forbidden, KernelsvcError, MountUnavailable, NotFound, TooLarge
+from packages import write_wheel
 
 
 @dataclass
@@ -40,7 +41,8 @@ def place(short_tmp: Path) -> Iterator[Place]:
         "closed": {"path": str(closed)},
         "later": {"path": str(later)},
     }
-    env = {"KERNELSVC_MOUNTS": json.dumps(mounts), **OTHER_PRINCIPAL}
+    write_wheel("madehere", sales)
+    env = {"KERNELSVC_MOUNTS": json.dumps(mounts), "KERNELSVC_WHEELHOUSE": str(sales), **OTHER_PRINCIPAL}
     with serving(root / "server", env=env) as served, Client(served.url, served.token) as client:
         if "filesystem" not in client.info()["sandbox"]["enforced"]:
             pytest.skip("this machine gives sessions no private root")
@@ -95,6 +97,20 @@ def test_a_mount_that_can_not_be_had_is_an_error_and_no_session(
     assert words in caught.value.message
     assert not caught.value.retryable
     assert len(place.client.sessions()) == before
+
+
+# --- the wheelhouse --------------------------------------------------------------------------
+
+
+def test_packages_come_from_the_wheelhouse_without_a_network(place: Place) -> None:
+    with place.client.create_session() as session:
+        missing = session.run("%pip install --disable-pip-version-check nothere")
+        assert "It can install the packages of /wheels" in missing.text
+        assert session.run("open('/wheels/x', 'w')").error is not None
+        session.run("!pip install --quiet madehere").raise_for_error()
+        assert session.run("import madehere; madehere.answer()").text.split() == ["forty-two", "42"]
+        with session.branch()[0] as branch:
+            assert branch.run("!say-madehere").text.startswith("forty-two")
 
 
 # --- workspaces ----------------------------------------------------------------------------

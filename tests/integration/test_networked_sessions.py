@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-import zipfile
 from pathlib import Path
 
 from served import QUICK, Served
 
 from kernelsvc import Client
-
-
-def _wheel(name: str, directory: Path) -> Path:
-    """Write a package with one module and one program."""
-    path = directory / f"{name}-1.0-py3-none-any.whl"
-    about = f"{name}-1.0.dist-info"
-    with zipfile.ZipFile(path, "w") as wheel:
-        wheel.writestr(f"{name}.py", "def answer():\n    print('forty-two')\n    return 42\n")
-        wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{about}/entry_points.txt", f"[console_scripts]\nsay-{name} = {name}:answer\n")
-        wheel.writestr(f"{about}/RECORD", "".join(f"{each},,\n" for each in wheel.namelist()))
-    return path
+from packages import write_wheel
 
 
 def test_installed_packages_belong_to_the_session(short_tmp: Path) -> None:
     """They are found by the kernel and by programs, in branches, after an undo and after hibernation."""
-    wheel = _wheel("madehere", short_tmp)
+    wheel = write_wheel("madehere", short_tmp)
     check = "import madehere; from importlib.metadata import version; print(madehere.answer(), version('madehere'))"
     fresh = f'!{os.path.basename(sys.executable)} -c "{check}"'
     served = Served(short_tmp / "networked", "--limits-network", "host", env=QUICK).start()

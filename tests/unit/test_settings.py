@@ -215,3 +215,10 @@ def test_a_mount_of_private_files_is_refused(tmp_path):
         s.load({}, {}, file)
     file.write_text('[mounts.x]\npath = "/srv/sales"\n')
     assert s.load({}, {}, file).mounts["x"].principals == ["*"]
+
+
+def test_a_wheelhouse_is_a_directory_that_sessions_may_see(tmp_path):
+    data = tmp_path / "data"
+    for path, words in [(tmp_path, "it holds"), (data / "sessions", "it lies in"), ("/nonexistent", "not a directory")]:
+        with pytest.raises(BadRequest, match=words):
+            s.load({"data_dir": str(data), "wheelhouse": str(path)})

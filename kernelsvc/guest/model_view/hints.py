@@ -89,6 +89,21 @@ def no_network(error: BaseException) -> str | None:
     return next(filter(None, map(_network, islice(_chain(error), _DEPTH))), None)
 
 
+def failed_install(command: str) -> str | None:
+    """Return what is possible after a command that could not install a package, or None if it had a network."""
+    words = command.split()
+    if "install" not in words or not any(word.rpartition("/")[2] in ("pip", "pip3", "uv") for word in words):
+        return None
+    if has_network():
+        return None
+    if wheels := os.environ.get("PIP_FIND_LINKS"):
+        return f"This session has no network. It can install the packages of {wheels}: list them with !ls {wheels}"
+    return (
+        "This session has no network, so pip finds no packages. Use the installed ones (!pip list), or upload a wheel "
+        "and run: pip install --target lib ./NAME.whl"
+    )
+
+
 def _missing_module(error: BaseException) -> str | None:
     if not isinstance(error, ModuleNotFoundError) or type(error.name) is not str:
         return None

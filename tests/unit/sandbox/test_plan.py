@@ -276,3 +276,18 @@ def test_binds_are_in_the_view_and_need_one() -> None:
     for lacking in ({"binds": binds, "policy": "off"}, {"binds": binds}):
         with pytest.raises(SandboxUnavailable, match="private root"):
             confine(request(**lacking), probe(without=("filesystem",)))
+
+
+@pytest.mark.parametrize(("network", "alone"), [("none", True), ("host", False)])
+def test_a_wheelhouse_is_shown_and_pip_knows_it(network: str, alone: bool) -> None:
+    paths = RootfsPaths(links={}, readonly=[], path="/usr/bin", site="lib/python3.13/site-packages")
+    asked = request(wheelhouse="/srv/wheels", paths=paths, limits=Limits(network=network))
+    plan = confine(asked, probe()).plan
+    assert plan["view"]["binds"] == [["/srv/wheels", "/wheels", False, False]]
+    assert plan["env"]["PIP_FIND_LINKS"] == plan["env"]["UV_FIND_LINKS"] == "/wheels"
+    assert plan["env"]["PIP_PREFIX"] == "/home/user/.local"
+    assert ("PIP_NO_INDEX" in plan["env"]) is alone
+    bare = confine(asked, probe(without=("filesystem",))).plan
+    assert bare["env"]["PIP_FIND_LINKS"] == "/srv/wheels"
+    assert ["/srv/wheels", "read"] in bare["landlock"]["grants"]
+    assert "PIP_FIND_LINKS" not in confine(request(paths=paths), probe()).plan["env"]

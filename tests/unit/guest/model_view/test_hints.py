@@ -75,3 +75,25 @@ def test_with_network_rules_a_failed_lookup_is_not_explained(monkeypatch: pytest
     monkeypatch.setattr(hints.socket, "if_nameindex", lambda: [(1, "lo")])
     monkeypatch.setattr(hints, "_has_route", lambda: True)
     assert hints.hint(socket.gaierror(-2, "x")) is None
+
+
+@pytest.mark.parametrize(
+    ("command", "network", "wheels", "words"),
+    [
+        ("pip install x", False, "", "pip install --target lib ./NAME.whl"),
+        ("/opt/env/bin/pip install x", False, "/wheels", "packages of /wheels"),
+        ("/opt/env/bin/python -m pip install x", False, "", "no network"),
+        ("uv pip install x", False, "", "no network"),
+        ("pip install x", True, "", None),
+        ("pip list", False, "", None),
+        ("apt-get install x", False, "", None),
+        ("echo install", False, "", None),
+    ],
+)
+def test_a_failed_install_says_what_is_possible(
+    monkeypatch: pytest.MonkeyPatch, command: str, network: bool, wheels: str, words: str | None
+) -> None:
+    monkeypatch.setattr(hints, "has_network", lambda: network)
+    monkeypatch.setenv("PIP_FIND_LINKS", wheels)
+    found = hints.failed_install(command)
+    assert found is None if words is None else words in str(found)
