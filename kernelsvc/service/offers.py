@@ -59,6 +59,9 @@ class Offers:
     Args:
         registry: finds sessions.
         settings: times and sizes.
+
+    Attributes:
+        in_use: whether any client has offered functions. Until then a cell does not come here.
     """
 
     def __init__(self, registry: SessionRegistry, settings: Settings) -> None:
@@ -68,11 +71,7 @@ class Offers:
         self._providers = self._directory.providers
         self._calls: dict[str, DispatchedCall] = {}
         self._order = 0
-
-    @property
-    def in_use(self) -> bool:
-        """Whether any client offers functions."""
-        return bool(self._providers)
+        self.in_use = False
 
     # -- offering ------------------------------------------------------------------------
 
@@ -114,6 +113,7 @@ class Offers:
                 raise QuotaExceeded(f"{MAX_PROVIDERS} clients offer functions already. Close one of them.")
             known = Provider(provider.id, provider.instance, who.name, self._audience(who, provider.id))
             self._providers[who.name, provider.id] = known
+            self.in_use = True
         known.offers[session] = {
             name: before[name] if before.get(name, (0, None))[1] == offer else (self._next(), offer)
             for name, offer in together.items()
