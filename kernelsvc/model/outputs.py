@@ -22,15 +22,14 @@ from typing import Any, Literal
 
 from kernelsvc.model import events as ev
 from kernelsvc.model.view import crash_dump
-from kernelsvc.model.view.plain_form import text_form
+from kernelsvc.model.view.plain_form import text_form, without_hidden
 
 #: Most separate outputs of one cell, each in head and tail.
 MAX_PARTS = 5000
 
 _JSON_TYPE = re.compile(r"application/(.*\+)?json")
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
-#: Code in HTML, and a tag.
-_CODE = re.compile(r"<(script|style)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
+#: A tag of HTML.
 _TAG = re.compile(r"<[^<>]*>")
 #: Number of small pieces of text that are joined into one.
 _JOIN = 256
@@ -137,7 +136,7 @@ def _shows_nothing(output: Output) -> bool:
     """Whether an output has only scripts and styles, as a plotting library loads itself before its first figure."""
     if output["output_type"] != "display_data" or set(output["data"]) != {"text/html"}:
         return False
-    return not _TAG.sub("", _CODE.sub("", str(output["data"]["text/html"]))).strip()
+    return not _TAG.sub("", without_hidden(str(output["data"]["text/html"]))).strip()
 
 
 def _slim_error(output: Output) -> Output:

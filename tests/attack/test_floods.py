@@ -136,3 +136,22 @@ def test_a_flooding_child_ends_with_its_kernel(server: Served) -> None:
         bystander.wait(lambda: events(server, session.id, "kernel_died"), what="the kernel's end")
         before = bystander.answered
         bystander.wait(lambda: bystander.answered >= before + CELLS, what="the other session's answers")
+
+
+SLOW = {
+    "HTML of tags without end": "display({'text/html': '<script>' * 1_000_000}, raw=True)",
+    "a crash dump with a long name": (
+        "print('Fatal Python error: x', '', 'Thread 0x1 (most recent call first):', "
+        "f'  File \"{\"a\" * 300_000}\", line 1 in b', sep='\\n', file=sys.stderr)"
+    ),
+    "subnormal numbers": "display({'application/json': [5e-324] * 500_000}, raw=True)",
+}
+
+
+@pytest.mark.parametrize("code", SLOW.values(), ids=SLOW)
+def test_an_output_that_is_slow_to_read_does_not_stop_the_server(server: Served, code: str) -> None:
+    """Each of these took the server minutes, or hours."""
+    with attacking(server, "import sys") as (session, bystander):
+        before = bystander.answered
+        session.run(f"import sys\nfrom IPython.display import display\n{code}")
+        bystander.wait(lambda: bystander.answered >= before + CELLS, what="the other session's answers")

@@ -10,7 +10,7 @@ import re
 
 _START = "Fatal Python error: "
 _FRAME = re.compile(r'  File "([^"]*)", line (\d+|\?\?\?) in (.*)')
-_LIBRARY = re.compile(r".*/(?:site|dist)-packages/|.*/lib/python3\.\d+/")
+_LIBRARY = re.compile(r"\A(?:.*/(?:site|dist)-packages/|.*/lib/python3\.\d+/)")
 _REST = re.compile(
     r"$|(?:Current t|T)hread 0x|Current thread's C stack|Extension modules: |"
     r"  (?:Garbage-collecting|<|\.\.\.$|Binary file )"

@@ -13,7 +13,7 @@ from kernelsvc.model.view.estimate import estimate
 _SHAPE_LENGTH = 200
 _MASKED = re.compile(r"0x[0-9a-fA-F]+|'[^']*'|\"[^\"]*\"|[-+]?\d[\d.,:eE+-]*|[.=#█▏▎▍▌▋▊▉]{2,}")
 _WARNING = re.compile(r"(\S[^\n]{0,400}?):(\d{1,9}): (\w{0,80}Warning): (.*)", re.DOTALL)
-_PACKAGES = re.compile(r".*/(?:site|dist)-packages/|.*/lib/python3\.\d+/")
+_PACKAGES = re.compile(r"\A(?:.*/(?:site|dist)-packages/|.*/lib/python3\.\d+/)")
 _CELL_FILE = re.compile(r"<ipython-input-\d+-\w+>|<string>")
 #: Shortest repetition within a line that is folded, and longest text that it repeats, in characters.
 MIN_REPEATED, MAX_PERIOD = 400, 40

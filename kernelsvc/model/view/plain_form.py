@@ -45,14 +45,18 @@ def text_form(data: dict[str, Any]) -> str:
 
 def html_text(source: str) -> str:
     """Return the words of HTML: a line a block, cells of tables separated by `` | ``, no scripts and styles."""
-    source = _without_hidden(source[:MAX_SOURCE])
+    source = without_hidden(source[:MAX_SOURCE])
     # Line ends of the source mean nothing in HTML.
     source = _ITEM.sub("\n* ", _BREAK.sub("\n", _CELLS.sub(" | ", " ".join(source.split()))))
     lines = (" ".join(line.split()) for line in html.unescape(_TAG.sub("", source)).split("\n"))
     return "\n".join(line for line in lines if line and set(line) != {"|"})
 
 
-def _without_hidden(source: str) -> str:
+def without_hidden(source: str) -> str:
+    """Return HTML without its scripts, styles, heads and titles. Linear in its length, for any text.
+
+    A regular expression with ``.*?`` would search the whole rest for each ``<script>`` that has no end.
+    """
     kept, at = [], 0
     while (found := _HIDDEN.search(source, at)) is not None:
         kept.append(source[at : found.start()])

@@ -272,6 +272,14 @@ def test_a_library_that_a_page_loads_is_no_output(shown, text):
     assert (len(cell.render()) == 1) == (not shown)
 
 
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("tag", ["<script>", "<script ", "<style>", "</script", "<", "<script></style>"])
+def test_tags_without_end_are_read_once(tag):
+    """Each one could search the whole rest: 64 kB took 5 s, and 4 MB would take hours."""
+    cell = folded(ev.Display(data={"text/html": tag * (4_000_000 // len(tag))}), budget=2000)
+    assert len(cell.render()) <= 2
+
+
 def test_a_hostile_cell_stays_bounded():
     cell = CellFold(10_000)
     for n in range(12_000):
