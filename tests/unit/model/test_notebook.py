@@ -280,6 +280,14 @@ def test_tags_without_end_are_read_once(tag):
     assert len(cell.render()) <= 2
 
 
+@pytest.mark.timeout(30)
+def test_many_forms_of_one_output_are_measured_once():
+    """Each dropped form could measure all that were left: 100,000 forms took hours."""
+    forms = {f"a/{number}": "x" * 9 for number in range(100_000)}
+    cell = folded(ev.Display(data={**forms, "text/plain": "kept"}), budget=2000)
+    assert cell.text().startswith("kept")
+
+
 def test_a_hostile_cell_stays_bounded():
     cell = CellFold(10_000)
     for n in range(12_000):
