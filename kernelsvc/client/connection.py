@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import ssl
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -39,7 +40,7 @@ from kernelsvc.client.address import Address
 from kernelsvc.client.event_feed import EventFeed, FeedReader, SequenceGap
 from kernelsvc.client.http import UnixResolver, error_of
 from kernelsvc.client.tool_provider import ToolProvider
-from kernelsvc.client.values import ConnectionLost, Unreachable, event_of
+from kernelsvc.client.values import ConnectionLost, Unreachable, event_of, unreachable
 from kernelsvc.errors import KernelsvcError
 from kernelsvc.linux.tasks import OwnedTasks
 
@@ -307,11 +308,9 @@ class RpcConnection:
                 # A refusal, such as a wrong token, is final, unless the error says that a retry may succeed.
                 refused = await _refusal(error)
                 pause = backoff(attempt, random.random())
-                if (refused is not None and not refused.retryable) or loop.time() + pause > deadline:
-                    raise refused or Unreachable(
-                        f"No server answers at {self.address.shown} ({error or type(error).__name__}). "
-                        "Start one with 'kernelsvc serve', or give its address."
-                    )
+                final = isinstance(error, ssl.SSLCertVerificationError) or (refused and not refused.retryable)
+                if final or loop.time() + pause > deadline:
+                    raise refused or unreachable(self.address.shown, error)
                 attempt += 1
                 await asyncio.sleep(pause)
 

@@ -15,7 +15,7 @@ from tornado.netutil import Resolver
 
 from kernelsvc import errors
 from kernelsvc.client.address import Address
-from kernelsvc.client.values import ConnectionLost, Unreachable
+from kernelsvc.client.values import ConnectionLost, unreachable
 from kernelsvc.errors import KernelsvcError
 
 CONNECT_SECONDS = 10.0
@@ -134,10 +134,7 @@ class Rest:
 
     def _failure(self, error: BaseException, method: str, path: str, *, never_sent: bool) -> KernelsvcError:
         if never_sent:
-            return Unreachable(
-                f"No server answers at {self.address.shown} ({error}). "
-                "Start one with 'kernelsvc serve', or give its address."
-            )
+            return unreachable(self.address.shown, error)
         return ConnectionLost(method=f"{method} {path}")
 
     async def _request_once(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import secrets
+import ssl
 from typing import Any, TypeVar
 
 import msgspec
@@ -34,6 +35,19 @@ class Unreachable(KernelsvcError):
     """No server answers. Start one with 'kernelsvc serve', or give its address and token."""
 
     code, http_status, retryable = "unreachable", 503, True
+
+
+def unreachable(address: str, error: BaseException) -> Unreachable:
+    """Return the error of a client that could not connect, with the next step."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return Unreachable(
+            f"The certificate of {address} is not trusted: {error.verify_message}. "
+            "Set SSL_CERT_FILE to the file with its certificate authority."
+        )
+    shown = error if str(error) else type(error).__name__
+    return Unreachable(
+        f"No server answers at {address} ({shown}). Start one with 'kernelsvc serve', or give its address."
+    )
 
 
 class ConnectionLost(KernelsvcError):

@@ -1,6 +1,9 @@
 """The async client with a scripted server, which can violate the protocol."""
 
 import asyncio
+import shutil
+import ssl
+import subprocess
 
 import pytest
 from faulty_server import TOKEN
@@ -145,6 +148,22 @@ async def test_no_server_at_all():
     async with AsyncClient("http://127.0.0.1:9", "x", connect_seconds=0.0) as client:
         with pytest.raises(Unreachable, match="kernelsvc serve"):
             await client.sessions()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+async def test_a_certificate_that_is_not_trusted_is_named_immediately(tmp_path):
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    names = ["-subj", "/CN=localhost", "-keyout", key, "-out", certificate]
+    subprocess.run([*command, *names], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    listener = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0, ssl=context)
+    port = listener.sockets[0].getsockname()[1]
+    async with asyncio.timeout(30), AsyncClient(f"https://127.0.0.1:{port}", "x", connect_seconds=600) as client:
+        with pytest.raises(Unreachable, match=r"self-signed certificate.*SSL_CERT_FILE"):
+            await client.sessions()
+    listener.close()
 
 
 async def test_a_wrong_token_is_told_at_once(server):
