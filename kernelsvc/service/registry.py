@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
@@ -21,6 +22,7 @@ from kernelsvc.service.loading.background_loading import BackgroundLoads, ids_in
 from kernelsvc.service.loading.closed_sessions import ClosedSessions
 from kernelsvc.session import Session, SessionSpec
 from kernelsvc.settings import Settings
+from kernelsvc.telemetry.metrics import Statistics
 
 #: The scope that allows the same with the sessions of other principals.
 _SCOPE_OF_OTHERS: dict[Scope, Scope] = {"read": "audit", "run": "operate", "approve": "operate"}
@@ -120,6 +122,15 @@ class SessionRegistry:
     def open_sessions(self) -> list[Session]:
         """Return the open sessions, in the order in which they were added."""
         return [*self._open.values()]
+
+    def statistics(self) -> Statistics:
+        """Return gauges of the open sessions: their number by state, their unfinished cells and promised memory."""
+        sessions = self._open.values()
+        return {
+            "sessions": Counter(str(each.machine.state) for each in sessions),
+            "unfinished_cells": sum(len(each.machine.queue) for each in sessions),
+            "promised_memory_bytes": sum(each.limits.memory_bytes or 0 for each in sessions),
+        }
 
     def sidecars(self, session: str) -> list[Session]:
         """Return the open sessions that share the directory of this one."""

@@ -163,6 +163,7 @@ class Service:
         self._launchers.on_cgroup_event(self.usage.on_cgroup_event)
         self._launchers.on_read_pauses(self.usage.on_read_pauses)
         self.metrics.watch(self._launchers.read_statistics)
+        self.metrics.watch(registry.statistics)
         self.environment = SessionEnvironment(registry)
         self.files = SessionFiles(registry, store)
         self.programs = Programs(registry, self.environment, self._launchers)

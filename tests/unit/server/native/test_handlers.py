@@ -494,6 +494,23 @@ async def test_health_and_metrics_hold_no_session_data(http_server):
     assert f'"{session}"' not in text
 
 
+async def test_gauges_count_open_sessions_and_their_cells(http_server):
+    busy, closed = await make(http_server), await make(http_server)
+    await make(http_server)
+    await http_server.fetch("DELETE", f"/v1/sessions/{closed}")
+    for name in ("a", "b"):
+        await http_server.json("POST", f"/v1/sessions/{busy}/cells?wait=queued", {"code": SLEEP, "cell": name})
+    lines = (await http_server.fetch("GET", "/metrics", token=None)).body.decode().splitlines()
+    names = ("kernelsvc_sessions", "kernelsvc_unfinished_cells", "kernelsvc_promised_memory_bytes")
+    values = {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line.startswith(names))}
+    assert values == {
+        'kernelsvc_sessions{kind="busy"}': 1,
+        'kernelsvc_sessions{kind="idle"}': 1,
+        "kernelsvc_unfinished_cells": 2,
+        "kernelsvc_promised_memory_bytes": 2 * http_server.settings.limits.memory_bytes,
+    }
+
+
 async def test_metrics_need_a_token_if_the_settings_say_so(open_http_server):
     http_server = await open_http_server(metrics_scope="run")
     codes = [(await http_server.fetch("GET", "/metrics", token=t)).code for t in (None, "reader-token", "alice-token")]
