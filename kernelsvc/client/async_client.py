@@ -37,7 +37,8 @@ class AsyncClient:
         connect_seconds: time to try the first connection.
         retry_seconds: time to reconnect, after which pending calls fail with ``Unreachable``.
         provider: name of this program as the provider of its functions, if it needs one that stays the same.
-        on_state: called with ``connected``, ``lost`` or ``gone`` when the state of the connection changes.
+        on_state: called with ``connected``, ``lost`` (reconnecting) or ``gone`` (given up) when the state of the
+            connection changes. ``close`` calls it with nothing.
 
     Raises:
         Unreachable: there is no ``url``, and no server of yours runs on this machine.

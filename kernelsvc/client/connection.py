@@ -413,7 +413,8 @@ class RpcConnection:
                 request.answer.set_exception(ConnectionLost(method=request.method))
 
     def _give_up(self, error: KernelsvcError) -> None:
-        self._on_state("gone")
+        if not self._closed:
+            self._on_state("gone")
         for request in self._calls.values():
             if not request.answer.done():
                 request.answer.set_exception(error)

@@ -156,7 +156,8 @@ class Launchers:
         """End the kernels that a crash left: no server is connected to them, and no session knows them."""
         for kernel in await self.host.orphans():
             if kernel not in known:
-                log.warning("kernel %s belongs to no session. The server ends it.", kernel)
+                # Also after an ordinary restart: the members of the warm pool are not adopted.
+                log.info("kernel %s belongs to no session. The server ends it.", kernel)
                 with contextlib.suppress(KernelsvcError):
                     await self._forked.end(kernel)
         listed = {*known, *await self.host.kernels()}

@@ -144,6 +144,21 @@ async def test_a_server_that_stays_away_ends_the_waiting(connect, server):
             pass
 
 
+async def test_a_state_is_reported_when_a_connection_is_lost_and_not_when_the_program_closes_it(connect, server):
+    states = []
+    client = await connect(on_state=states.append)
+    await client.sessions()
+    await client.create_session()
+    await client.close()
+    assert states == ["connected"]
+    client = await connect(retry_seconds=0.2, on_state=states.append)
+    waiting = asyncio.create_task((await client.create_session()).run("wait gate"))
+    await server.pause()
+    with pytest.raises(Unreachable):
+        await waiting
+    assert states == ["connected", "connected", "lost", "gone"]
+
+
 async def test_no_server_at_all():
     async with AsyncClient("http://127.0.0.1:9", "x", connect_seconds=0.0) as client:
         with pytest.raises(Unreachable, match="kernelsvc serve"):
