@@ -98,9 +98,7 @@ def verify(path: Path, *, public_key: str | None = None, journal: Path | None = 
     if start[:1] == b"{" and not start.startswith(b'{"type":"'):
         return verify_notebook(path, public_key=public_key, journal=journal)
     if start.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
-        raise BadRequest(
-            "An HTML page has no signature. Verify the notebook (.ipynb) or the log (.jsonl)."
-        )
+        raise BadRequest("An HTML page has no signature. Verify the notebook (.ipynb) or the log (.jsonl).")
     return verify_journal(path, public_key=public_key)
 
 

@@ -20,7 +20,7 @@ _PICTURES = ("image/png", "image/jpeg", "image/webp", "image/gif")
 _ADDRESS = re.compile(r" at 0x[0-9a-f]{6,16}\b")
 _PLOT_VALUE = re.compile(r"<matplotlib\.|<Axes|<BarContainer|Text\(")
 #: The name that ipykernel gives to a cell's code, with the process id and a hash of the code.
-_CELL_FILE = re.compile(r"/[^\s\"':]*/ipykernel_\d+/\d+\.py")
+_CELL_FILE = re.compile(r"ipykernel_\d{1,9}/\d{1,20}\.py")
 _OWN_MARK = re.compile(r"\[picture(?: \d+)?:?\s*(.*?)\]?", re.DOTALL)
 
 Kind = Literal["stream", "value", "error"]
@@ -106,7 +106,25 @@ def full_text(outputs: Sequence[Output], error_lines: Sequence[str] | None = Non
 
 def _stream_text(pieces: list[str]) -> str:
     text = crash_dump.shortened(screen_text("".join(pieces)))
-    return _CELL_FILE.sub("Cell", text) if "/ipykernel_" in text else text
+    return _without_cell_files(text) if "/ipykernel_" in text else text
+
+
+def _without_cell_files(text: str) -> str:
+    """Write ``Cell`` for the paths of cells' files, in linear time: a kernel may print a million slashes."""
+    pieces, done = [], 0
+    for found in _CELL_FILE.finditer(text):
+        before = text[max(done, found.start() - 1024) : found.start()]
+        directory = _last_directory(before)
+        if directory:
+            pieces += [text[done : found.start() - len(directory)], "Cell"]
+            done = found.end()
+    return "".join([*pieces, text[done:]])
+
+
+def _last_directory(before: str) -> str:
+    """Return the directory at the end of some text, with its last slash, or nothing."""
+    word = re.split(r"[\s\"':]", before)[-1]
+    return word[word.index("/") :] if word.endswith("/") else ""
 
 
 def _text(value: Any) -> str:
