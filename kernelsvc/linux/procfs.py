@@ -66,6 +66,7 @@ def stat(pid: int) -> Stat | None:
         return None
     # proc_pid_stat(5): the name in parentheses may contain parentheses, so split after the last one.
     fields = text[text.rindex(b")") + 2 :].split()
+    # proc_pid_stat(5) numbers its fields from 1, and the state is the third: field N is ``fields[N - 3]``.
     return Stat(
         state=fields[0].decode(),
         parent=int(fields[1]),

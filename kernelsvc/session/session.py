@@ -149,6 +149,7 @@ class Session(SessionRuntime):
         try:
             self.handle(Submit(tuple(requests), ids, principal))
         except OSError:
+            # The append failed and wrote nothing, so the client may send the cells again when there is space.
             self.require_writable()
             raise
         for request, cell in zip(requests, ids, strict=True):

@@ -184,6 +184,7 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         self._requests = OwnedTasks()
         self._not_started = 0
         self._pending_replies: Counter[str] = Counter()
+        # Counted, because to add up tasks and pending replies for each request would cost more than to decode it.
         self._unanswered = 0
         self._unsent = 0
         self._may_read = asyncio.Event()

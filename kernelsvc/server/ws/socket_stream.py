@@ -36,7 +36,8 @@ from tornado.iostream import IOStream, StreamClosedError
 
 #: Most bytes of one read.
 READ_BYTES = 64 * 1024
-#: Most pieces of one sendmsg(2).
+#: Most pieces of one sendmsg(2), far below Linux's limit of 1,024 (IOV_MAX, writev(2)): a piece is a long frame, and a
+#: full socket takes a few of them.
 MAX_PIECES = 64
 #: Writes bytes to the stream. The future is done when they have left the process.
 Write = Callable[[bytes], asyncio.Future[None]]
