@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import mimetypes
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
@@ -14,9 +15,18 @@ import msgspec
 from msgspec import Struct
 
 from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, NotFound, TooLarge
-from kernelsvc.model.objects import CellInfo, CellState, CellView, Checkpoint, SessionInfo, SessionState, Variable
+from kernelsvc.model.objects import (
+    CellInfo,
+    CellState,
+    CellView,
+    Checkpoint,
+    SessionInfo,
+    SessionState,
+    ToolCallInfo,
+    Variable,
+)
 from kernelsvc.model.view.line_search import matching_lines
-from kernelsvc.protocol.methods import Output, SessionPage
+from kernelsvc.protocol.methods import CallPage, Output, SessionPage
 from kernelsvc.tools import definitions
 from kernelsvc.tools.backend import ToolBackend
 from kernelsvc.tools.definitions import OLD_TOOLS, TOOLS
@@ -35,12 +45,22 @@ from kernelsvc.tools.session_resolver import CallerState, SessionResolver
 #: Progress callback, called about once a second: seconds since the call, and the last line of the cell's output.
 Report = Callable[[float, str], Awaitable[None]]
 
+#: Called with a call that waits for approval. True approves it, False denies it, None leaves it waiting.
+Decide = Callable[[ToolCallInfo], Awaitable[bool | None]]
+
 TICK_SECONDS = 1.0
 #: Maximum bytes of a script in a result. A larger one is only linked.
 MAX_NOTEBOOK = 100_000
 #: Maximum bytes of a file in one call.
 MAX_UPLOAD = 16 * 1024 * 1024
 MAX_PROGRESS_TEXT = 160
+
+
+class Watch(Struct, frozen=True):
+    """Who is called while a cell runs. See ``Toolbox.call``."""
+
+    report: Report | None = None
+    decide: Decide | None = None
 
 
 class Toolbox:
@@ -54,7 +74,7 @@ class Toolbox:
     def __init__(self, backend: ToolBackend, caller: CallerState | None = None) -> None:
         self._backend = backend
         self._sessions = SessionResolver(backend, caller or CallerState("default"))
-        self._handlers: dict[str, Callable[[Any, Report | None], Awaitable[ToolResult]]] = {
+        self._handlers: dict[str, Callable[[Any, Watch], Awaitable[ToolResult]]] = {
             "run_code": self._run_code,
             "wait": self._wait,
             "undo": self._undo,
@@ -80,7 +100,11 @@ class Toolbox:
         }
 
     async def call(
-        self, name: str, arguments: Mapping[str, Any] | None = None, report: Report | None = None
+        self,
+        name: str,
+        arguments: Mapping[str, Any] | None = None,
+        report: Report | None = None,
+        decide: Decide | None = None,
     ) -> ToolResult:
         """Run one call. Safe to cancel: an accepted cell continues, and wait returns its result.
 
@@ -88,6 +112,7 @@ class Toolbox:
             name: name of the tool.
             arguments: arguments from the model.
             report: progress callback while a cell runs.
+            decide: called with calls of a cell that wait for approval, once for each call. Its time does not count.
 
         Returns:
             the result. An error of the call is a result too, so that the model reads it.
@@ -99,13 +124,13 @@ class Toolbox:
         if tool is None:
             raise NotFound(f"There is no tool {name!r}. The tools are {', '.join(TOOLS)}.")
         try:
-            return await self._handlers[name](_decoded(tool, arguments or {}), report)
+            return await self._handlers[name](_decoded(tool, arguments or {}), Watch(report, decide))
         except KernelsvcError as error:
             return error_result(error)
 
     # --- cells -------------------------------------------------------------------------------
 
-    async def _run_code(self, args: definitions.RunCode, report: Report | None) -> ToolResult:
+    async def _run_code(self, args: definitions.RunCode, watch: Watch) -> ToolResult:
         session, note = await self._sessions.open(args.session)
         # An id of its own, so that the wait can send the same request again.
         cell = f"c_{secrets.token_hex(8)}"
@@ -113,7 +138,7 @@ class Toolbox:
         if (seconds := args.seconds or args.timeout_seconds) is not None:
             params["timeout_seconds"] = seconds
         await self._backend.call("session.execute", {**params, "wait": "queued"}, CellInfo)
-        found = await self._wait_until_finished(params, args.wait_seconds, report)
+        found = await self._wait_until_finished(params, args.wait_seconds, watch)
         budget = args.budget if args.max_text is None else _tokens(args.max_text)
         return await self._cell_result(found, budget, note)
 
@@ -124,21 +149,24 @@ class Toolbox:
             "session.view", {**params, "after_line": self._sessions.lines_read(cell.id)}, CellView
         )
         self._sessions.note_read(cell.id, None if view.reason is not None else view.next_line)
+        if cell.waits_for == "approval":
+            tools = ", ".join(dict.fromkeys(call.tool for call in await self._pending(cell)))
+            note = "\n".join(filter(None, [note, f"The cell waits until a person approves its call of {tools}."]))
         return cell_result(cell, view, note)
 
-    async def _wait(self, args: definitions.WaitArguments, report: Report | None) -> ToolResult:
+    async def _wait(self, args: definitions.WaitArguments, watch: Watch) -> ToolResult:
         session = await self._sessions.find(args.session)
         chosen = str(args.cell) if args.cell is not None else None
         cell = await self._cell(session.id, await self._id_of(session.id, chosen))
         if cell.state is not CellState.FINISHED:
             params = {"session": session.id, "cell": cell.id, "code": cell.code}
-            cell = await self._wait_until_finished(params, args.seconds, report)
+            cell = await self._wait_until_finished(params, args.seconds, watch)
         return await self._cell_result(cell, args.budget)
 
-    async def _wait_for_cell(self, args: definitions.WaitForCell, report: Report | None) -> ToolResult:
+    async def _wait_for_cell(self, args: definitions.WaitForCell, watch: Watch) -> ToolResult:
         budget = definitions.DEFAULT_BUDGET if args.max_text is None else _tokens(args.max_text)
         new = definitions.WaitArguments(session=args.session, cell=args.cell, seconds=args.wait_seconds, budget=budget)
-        return await self._wait(new, report)
+        return await self._wait(new, watch)
 
     async def _id_of(self, session: str, cell: str | None) -> str:
         """Return the id of a cell that is named by number or id. None is the last one."""
@@ -147,31 +175,57 @@ class Toolbox:
             params["cell"] = cell
         return (await self._backend.call("session.view", params, CellView)).cell
 
-    async def _wait_until_finished(self, params: dict[str, Any], seconds: float, report: Report | None) -> CellInfo:
+    async def _wait_until_finished(self, params: dict[str, Any], seconds: float, watch: Watch) -> CellInfo:
         """Wait for the end of a cell, at most ``seconds``, and return its state.
 
         A repeated ``session.execute`` with the cell's id runs nothing, and waits for the existing cell.
         """
         loop = asyncio.get_running_loop()
         began = loop.time()
+        asked: set[str] = set()
         asking = asyncio.create_task(self._backend.call("session.execute", {**params, "wait": "finished"}, CellInfo))
         try:
             while (left := began + seconds - loop.time()) > 0:
-                await asyncio.wait({asking}, timeout=min(left, TICK_SECONDS) if report else left)
+                looks = watch.report is not None or watch.decide is not None
+                await asyncio.wait({asking}, timeout=min(left, TICK_SECONDS) if looks else left)
                 if asking.done():
                     return asking.result()
-                if report is not None:
-                    cell = await self._cell(params["session"], params["cell"])
-                    await report(loop.time() - began, _last_line(cell.text))
+                if not looks:
+                    continue
+                cell = await self._cell(params["session"], params["cell"])
+                if watch.report is not None:
+                    await watch.report(loop.time() - began, _last_line(cell.text))
+                if watch.decide is not None and cell.waits_for == "approval":
+                    asked_at = loop.time()
+                    await self._decide(cell, watch.decide, asked)
+                    began += loop.time() - asked_at
             return await self._cell(params["session"], params["cell"])
         finally:
             # Ends only the wait. The cell continues.
             asking.cancel()
 
+    async def _decide(self, cell: CellInfo, decide: Decide, asked: set[str]) -> None:
+        """Ask about the calls of a cell that wait for approval and were not asked about before."""
+        for call in await self._pending(cell):
+            if call.call not in asked:
+                asked.add(call.call)
+                if (decision := await decide(call)) is not None:
+                    await self.decide(cell.session, call.call, approve=decision)
+
+    async def decide(self, session: str, call: str, *, approve: bool) -> None:
+        """Approve or deny a call. One that has ended meanwhile, or that the caller may not decide about, stays."""
+        params = {"session": session, "calls": [call], "decision": "approve" if approve else "deny"}
+        with contextlib.suppress(KernelsvcError):
+            await self._backend.call("session.decide", params, list[ToolCallInfo])
+
+    async def _pending(self, cell: CellInfo) -> list[ToolCallInfo]:
+        params = {"session": cell.session, "cell": cell.id, "state": "pending"}
+        return (await self._backend.call("session.calls", params, CallPage)).calls
+
     async def _cell(self, session: str, cell: str) -> CellInfo:
         return await self._backend.call("session.cell", {"session": session, "cell": cell}, CellInfo)
 
-    async def _read_output(self, args: definitions.ReadOutput, report: Report | None) -> ToolResult:
+    async def _read_output(self, args: definitions.ReadOutput, watch: Watch) -> ToolResult:
         session = await self._sessions.find(args.session)
         chosen = None if args.cell is None else str(args.cell)
         if args.name is not None or args.offset is not None:
@@ -200,36 +254,36 @@ class Toolbox:
         shown = piece.text + more if piece.next_offset is not None else piece.text
         return tool_result(result, shown or "[no output]")
 
-    async def _undo(self, args: definitions.Undo, report: Report | None) -> ToolResult:
+    async def _undo(self, args: definitions.Undo, watch: Watch) -> ToolResult:
         to = args.to
         if to is None and args.cell is not None:
             session = await self._sessions.find(args.session)
             to = await self._id_of(session.id, str(args.cell))
-        return await self._rollback(definitions.Rollback(session=args.session, to=to), report)
+        return await self._rollback(definitions.Rollback(session=args.session, to=to), watch)
 
-    async def _fork(self, args: definitions.Fork, report: Report | None) -> ToolResult:
-        return await self._branch(definitions.Branch(session=args.session, count=args.count, at=args.from_kept), report)
+    async def _fork(self, args: definitions.Fork, watch: Watch) -> ToolResult:
+        return await self._branch(definitions.Branch(session=args.session, count=args.count, at=args.from_kept), watch)
 
-    async def _manage_sessions(self, args: definitions.Sessions, report: Report | None) -> ToolResult:
+    async def _manage_sessions(self, args: definitions.Sessions, watch: Watch) -> ToolResult:
         if args.restart is not None:
-            found = await self._restart(definitions.InSession(session=args.restart), report)
+            found = await self._restart(definitions.InSession(session=args.restart), watch)
             return msgspec.structs.replace(found, facts={"sessions": [found.facts]})
         if args.close is not None:
-            found = await self._close_session(definitions.CloseSession(session=args.close), report)
+            found = await self._close_session(definitions.CloseSession(session=args.close), watch)
             return msgspec.structs.replace(found, facts={"sessions": [found.facts]})
-        return await self._list_sessions(definitions.ListSessions(), report)
+        return await self._list_sessions(definitions.ListSessions(), watch)
 
     async def _directory(self, args: definitions.ReadFile) -> ToolResult:
-        found = await self._list_files(definitions.ListFiles(session=args.session, path=args.path), None)
+        found = await self._list_files(definitions.ListFiles(session=args.session, path=args.path), Watch())
         return msgspec.structs.replace(found, facts={**(found.facts or {}), "path": args.path, "size": 0})
 
-    async def _read_file(self, args: definitions.ReadFile, report: Report | None) -> ToolResult:
+    async def _read_file(self, args: definitions.ReadFile, watch: Watch) -> ToolResult:
         if not args.path.strip("./"):
             return await self._directory(args)
         old = definitions.DownloadFile(session=args.session, path=args.path)
         if args.from_line is None and args.lines is None and args.find is None:
             try:
-                return await self._download_file(old, report)
+                return await self._download_file(old, watch)
             except (BadRequest, Conflict):
                 # It may be a directory.
                 return await self._directory(args)
@@ -247,17 +301,17 @@ class Toolbox:
 
     # --- sessions ----------------------------------------------------------------------------
 
-    async def _interrupt(self, args: definitions.InSession, report: Report | None) -> ToolResult:
+    async def _interrupt(self, args: definitions.InSession, watch: Watch) -> ToolResult:
         session = await self._sessions.find(args.session)
         after = await self._backend.call("session.interrupt", {"session": session.id}, SessionInfo)
         return _session_result(after, "Interrupted. wait returns the cell's result.")
 
-    async def _restart(self, args: definitions.InSession, report: Report | None) -> ToolResult:
+    async def _restart(self, args: definitions.InSession, watch: Watch) -> ToolResult:
         session = await self._sessions.find(args.session)
         after = await self._backend.call("session.restart", {"session": session.id}, SessionInfo)
         return _session_result(after, "Restarted without variables. The files and the notebook are kept.")
 
-    async def _variables(self, args: definitions.InSession, report: Report | None) -> ToolResult:
+    async def _variables(self, args: definitions.InSession, watch: Watch) -> ToolResult:
         session = await self._sessions.find(args.session)
         found = await self._backend.call("session.variables", {"session": session.id}, list[Variable])
         shown = [
@@ -270,20 +324,20 @@ class Toolbox:
         )
         return tool_result(definitions.VariablesResult(session=session.id, variables=shown), text)
 
-    async def _checkpoint(self, args: definitions.MakeCheckpoint, report: Report | None) -> ToolResult:
+    async def _checkpoint(self, args: definitions.MakeCheckpoint, watch: Watch) -> ToolResult:
         session = await self._sessions.find(args.session)
         await self._backend.call("session.checkpoint", {"session": session.id, "name": args.name}, Checkpoint)
         after = await self._backend.call("session.get", {"session": session.id}, SessionInfo)
         return _session_result(after, f"Saved as {args.name!r}. undo with to={args.name!r} restores it.")
 
-    async def _rollback(self, args: definitions.Rollback, report: Report | None) -> ToolResult:
+    async def _rollback(self, args: definitions.Rollback, watch: Watch) -> ToolResult:
         session = await self._sessions.find(args.session)
         params = {"session": session.id, "to": args.to, "replay": args.replay}
         after = await self._backend.call("session.rollback", params, SessionInfo)
         moment = f"of {args.to!r}" if args.to else "from before the last cell"
         return _session_result(after, f"Restored the variables {moment}. The files are unchanged.")
 
-    async def _branch(self, args: definitions.Branch, report: Report | None) -> ToolResult:
+    async def _branch(self, args: definitions.Branch, watch: Watch) -> ToolResult:
         session = await self._sessions.find(args.session)
         params: dict[str, Any] = {"session": session.id, "count": args.count}
         if args.at is not None:
@@ -295,28 +349,28 @@ class Toolbox:
         )
         return tool_result(definitions.SessionsResult(sessions=[_shown(each) for each in made]), text)
 
-    async def _list_sessions(self, args: definitions.ListSessions, report: Report | None) -> ToolResult:
+    async def _list_sessions(self, args: definitions.ListSessions, watch: Watch) -> ToolResult:
         page = await self._backend.call("session.list", {"limit": 100}, SessionPage)
         found = [each for each in page.sessions if args.closed or each.state is not SessionState.CLOSED]
         lines = [f"{each.id}  {each.state}  {each.name or ''}  {each.execution_count} cells" for each in found]
         shown = definitions.SessionsResult(sessions=[_shown(each) for each in found])
         return tool_result(shown, "\n".join(lines) or "No session yet. run_code creates one.")
 
-    async def _close_session(self, args: definitions.CloseSession, report: Report | None) -> ToolResult:
+    async def _close_session(self, args: definitions.CloseSession, watch: Watch) -> ToolResult:
         session = await self._sessions.find(args.session)
         after = await self._backend.call("session.close", {"session": session.id}, SessionInfo)
         return _session_result(after, "Closed. export_notebook and read_file still work.")
 
     # --- files and records ---------------------------------------------------------------------
 
-    async def _upload_file(self, args: definitions.UploadFile, report: Report | None) -> ToolResult:
+    async def _upload_file(self, args: definitions.UploadFile, watch: Watch) -> ToolResult:
         data = _content(args)
         session, note = await self._sessions.open(args.session)
         await self._backend.put_file(session.id, args.path, data)
         result = definitions.FileResult(session=session.id, path=args.path, size=len(data), note=note)
         return tool_result(result, f"Wrote {len(data)} bytes to {args.path} in session {session.id}.")
 
-    async def _download_file(self, args: definitions.DownloadFile, report: Report | None) -> ToolResult:
+    async def _download_file(self, args: definitions.DownloadFile, watch: Watch) -> ToolResult:
         session = await self._sessions.find(args.session)
         limit = definitions.MAX_PIECE * 4 if _is_picture(args.path) and args.offset == 0 else args.limit
         piece = await self._backend.read_file(session.id, args.path, args.offset, limit)
@@ -331,7 +385,7 @@ class Toolbox:
         more = f"\n[{piece.size} bytes in total. Continue with offset={end}]" if end < piece.size else ""
         return tool_result(result, _as_text(piece.data) + more)
 
-    async def _list_files(self, args: definitions.ListFiles, report: Report | None) -> ToolResult:
+    async def _list_files(self, args: definitions.ListFiles, watch: Watch) -> ToolResult:
         session = await self._sessions.find(args.session)
         files, truncated = await self._backend.list_files(session.id, args.path, recursive=args.recursive)
         lines = [f"{each.path}{'/' if each.kind == 'directory' else ''}  {each.size}" for each in files]
@@ -339,7 +393,7 @@ class Toolbox:
         result = definitions.FilesResult(session=session.id, files=files, truncated=truncated)
         return tool_result(result, "\n".join(lines + more) or "The directory is empty.")
 
-    async def _export_notebook(self, args: definitions.ExportNotebook, report: Report | None) -> ToolResult:
+    async def _export_notebook(self, args: definitions.ExportNotebook, watch: Watch) -> ToolResult:
         session = await self._sessions.find(args.session)
         data = await self._backend.notebook(session.id, args.format)
         uri = notebook_uri(session.id, args.format)

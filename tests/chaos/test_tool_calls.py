@@ -11,7 +11,7 @@ from call_storm import Fault, Storm
 from mcp_shop import shop_settings
 from served import QUICK, serving
 
-CALLS, FAULTS = 1_500, 6
+CALLS, FAULTS = 10_000, 12
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -22,6 +22,7 @@ from kernelsvc import __version__
 from kernelsvc.errors import KernelsvcError
 from kernelsvc.model.objects import SessionState
 from kernelsvc.protocol.methods import SessionPage
+from kernelsvc.server.mcp import approvals
 from kernelsvc.server.mcp.prompts import PROMPTS, render_prompt
 from kernelsvc.server.mcp.subscriptions import Subscriptions
 from kernelsvc.tools import TOOLS, ImageContent, ResourceLink, TextContent, Tool, ToolBackend, Toolbox, ToolResult
@@ -116,11 +117,18 @@ class _Handlers:
             tools=[_tool(described(TOOLS[name], where), facts=options.facts) for name in names]
         )
 
-    async def call_tool(self, ctx: Context, params: types.CallToolRequestParams) -> types.CallToolResult:
+    async def call_tool(
+        self, ctx: Context, params: types.CallToolRequestParams
+    ) -> types.CallToolResult | types.InputRequiredResult:
         toolbox, _ = self._find(ctx)
+        name, arguments = params.name, params.arguments
         try:
-            result = await toolbox.call(params.name, params.arguments, _reporter(ctx))
+            if (again := await approvals.decide_again(toolbox, params)) is not None:
+                name, arguments = "wait", again
+            result = await toolbox.call(name, arguments, _reporter(ctx), approvals.decider(ctx))
             return call_result(result, facts=self._options(ctx).facts)
+        except approvals.InputRequired as needed:
+            return needed.result()
         except KernelsvcError as error:
             _refuse(error)
 
