@@ -541,6 +541,15 @@ def test_nested_calls_name_their_parent_and_end(client: Client) -> None:
             inner._loop.run(inner._inner._call("execute", code="1", within=call.call))
 
 
+def test_a_sidecar_calls_the_functions_of_its_session(client: Client) -> None:
+    # An E2B client's further contexts are sidecars of the sandbox's session.
+    with client.create_session(tools={"deny": ["hidden"]}) as main, client.create_session(sidecar_of=main.id) as side:
+        main.offer(lambda: "shared", name="shared")
+        main.offer(lambda: "hidden", name="hidden")
+        assert side.run("tools.shared()").text.strip() == "'shared'"
+        assert "may not call" in side.run("tools.hidden()").text
+
+
 def test_a_call_goes_to_the_client_that_runs_the_cell(client: Client, served: Served) -> None:
     with client.create_session() as mine, Client(served.url, served.token) as other:
         theirs = other.session(mine.id)

@@ -46,7 +46,8 @@ DEFAULT_SECONDS = 300
 _UNSUPPORTED = {
     "iam": "There is no workload identity here.",
     "volumeMounts": "There are no volumes here.",
-    "mcp": "There is no MCP gateway in a sandbox; MCP clients speak to this server at /mcp.",
+    "mcp": "There is no MCP gateway in a sandbox. MCP clients speak to this server at /mcp, and code calls the tools "
+    "of the servers that the setting [tools.mcp.NAME] names.",
 }
 #: Environment variable that makes a session's kernel produce E2B's extra results.
 ENVIRONMENT = {"E2B_SANDBOX": "true"}
