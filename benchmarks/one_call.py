@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -89,32 +91,47 @@ async def one_call(server: int) -> float:
     return took
 
 
-async def measure(root: Path, round_trip: float, runs: int) -> tuple[float, float]:
-    """Return the medians of the client's own loop and of one call, in seconds."""
-    model = ScriptedModel()
-    models = json.dumps({"m": {"url": await model.start()}})
+@contextlib.asynccontextmanager
+async def serving(root: Path, model_url: str) -> AsyncIterator[tuple[int, int]]:
+    """Run a server whose model is at an address. Yield its port and its process id."""
+    root.mkdir(exist_ok=True)
+    models = json.dumps({"m": {"url": model_url}})
+    limits = ["--answers-max-running", "1000", "--answers-max-running-per-principal", "1000"]
     command = [
         "serve", "--port", "0", "--data-dir", str(root / "data"), "--runtime-dir", str(root / "run"), "--token", TOKEN,
-        "--models", models, "--templates", '{"python3": {"preload": []}}',
+        "--models", models, *limits, "--templates", '{"python3": {"preload": []}}',
     ]  # fmt: skip
     server = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "kernelsvc", *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
     try:
         assert server.stdout is not None
-        port, ready = 0, False
+        port, ready, said = 0, False, ""
         while not ready:
             line = (await server.stdout.readline()).decode()
-            assert line, "the server has ended"
+            assert line, f"the server has ended: {said}"
+            said = line
             if "listens on" in line:
                 port = int(line.split()[3].rpartition(":")[2])
             ready = line.startswith("ready")
-        at = int(model.url.removesuffix("/v1").rpartition(":")[2])
-        async with far(port, round_trip) as far_server, far(at, round_trip) as far_model:
-            both = [(await own_loop(far_model, far_server), await one_call(far_server)) for _ in range(runs + 1)][1:]
+        yield port, server.pid
     finally:
         server.terminate()
         await server.wait()
+
+
+async def measure(root: Path, round_trip: float, runs: int) -> tuple[float, float]:
+    """Return the medians of the client's own loop and of one call, in seconds."""
+    model = ScriptedModel()
+    at = int((await model.start()).removesuffix("/v1").rpartition(":")[2])
+    try:
+        async with (
+            serving(root, model.url) as (port, _),
+            far(port, round_trip) as far_server,
+            far(at, round_trip) as far_model,
+        ):
+            both = [(await own_loop(far_model, far_server), await one_call(far_server)) for _ in range(runs + 1)][1:]
+    finally:
         await model.stop()
     return statistics.median(each[0] for each in both), statistics.median(each[1] for each in both)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from environments import INSTALL_SECONDS, clean_env, python_with
+from environments import INSTALL_SECONDS, clean_env, node_with, python_with
 from served import QUICK, Served, serving
 
 CLIENTS = Path(__file__).parent / "clients"
@@ -50,6 +50,8 @@ def run(served: Served, *command: object) -> None:
 PROGRAMS = {
     "openai_responses.py": ["openai==3.57.0"],
     "anthropic_messages.py": ["anthropic==2.15.0"],
+    "openai_agents.py": ["openai-agents==0.24.0"],
+    "langchain_responses.py": ["langchain-openai==1.7.4"],
     "vllm_tool_server.py": ["mcp==1.30.0", "openai-harmony==0.0.8"],
 }
 
@@ -57,6 +59,21 @@ PROGRAMS = {
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_package_as_it_is(served_with_model: Served, program: str) -> None:
     run(served_with_model, python_with(*PROGRAMS[program]), CLIENTS / program)
+
+
+NODE_PROGRAMS = {
+    "openai_javascript.mjs": ["openai@6.49.0"],
+    "ai_sdk.mjs": ["ai@6.0.326", "@ai-sdk/openai@3.0.141", "zod@4.1.12"],
+}
+
+
+@pytest.mark.parametrize("program", NODE_PROGRAMS)
+def test_a_package_of_javascript_as_it_is(served_with_model: Served, program: str, tmp_path: Path) -> None:
+    place = node_with(*NODE_PROGRAMS[program])
+    # Node looks for packages from the program's own place.
+    copied = place / program
+    copied.write_bytes((CLIENTS / program).read_bytes())
+    run(served_with_model, "node", copied)
 
 
 def test_no_process_that_the_server_starts_has_the_key(served_with_model: Served) -> None:

@@ -10,6 +10,8 @@ import json
 from collections.abc import Collection
 from typing import Any, Literal
 
+import msgspec
+
 from kernelsvc.errors import KernelsvcError, TooLarge
 from kernelsvc.model.answers.values import (
     ArgumentsPiece,
@@ -92,7 +94,7 @@ class ChatTurn:
         if self._size > MAX_TURN:
             raise TooLarge("The model's turn exceeds 32 MiB.")
         try:
-            chunk = json.loads(data)
+            chunk = _decoded(data)
         except (ValueError, RecursionError):
             self.fault = ModelFault(code="model_error", message="The model's server sent an event that is not JSON.")
             return []
@@ -220,6 +222,16 @@ class ChatTurn:
             for call in self._calls:
                 found += self._end(call)
         return found
+
+
+def _decoded(data: str) -> Any:
+    """Decode an event. Each token is one, so that the faster decoder is tried first."""
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeError):
+        # It refuses half of a surrogate pair, which servers send whose tokens are parts of a character. No event for
+        # a client could have one, and the pieces can't be told from two halves of different characters.
+        return json.loads(json.dumps(json.loads(data), ensure_ascii=False).encode("utf-8", "replace"))
 
 
 def _is_json(text: str) -> bool:

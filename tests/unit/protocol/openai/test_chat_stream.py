@@ -176,3 +176,10 @@ def test_faults_have_the_vendors_codes(status: int, error: Any, code: str, http:
     fault = fault_of(error, status)
     assert (fault.code, fault.http_status) == (code, http)
     assert "canary" not in fault.message
+
+
+def test_half_of_a_surrogate_pair_is_no_fault() -> None:
+    turn = ChatTurn(1, (), code=True, fences=False)
+    data = '{"choices": [{"delta": {"content": "\\ud83d"}}]}'
+    assert turn.feed(data) == [TextPiece("?")]
+    assert turn.fault is None
