@@ -99,7 +99,7 @@ class AnswerRun:
         outputs: The outputs of each cell, by the id of its item.
         pictures: Data URIs of each cell's pictures, by the id of its item.
         ended: How the answer ended, or None.
-        elided: Number of results that were left out of the model's context.
+        elided: Number of results omitted from the model's context.
     """
 
     def __init__(

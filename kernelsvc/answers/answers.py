@@ -432,7 +432,7 @@ class Answers:
         return kept
 
     async def response(self, who: Principal, response: str, *, outputs: bool) -> dict[str, Any]:
-        """Return a response that was kept or runs.
+        """Return a stored or running response.
 
         Args:
             who: The principal.
@@ -509,7 +509,7 @@ class Answers:
             await asyncio.wait([running.task])
 
     def events(self, who: Principal, response: str, after: int) -> EventLog:
-        """Return the events of a background response. Those before the number ``after`` may be left out.
+        """Return the events of a background response. It may omit those before the number ``after``.
 
         Raises:
             NotFound: The principal has no such response.

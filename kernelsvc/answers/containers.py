@@ -289,7 +289,7 @@ class AnswerContainer:
     Attributes:
         id: Its id, "" until it is open.
         session: The id of its session.
-        notice: For the model, with its next result: what has happened to an earlier container. Else "".
+        notice: For the model, with its next result: the end of an earlier container. Else "".
     """
 
     def __init__(

@@ -154,7 +154,7 @@ def items_json(
     entries: list[Entry],
     outputs: Callable[[CodeItem], list[dict[str, Any]] | None] = lambda item: None,
 ) -> list[dict[str, Any]]:
-    """Return entries as clients see them. Notes of the server and reasoning are left out."""
+    """Return entries as clients see them. Notes of the server and reasoning do not appear."""
     return [
         item_json(each, outputs(each) if isinstance(each, CodeItem) else None, conversation.container)
         for each in entries

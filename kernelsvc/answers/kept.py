@@ -42,7 +42,7 @@ class KeptResponse(msgspec.Struct, kw_only=True):
         usage: Tokens.
         ended: How it ended. None while it runs, and after a crash of the server.
         completed: Seconds of Unix time.
-        elided: Number of results that were left out of the model's context.
+        elided: Number of results omitted from the model's context.
         events: Events of a background response, each as JSON.
     """
 
@@ -65,7 +65,7 @@ class KeptConversation(msgspec.Struct, kw_only=True):
         id: Its id.
         created: Seconds of Unix time.
         metadata: Of the client.
-        entries: What was said so far.
+        entries: Messages and items so far.
         container: Id of the newest container, or "".
         answers: Number of responses that were appended.
         pending: Id of the response that continues it now. After a crash, that of one which was not appended.

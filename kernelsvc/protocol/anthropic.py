@@ -209,8 +209,8 @@ class CodeResult(msgspec.Struct, frozen=True, kw_only=True):
     """The result of a cell.
 
     Attributes:
-        stdout: What it printed, and its last value.
-        stderr: What it wrote there, and its traceback.
+        stdout: The printed text, and the last value.
+        stderr: The error output, and the traceback.
         failed: Whether it raised or did not end.
         files: Ids of the files that are new.
     """

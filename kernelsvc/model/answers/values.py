@@ -194,7 +194,7 @@ class FunctionResult(msgspec.Struct, frozen=True, kw_only=True, tag="function_re
 
 
 class ItemReference(msgspec.Struct, frozen=True, kw_only=True, tag="reference"):
-    """An item of an earlier response, by its id. It is replaced before the model is asked."""
+    """An item of an earlier response, by its id. The service replaces it before the first turn."""
 
     id: str
 

@@ -50,7 +50,7 @@ class ChatTurn:
         functions: Names of the client's own functions.
         code: Whether the model may run code.
         fences: Whether fenced blocks are calls.
-        calls_only: Whether text and reasoning are left out, because an earlier attempt has sent them.
+        calls_only: Whether to drop text and reasoning, because an earlier attempt has sent them.
 
     Attributes:
         usage: Tokens, as far as the server has sent their numbers.

@@ -72,7 +72,7 @@ def to_messages(
     dialect: Dialect,
     pictures: Mapping[str, Sequence[str]],
 ) -> tuple[list[dict[str, Any]], int]:
-    """Return the messages of a conversation, and the number of results that were left out.
+    """Return the messages of a conversation, and the number of omitted results.
 
     Args:
         earlier: Entries before this answer, its input included.
@@ -98,7 +98,7 @@ def to_messages(
 
 
 def _elided(entries: Sequence[Entry], dialect: Dialect, size: int) -> set[int]:
-    """Return the identities of the items whose results are left out, the oldest ones."""
+    """Return the identities of the items whose results to omit, the oldest ones."""
     room = dialect.context_tokens * CHARS_PER_TOKEN
     size += sum(_size(each) for each in entries)
     found: set[int] = set()

@@ -74,7 +74,7 @@ class AnswerRequest(msgspec.Struct, frozen=True, kw_only=True):
         outputs: Whether items have the outputs of cells.
         stream: Whether events are sent.
         background: Whether the answer continues without the client.
-        elide: Whether old results may be left out.
+        elide: Whether the server may omit old results.
         passed: Further fields for the model's server.
         repeated: Fields that the response repeats.
     """

@@ -67,7 +67,7 @@ class ConversationHandler(OpenAiHandler):
         self.answer(conversation_json(self.answers.conversations.update(self.who.name, conversation, metadata)))
 
     async def delete(self, conversation: str) -> None:
-        """Erase a conversation. Its responses are kept."""
+        """Erase a conversation. Its responses stay."""
         self.auth_scope("run")
         self.answers.store.conversation(self.who.name, conversation)
         self.answers.store.remove(self.who.name, conversation)
