@@ -56,5 +56,5 @@ class EventLog:
             await self._news.wait()
 
     def all(self) -> list[dict[str, Any]]:
-        """Return the events that were kept."""
+        """Return the kept events."""
         return list(self._events)

@@ -38,7 +38,7 @@ class TextSplitter:
         return [part for part in found if part[1] or part[0].startswith("code_")]
 
     def end(self) -> list[Part]:
-        """Return the parts that were kept back. A block without an end is complete at the end."""
+        """Return the held parts. A block without an end is complete at the end."""
         kept, self._kept = self._kept, ""
         if self._state == "code":
             # The closing fence may lack its line end, and a server that stops at it leaves it out.
