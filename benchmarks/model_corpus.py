@@ -1,6 +1,6 @@
-"""What a model reads of the cells in ``benchmarks.corpus``: tokens, facts, pictures, paths of the server, times.
+"""The answers to the cells in ``benchmarks.corpus``: tokens, facts, pictures, paths of the server, times.
 
-    python -m benchmarks.model_corpus [--python ENVIRONMENT/bin/python] [--cells] [GROUP ...]
+    python -m benchmarks.model_corpus [--python ENVIRONMENT/bin/python] [--stock] [--cells] [GROUP ...]
 
 The environment needs ipykernel, numpy, pandas, matplotlib, scipy, scikit-learn, seaborn, plotly, nbformat, jinja2,
 altair, polars, sympy, statsmodels, ipywidgets, tqdm, rich, requests and Pillow. Cells whose packages are missing are
@@ -138,6 +138,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("groups", nargs="*", default=GROUPS, help="groups of cells. Default: all")
     parser.add_argument("--python", default=sys.executable, help="interpreter of the sessions' environment")
+    parser.add_argument("--stock", action="store_true", help="run the cells in a plain ipykernel too")
     parser.add_argument("--cells", action="store_true", help="print a row for each cell")
     args = parser.parse_args()
     name, count = token_counter()
@@ -151,6 +152,8 @@ def main() -> int:
                 some = list(answers(tools, cells))
             found += some
             _print(each, some, count, each_cell=args.cells)
+        if args.stock:
+            _print("all in a plain ipykernel", _stock(args.python, Path(directory), args.groups, missing), count)
     result = totals(found, count)
     _print("all", found, count)
     print(f"p90 {result.p90}, largest {result.largest}, pictures {result.pictures} of {result.all_pictures}")
@@ -186,6 +189,16 @@ def _server(directory: Path, python: str) -> Iterator[str]:
         yield url
     finally:
         asyncio.run(server.stop())
+
+
+def _stock(python: str, directory: Path, groups: Iterable[str], missing: set[str]) -> list[CellAnswer]:
+    from benchmarks import stock_kernel
+
+    found: list[CellAnswer] = []
+    for each in groups:
+        cells = [cell for cell in group(each) if not missing.intersection(cell.needs)]
+        found += stock_kernel.answers(python, directory / each, cells)
+    return found
 
 
 def _missing_packages(url: str) -> set[str]:

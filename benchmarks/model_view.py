@@ -1,4 +1,4 @@
-"""How long a kernel takes for what a model reads: a number with and without it, and errors in both forms.
+"""Times of the parts of a model's answer: a number with and without them, errors in both forms, a long output.
 
     python -m benchmarks.model_view
 
@@ -13,6 +13,10 @@ from collections.abc import Iterator
 
 from kernelsvc.guest.ipython import ForkableKernel, make_kernel
 from kernelsvc.guest.model_view import changes, values
+from kernelsvc.model import events as ev
+from kernelsvc.model.cell_fold import CellFold
+from kernelsvc.model.view.cell_view import view_cell
+from kernelsvc.model.view.request import ViewRequest
 
 CELLS = {
     "1 + 1": "1 + 1",
@@ -42,7 +46,16 @@ def main() -> None:
     print(
         f"{'changes of 50 variables':40}{timed(lambda: (found.begin(space, hidden), found.end(space, hidden))):12.3f}"
     )
+    lines = _folded("".join(f"{n} {n * n}\n" for n in range(70_000))[: 1 << 20])
+    print(f"{'view of 1 MiB of lines':40}{timed(lambda: view_cell(lines, 1, 's', ViewRequest())):12.1f}")
     print(f"{'form of a number':40}{timed(lambda: values.form(2, {'text/plain': '2'})):12.4f}")
+
+
+def _folded(text: str) -> CellFold:
+    fold = CellFold()
+    for event in (ev.CellQueued(cell="c", code="x"), ev.Stream(cell="c", name="stdout", text=text)):
+        fold.feed(event)
+    return fold
 
 
 def measured(kernel: ForkableKernel, code: str, *, for_model: bool) -> Iterator[float]:

@@ -1,4 +1,4 @@
-"""Much output at once."""
+"""Long output."""
 
 from benchmarks.corpus import CorpusCell as Cell
 

@@ -1,4 +1,4 @@
-"""What the place of a session allows: network, files, limits, processes."""
+"""Limits of a session: network, files, memory, processes."""
 
 from benchmarks.corpus import CorpusCell as Cell
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 
 from kernelsvc.model.view.estimate import estimate
-from kernelsvc.model.view.folding import SEARCHED, Item, is_loud, rare_shapes, shape
+from kernelsvc.model.view.folding import SEARCHED, Item, loud_places, rare_shapes, shape
 
 HEAD, TAIL = 0.5, 0.3
 #: Tokens of the mark of a gap.
@@ -66,6 +66,7 @@ def _odd(items: list[Item], start: int, end: int, room: float) -> set[int]:
     searched = range(start, min(end, start + SEARCHED))
     texts = [items[index].text or "" for index in islice(searched, 20_000)]
     rare = rare_shapes(texts)
+    loud_ones = loud_places([items[index].text or "" for index in searched])
     seen: dict[str, int] = {}
     loud: list[int] = []
     quiet: list[int] = []
@@ -73,7 +74,7 @@ def _odd(items: list[Item], start: int, end: int, room: float) -> set[int]:
         text = items[index].text
         if not text:
             continue
-        loudly = is_loud(text)
+        loudly = index - start in loud_ones
         if not loudly and not rare:
             continue
         form = shape(text)
