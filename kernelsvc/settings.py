@@ -49,12 +49,14 @@ class Template(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         allow_modules: the only top-level modules that a cell may import, if set. Guidance for a model: code can evade
             it.
         deny_modules: top-level modules that a cell may not import, likewise.
+        hints: whether an error's lines for a model end with a fact about the session that explains it.
     """
 
     python: str = ""
     preload: list[str] = []
     allow_modules: list[str] | None = None
     deny_modules: list[str] = []
+    hints: bool = True
 
 
 class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

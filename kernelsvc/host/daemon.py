@@ -292,7 +292,7 @@ class HostDaemon:
             workdir=request.workdir,
             limits=request.limits,
             python=fork_server.python,
-            env=request.env,
+            env=fork_server.settings.environment(request.env),
             prefixes=fork_server.info.get("prefixes", []),
             moves=fork_server.moves,
             group_dir=request.group_dir or None,

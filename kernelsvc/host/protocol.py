@@ -32,12 +32,18 @@ class ForkServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         preload: modules that are imported before the first fork.
         allow_modules: modules that cells may import, or None for any.
         deny_modules: modules that cells may not import.
+        hints: whether errors for models end with a fact about the session.
     """
 
     python: str = ""
     preload: list[str] = []
     allow_modules: list[str] | None = None
     deny_modules: list[str] = []
+    hints: bool = True
+
+    def environment(self, env: dict[str, str]) -> dict[str, str]:
+        """Return the environment of a session that asked for these variables."""
+        return env if self.hints else {"KERNELSVC_HINTS": "0", **env}
 
 
 class HostSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,11 @@ def host_settings(settings: Settings) -> HostSettings:
         runtime_dir=str(settings.runtime_path()),
         templates={
             name: ForkServerSettings(
-                python=one.python, preload=one.preload, allow_modules=one.allow_modules, deny_modules=one.deny_modules
+                python=one.python,
+                preload=one.preload,
+                allow_modules=one.allow_modules,
+                deny_modules=one.deny_modules,
+                hints=one.hints,
             )
             for name, one in settings.templates.items()
         },
