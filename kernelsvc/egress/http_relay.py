@@ -169,6 +169,8 @@ class HttpRelay:
             await self._send_server(h11.Request(method=request.method, target=request.target, headers=headers))
             upload = asyncio.ensure_future(self._upload())
             try:
+                # A body that has arrived is sent before a fast answer is read, which would end the connection.
+                await asyncio.sleep(0)
                 await self._download(exchange)
             finally:
                 if not upload.done():

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ipaddress
 import socket
 from collections.abc import Mapping
+from typing import Any
 
 from kernelsvc.model.network.policy import NetworkPolicy, Refused
 
@@ -46,13 +49,11 @@ class Upstream:
         host = self._hosts.get(host, host)
         failure: Exception = OSError(f"{host} has no address")
         async with asyncio.timeout(CONNECT_SECONDS):
-            async with self._lookups:
-                found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            for family, kind, protocol, _, where in found:
+            for family, where in await self._look_up(host, port):
                 try:
                     # The very address that was checked is connected to. A second look-up could give another.
-                    self._policy.check_address(str(where[0]))
-                    sock = socket.socket(family, kind, protocol)
+                    self._policy.check_address(where[0])
+                    sock = socket.socket(family, socket.SOCK_STREAM)
                     try:
                         sock.setblocking(False)
                         bound_buffers(sock)
@@ -65,3 +66,12 @@ class Upstream:
                 except (Refused, OSError) as error:
                     failure = error
         raise failure
+
+    async def _look_up(self, host: str, port: int) -> list[tuple[int, tuple[Any, ...]]]:
+        with contextlib.suppress(ValueError):
+            version = ipaddress.ip_address(host).version
+            return [(socket.AF_INET if version == 4 else socket.AF_INET6, (host, port))]
+        loop = asyncio.get_running_loop()
+        async with self._lookups:
+            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return [(family, where) for family, _, _, _, where in found]

@@ -124,6 +124,24 @@ async def test_requests_of_one_connection_are_checked_each():
     assert b"/secret" not in seen
 
 
+async def test_an_answer_that_is_there_already_does_not_end_the_connection():
+    """sock_recv returns without a turn of the loop if there is data."""
+    ours, client = socket.socketpair()
+    theirs, server = socket.socketpair()
+    for one in (ours, client, theirs, server):
+        one.setblocking(False)
+    server.sendall(ANSWER)
+
+    async def connect() -> socket.socket:
+        return theirs
+
+    client.sendall(b"GET /a HTTP/1.1\r\nHost: ok.test\r\n\r\n")
+    relay = HttpRelay(ours, NAME, 80, connect, lambda *_: None, lambda _: None)
+    assert await relay._exchange()
+    for one in (ours, client, theirs, server):
+        one.close()
+
+
 SMUGGLING = [
     b"POST / HTTP/1.1\r\nHost: ok.test\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     b"POST / HTTP/1.1\r\nHost: ok.test\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\nabcde",
