@@ -8,8 +8,8 @@ server to this process. A connection of the session to any address arrives at on
 of them, and the proxy reads from ``getsockname`` for which address it was meant.
 
 A name look-up gets a synthetic address that stands for this name alone. So the
-address of a connection is a name that the rules were asked for, and the client
-never chooses the address that the proxy connects to: the proxy looks the name up,
+address of a connection is a name that passed the rules, and the client never
+chooses the address that the proxy connects to: the proxy looks the name up,
 checks each address, and connects to the address that it has checked. The name in
 TLS (SNI) and in HTTP (Host) must be the same name.
 

@@ -1,4 +1,4 @@
-"""What the proxy gives up before it reads the first byte of a session: programs, files, other processes."""
+"""Confine the proxy before it reads the first byte of a session: no programs, no files, no other processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plain HTTP between a session and a server: each request is read, checked and written anew.
+"""Plain HTTP between a session and a server: each request is read, checked and written again.
 
 Two parsers that disagree on where a request ends would let a second request pass unread. So h11 reads the bytes and
 writes others with one framing, and nothing that it does not understand is passed on.

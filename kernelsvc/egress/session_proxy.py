@@ -309,7 +309,7 @@ class _EgressConnection:
             self._loop.remove_reader(self._sock.fileno())
 
     async def _farewell(self, data: bytes) -> None:
-        """Send the last bytes, and read what the client has sent: unread bytes would make Linux send a reset first."""
+        """Send the last bytes, and read the client's. Unread bytes would make Linux send a reset first."""
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(FAREWELL_SECONDS):
                 await self._loop.sock_sendall(self._sock, data)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 
 class TokenBucket:
-    """Allows ``burst`` events at once and ``rate`` events a second after that. It holds no timer.
+    """Allows ``burst`` events together and ``rate`` events a second after that. It holds no timer.
 
     Args:
         rate: events a second.
-        burst: most events at once.
+        burst: most events together.
         now: the present, in seconds of any clock.
     """
 

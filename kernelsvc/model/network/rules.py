@@ -1,4 +1,4 @@
-"""``limits.network`` as rules: what a session may reach, and whether a server's rules cover them."""
+"""``limits.network`` as rules: the destinations of a session, and whether a server's rules cover them."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class NetworkRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return None
 
     def restricted_to(self, wanted: NetworkRules) -> NetworkRules:
-        """Return the rules of ``wanted`` with what is denied here, and at most the quotas here. See ``uncovered``."""
+        """Return the rules of ``wanted`` with this object's denied hosts, and at most its quotas. See ``uncovered``."""
         return NetworkRules(
             allow=wanted.allow,
             deny=tuple(dict.fromkeys((*self.deny, *wanted.deny))),
