@@ -38,6 +38,7 @@ import msgspec
 
 from kernelsvc.errors import NotFound, NotSupported
 from kernelsvc.host.client import OnListeners
+from kernelsvc.host.protocol import ForkServerSettings
 from kernelsvc.kernels.exec_process import ExecProcess
 from kernelsvc.kernels.fake import FakeLauncher
 from kernelsvc.kernels.port import Launcher, Sink, StartRequest
@@ -89,6 +90,10 @@ class FakeLaunchers:
     def ready(self) -> bool:
         """Return True."""
         return True
+
+    async def set_templates(self, templates: dict[str, ForkServerSettings]) -> None:
+        """Have these templates from now on."""
+        self._templates = tuple(templates)
 
     def templates(self) -> list[dict[str, Any]]:
         """Return the templates, as ``GET /v1/templates`` shows them."""

@@ -454,6 +454,23 @@ def _model_commands(commands: _Commands) -> None:
 
 
 def _machine_commands(commands: _Commands) -> None:
+    env = commands.add(
+        "env",
+        "environments:main",
+        "make environments of Python packages for sessions",
+        "Make, list and remove environments on the server's machine. A running server uses a new one within\n"
+        "seconds, as the template NAME. 'add NAME PACKAGE...' makes a virtual environment (with uv if it is on the\n"
+        "path), imports what --preload names, and refuses modules that leave threads running. Without packages,\n"
+        "--python PATH registers an existing environment. If a step fails, nothing is left.",
+    )
+    env.add_argument("action", choices=["add", "list", "show", "remove"])
+    env.add_argument("name", metavar="NAME", nargs="?", help="the environment, and its template (not for list)")
+    env.add_argument("package", metavar="PACKAGE", nargs="*", help="add: a requirement as pip takes it")
+    env.add_argument("-r", "--requirements", metavar="FILE", action="append", help="add: a file of requirements")
+    env.add_argument("--python", metavar="PATH|VERSION", help="add: its interpreter (default: the server's)")
+    env.add_argument("--preload", metavar="MODULE,...", action="append", help="add: modules to import once")
+    env.add_argument("--data-dir", metavar="DIR", help="the server's data directory (default: as 'kernelsvc serve')")
+    _json_option(env)
     doctor = commands.add(
         "doctor",
         "doctor:doctor",

@@ -26,6 +26,7 @@ from kernelsvc.errors import Internal, KernelsvcError, NotFound, Timeout, TooLar
 from kernelsvc.host.protocol import (
     VERSION,
     ExecRequest,
+    ForkServerSettings,
     HostSettings,
     RegisterCopyRequest,
     SpawnRequest,
@@ -113,6 +114,15 @@ class HostClient:
         self._closed = False
         self._first_connection = True
         self._process: subprocess.Popen[bytes] | None = None
+
+    async def set_templates(self, templates: dict[str, ForkServerSettings]) -> None:
+        """Let the host have these templates from now on, also a host that is started later. Sessions continue."""
+        self._settings = msgspec.structs.replace(self._settings, templates=templates)
+        for name in self.templates.keys() - templates.keys():
+            del self.templates[name]
+        for name, one in templates.items():
+            self.templates.setdefault(name, {"name": name, "state": "starting", "preload": one.preload})
+        await self._request("templates", templates=msgspec.to_builtins(templates))
 
     # -- connecting --------------------------------------------------------------------
 

@@ -84,13 +84,10 @@ class HostDaemon:
             hidden=[*settings.hidden, *settings.hidden_files],
             wheelhouse=settings.wheelhouse,
         )
-        guest = install_guest(self.runtime)
+        self._guest = install_guest(self.runtime)
         # Without a root of its own, a session needs the machine's paths.
-        neutral = settings.sandbox != "off" and self.sandbox.probe.works("filesystem")
-        self.fork_servers = {
-            name: ForkServer(name, one, guest, self._fork_server_changed, neutral=neutral)
-            for name, one in settings.templates.items()
-        }
+        self._neutral = settings.sandbox != "off" and self.sandbox.probe.works("filesystem")
+        self.fork_servers = {name: self._fork_server(name, one) for name, one in settings.templates.items()}
         self.manager = ContainerManager(
             self.runtime,
             self.sandbox,
@@ -105,6 +102,9 @@ class HostDaemon:
         self._grace: asyncio.TimerHandle | None = None
         self._prewaiting = False
         self._loop = asyncio.get_running_loop()
+
+    def _fork_server(self, name: str, settings: ForkServerSettings) -> ForkServer:
+        return ForkServer(name, settings, self._guest, self._fork_server_changed, neutral=self._neutral)
 
     # -- start and stop ----------------------------------------------------------------
 
@@ -441,6 +441,20 @@ class HostDaemon:
         ]
         return {"kernels": found}, []
 
+    async def _set_templates(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
+        """Start fork servers of new templates, and stop those that are gone or have changed. Sessions continue."""
+        wanted = msgspec.convert(body["templates"], dict[str, ForkServerSettings])
+        _check_may_name_programs(_user_of(server))
+        for name, fork_server in list(self.fork_servers.items()):
+            if wanted.get(name) != fork_server.settings:
+                self.fork_servers.pop(name).stop()
+        for name, one in wanted.items():
+            if name not in self.fork_servers:
+                self.fork_servers[name] = self._fork_server(name, one)
+                self.fork_servers[name].start()
+        self.settings = msgspec.structs.replace(self.settings, templates=wanted)
+        return {}, []
+
     async def _shutdown(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
         if body.get("end_kernels"):
             await self.manager.end_all()
@@ -459,6 +473,7 @@ class HostDaemon:
         "interrupt": _interrupt,
         "end": _end,
         "list": _list,
+        "templates": _set_templates,
         "shutdown": _shutdown,
     }
 
@@ -491,6 +506,16 @@ def _check_owner(user: int, directories: Sequence[str]) -> None:
                 f"The directory {directory} belongs to user {owner}. Give a session a directory of the server's "
                 f"user, {user}."
             )
+
+
+def _check_may_name_programs(user: int) -> None:
+    """Check that a server may name fork servers' interpreters, which run with this host's rights.
+
+    Raises:
+        Forbidden: this host is root, and the server's user is not.
+    """
+    if os.getuid() == 0 and user != 0:
+        raise Forbidden("This kernel host is root and its server is not. Name templates in the host's settings.")
 
 
 def _record(request: SpawnRequest | StartProcessRequest, kind: str, allocation: SandboxAllocation) -> ContainerRecord:

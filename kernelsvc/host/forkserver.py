@@ -44,7 +44,7 @@ _RETRY_PAUSE, _MAX_RETRY_PAUSE = 0.1, 10.0
 #: Variables of the host's environment that a fork server gets.
 _INHERITED_VARIABLES = ("LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH")
 #: Keeps libraries from starting threads at import. fork(2): "The child process is created with a single thread".
-_VARIABLES = {
+VARIABLES = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
     "NUMBA_THREADING_LAYER": "workqueue",
@@ -118,7 +118,7 @@ class ForkServer:
         try:
             self._process = subprocess.Popen(
                 [self.python, "-P", "-c", *self._boot(server_end.fileno())],
-                env={"LANG": "C.UTF-8"} | env | _VARIABLES | {"HOME": home},
+                env={"LANG": "C.UTF-8"} | env | VARIABLES | {"HOME": home},
                 pass_fds=[server_end.fileno()],
                 stdin=subprocess.DEVNULL,
                 # The Ctrl-C of a terminal signals the foreground process group (credentials(7)), and must not end this.

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from kernelsvc.errors import KernelsvcError, NotFound
 from kernelsvc.host.client import HostClient, OnListeners
-from kernelsvc.host.protocol import HostSettings
+from kernelsvc.host.protocol import ForkServerSettings, HostSettings
 from kernelsvc.kernels import exec_process
 from kernelsvc.kernels.exec_process import ExecProcess
 from kernelsvc.kernels.forked.launcher import ForkedLauncher
@@ -57,6 +57,9 @@ class KernelLaunchers(Protocol):
 
     async def stop(self, *, end_kernels: bool) -> None:
         """Disconnect. With ``end_kernels``, end every kernel. Otherwise they wait for the next server."""
+
+    async def set_templates(self, templates: dict[str, ForkServerSettings]) -> None:
+        """Have these forked templates from now on. Sessions continue."""
 
     def ready(self) -> bool:
         """Return whether every template is ready, so that a new session does not wait."""
@@ -205,6 +208,10 @@ class Launchers:
         forked = [{**about, "kind": "forked"} for about in self.host.templates.values()]
         cold = {"kind": "cold", "state": "ready"}
         return [*forked, *({"name": name, **cold, "language": self._specs[name]} for name in self._kernelspecs())]
+
+    async def set_templates(self, templates: dict[str, ForkServerSettings]) -> None:
+        """See ``KernelLaunchers``."""
+        await self.host.set_templates(templates)
 
     def ready(self) -> bool:
         """Return whether every template is ready, so that a new session does not wait."""

@@ -34,7 +34,7 @@ from kernelsvc.model.storage.mounts import WORKSPACE_DIR, Bind
 from kernelsvc.sandbox import seccomp
 from kernelsvc.sandbox.branch_dirs import later_branches_dir
 from kernelsvc.sandbox.probe_result import Layer, Probe
-from kernelsvc.sandbox.rootfs_paths import RootfsPaths
+from kernelsvc.sandbox.rootfs_paths import RootfsPaths, is_beneath
 
 Policy = Literal["required", "best-effort", "off"]
 
@@ -271,7 +271,7 @@ def _view(request: ConfinementRequest, wanted: _Wanted, inside: dict[str, int]) 
             *([[request.wheelhouse, WHEELS, False, False]] if request.wheelhouse else []),
         ],
         "identity": request.identity,
-        "hidden": request.hidden,
+        "hidden": [path for path in request.hidden if _is_shown(path, request)],
         "idmap": request.idmap,
         "files": _etc_files(inside, request),
         "devices": _DEVICES,
@@ -290,6 +290,11 @@ def _data_link(request: ConfinementRequest) -> dict[str, str]:
     bound = [target for _, target in request.paths.readonly] + [*request.paths.links, *request.share]
     taken = any(each == DATA or each.startswith(f"{DATA}/") or DATA.startswith(f"{each}/") for each in bound)
     return {} if taken else {DATA: _home(request)}
+
+
+def _is_shown(path: str, request: ConfinementRequest) -> bool:
+    """Return whether a private path lies in a directory that sessions see. Masks of others would cover environments."""
+    return any(is_beneath(path, target) for _, target in request.paths.readonly)
 
 
 def _etc_files(inside: dict[str, int], request: ConfinementRequest) -> dict[str, str]:

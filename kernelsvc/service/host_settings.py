@@ -5,23 +5,15 @@ from __future__ import annotations
 import os
 
 from kernelsvc.host.protocol import ForkServerSettings, HostSettings
-from kernelsvc.settings import Settings
+from kernelsvc.settings import Settings, Template
+from kernelsvc.store.environments import EnvironmentStore
 
 
 def host_settings(settings: Settings) -> HostSettings:
     """Return the settings of the kernel host."""
     return HostSettings(
         runtime_dir=str(settings.runtime_path()),
-        templates={
-            name: ForkServerSettings(
-                python=one.python,
-                preload=one.preload,
-                allow_modules=one.allow_modules,
-                deny_modules=one.deny_modules,
-                hints=one.hints,
-            )
-            for name, one in settings.templates.items()
-        },
+        templates=fork_server_settings(settings),
         sandbox=settings.sandbox,
         hidden=[str(settings.data_path())],
         hidden_files=[settings.config_file] if settings.config_file else [],
@@ -30,3 +22,19 @@ def host_settings(settings: Settings) -> HostSettings:
         mounts=sorted({mount.path for mount in settings.mounts.values()}),
         limits=settings.limits,
     )
+
+
+def fork_server_settings(settings: Settings) -> dict[str, ForkServerSettings]:
+    """Return the templates of the settings and the environments of the data directory. The settings' names win."""
+    records = EnvironmentStore(settings.data_path()).read_all()
+    made = {name: Template(python=one.python, preload=one.preload) for name, one in records.items()}
+    return {
+        name: ForkServerSettings(
+            python=one.python,
+            preload=one.preload,
+            allow_modules=one.allow_modules,
+            deny_modules=one.deny_modules,
+            hints=one.hints,
+        )
+        for name, one in {**made, **settings.templates}.items()
+    }

@@ -67,7 +67,7 @@ from kernelsvc.service.egress.connector import EgressConnector
 from kernelsvc.service.environment import SessionEnvironment
 from kernelsvc.service.file_access.files import SessionFiles
 from kernelsvc.service.file_access.workspaces import Workspaces
-from kernelsvc.service.host_settings import host_settings
+from kernelsvc.service.host_settings import fork_server_settings, host_settings
 from kernelsvc.service.journal_stream import JournalStream
 from kernelsvc.service.leases import Leases
 from kernelsvc.service.loading.adoption import Adoption
@@ -84,6 +84,7 @@ from kernelsvc.service.session_factory import SessionFactory
 from kernelsvc.service.warm_pool import WarmPool
 from kernelsvc.session import Session
 from kernelsvc.settings import Settings
+from kernelsvc.store.environments import EnvironmentStore
 from kernelsvc.store.index import SessionRow
 from kernelsvc.store.journal import Journal
 from kernelsvc.store.keys import SigningKey
@@ -100,6 +101,8 @@ COMMS = frozenset({"comm_open", "comm_msg", "comm_close"})
 STOP_SECONDS = 10.0
 #: Seconds for the conversion of a variable's data, and for the cell that runs before it.
 VALUE_SECONDS = 120.0
+#: Seconds between two looks for new environments.
+ENVIRONMENT_SECONDS = 1.0
 #: Sessions that save their variables at the same time.
 HIBERNATING = 8
 
@@ -178,6 +181,7 @@ class Service:
         )
         self._branches = BranchCreator(store, registry, self._creator, projections)
         self._deleter = SessionDeleter(store, registry, projections, self._closed)
+        self._environments = EnvironmentStore(store.data)
         self._clients: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()
         self._tasks = OwnedTasks()
         self._stopping = False
@@ -196,6 +200,7 @@ class Service:
         update_principal_names(self._store, self._index, self._present_name)
         await self._adoption.run(self._store.scan())
         self._tasks.start(self.usage.run())
+        self._tasks.start(self._follow_environments())
         self._tasks.start(self._principals.run())
         self._warm_pool.start(self.settings.default_template)
         if self.settings.retention_seconds is not None:
@@ -299,7 +304,24 @@ class Service:
 
     def templates(self) -> list[dict[str, Any]]:
         """Return the templates of sessions."""
-        return self._launchers.templates()
+        made = self._environments.read_all()
+        return [
+            {**one, "packages": made[one["name"]].packages} if one["name"] in made else one
+            for one in self._launchers.templates()
+        ]
+
+    async def _follow_environments(self) -> None:
+        """Use environments that ``kernelsvc env`` makes and removes while the server runs, until cancelled."""
+        known = self._environments.marks()
+        while True:
+            await asyncio.sleep(ENVIRONMENT_SECONDS)
+            try:
+                if (marks := self._environments.marks()) == known:
+                    continue
+                known = marks
+                await self._launchers.set_templates(fork_server_settings(self.settings))
+            except (OSError, KernelsvcError) as error:
+                log.warning("the environments of the data directory can't be used now: %s", error)
 
     async def ensure_loaded(self, named: str) -> None:
         """Load the sessions that a request names. Wait ``start_seconds`` at most. Safe to cancel."""

@@ -13,7 +13,7 @@ import pytest_asyncio
 from hosted import Bench, bench
 
 from kernelsvc.errors import Forbidden
-from kernelsvc.host.daemon import _check_owner
+from kernelsvc.host.daemon import _check_may_name_programs, _check_owner
 from kernelsvc.sandbox.uid_pool import UIDS
 
 SERVER = 65_533
@@ -83,3 +83,9 @@ async def test_a_server_may_only_name_what_is_its_own(files: Path) -> None:
     _check_owner(SERVER, [str(files)])
     with pytest.raises(Forbidden):
         _check_owner(SERVER, [str(files), "/etc"])
+
+
+async def test_a_server_that_is_not_root_names_no_program_that_would_run_as_root() -> None:
+    _check_may_name_programs(0)
+    with pytest.raises(Forbidden, match="host's settings"):
+        _check_may_name_programs(SERVER)

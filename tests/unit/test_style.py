@@ -188,6 +188,9 @@ TESTED_THROUGH = {
         "tests/integration/test_mounts.py",
     ),
     "kernelsvc.cli.workspaces": "tests/integration/test_mounts.py",
+    **dict.fromkeys(
+        ("kernelsvc.cli.environments", "kernelsvc.store.environments"), "tests/integration/test_environments.py"
+    ),
     "kernelsvc.cli.sessions.approvals": "tests/integration/test_tool_calls.py",
     **dict.fromkeys(
         (

@@ -1,0 +1,124 @@
+"""Environments that ``kernelsvc env`` has made: templates beside those of the settings.
+
+::
+
+    <data>/environments/<name>/environment.json    written last, atomically: without it there is no environment
+                               venv/               the virtual environment, unless another one was registered
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from kernelsvc.linux.atomic_file import replace_bytes
+
+_RECORD, _VENV = "environment.json", "venv"
+
+
+class EnvironmentRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """An environment that was checked and can be used.
+
+    Attributes:
+        name: of the template.
+        python: path of its interpreter.
+        preload: modules that are imported before the first session.
+        packages: version of each installed distribution, by name.
+        start_ms: time of the imports.
+        memory_bytes: resident memory after them.
+    """
+
+    name: str
+    python: str
+    preload: list[str] = []
+    packages: dict[str, str] = {}
+    start_ms: float = 0.0
+    memory_bytes: int = 0
+
+
+class EnvironmentStore:
+    """All environments of a data directory.
+
+    Args:
+        data: the data directory.
+    """
+
+    def __init__(self, data: Path) -> None:
+        self._root = data / "environments"
+
+    def directory(self, name: str) -> Path:
+        """Return the directory of an environment."""
+        return self._root / name
+
+    def venv(self, name: str) -> Path:
+        """Return the place of its virtual environment."""
+        return self._root / name / _VENV
+
+    def read_all(self) -> dict[str, EnvironmentRecord]:
+        """Return all environments by name. One whose record can't be read is left out.
+
+        Those in another user's data directory are left out, too: a root host would run that user's programs as root.
+        """
+        if not self.is_own():
+            return {}
+        found = {}
+        for path in sorted(self._root.glob(f"*/{_RECORD}")):
+            try:
+                found[path.parent.name] = msgspec.json.decode(path.read_bytes(), type=EnvironmentRecord)
+            except (OSError, msgspec.DecodeError):
+                continue
+        return found
+
+    def is_own(self) -> bool:
+        """Return whether the data directory belongs to this process's user."""
+        try:
+            return self._root.parent.stat().st_uid == os.geteuid()
+        except FileNotFoundError:
+            return True
+
+    def marks(self) -> list[tuple[str, int]]:
+        """Return a value that changes when an environment was made, changed or removed. Costs microseconds."""
+        return sorted((str(path), path.stat().st_mtime_ns) for path in self._root.glob(f"*/{_RECORD}"))
+
+    def write(self, environment: EnvironmentRecord) -> None:
+        """Write a record. From then on servers use it.
+
+        Raises:
+            OSError: the disk failed.
+        """
+        self.directory(environment.name).mkdir(mode=0o755, parents=True, exist_ok=True)
+        replace_bytes(self.directory(environment.name) / _RECORD, msgspec.json.encode(environment))
+
+    def withdraw(self, name: str) -> None:
+        """Remove the record, so that no new session uses the environment. Its files stay."""
+        (self.directory(name) / _RECORD).unlink(missing_ok=True)
+
+    def remove(self, name: str) -> None:
+        """Remove an environment with its files. Takes time in proportion to them."""
+        self.withdraw(name)
+        shutil.rmtree(self.directory(name), ignore_errors=True)
+
+    def in_use(self, name: str) -> bool:
+        """Return whether a process of this machine has the environment's files in its mount namespace."""
+        venv = os.fsencode(os.path.realpath(self.venv(name)))
+        for entry in os.listdir("/proc"):
+            if entry.isdigit() and entry != str(os.getpid()):
+                try:
+                    shown = Path("/proc", entry, "mountinfo").read_bytes()
+                    argv = Path("/proc", entry, "cmdline").read_bytes()
+                except OSError:
+                    continue
+                # proc_pid_mountinfo(5): the root of a bind mount is a path within its filesystem.
+                if venv in argv or any(_ends(line.split(b" ")[3], venv) for line in shown.splitlines()):
+                    return True
+        return False
+
+
+def _ends(root: bytes, venv: bytes) -> bool:
+    """Return whether the root of a mount, which lacks its filesystem's mount point, is this directory or below."""
+    parts = venv.split(b"/")
+    tail = b"/".join(parts[-3:])  # environments/NAME/venv
+    return root.endswith(b"/" + tail) or b"/" + tail + b"/" in root

@@ -1,0 +1,141 @@
+"""``kernelsvc env``: environments that a running server uses without a restart."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from served import Served, serving
+from waiting import wait_for
+
+from kernelsvc import Client
+from kernelsvc.cli import main
+from kernelsvc.errors import NotFound
+from kernelsvc.store.environments import EnvironmentRecord, EnvironmentStore
+from packages import write_wheel
+
+#: Leaves a thread running, as some libraries do at import.
+THREADED = "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+
+
+@pytest.fixture(scope="module")
+def server(short_tmp: Path) -> Iterator[Served]:
+    with serving(short_tmp / "environments") as served:
+        yield served
+
+
+def kernelsvc_env(server: Served, *words: str, status: int = 0) -> str:
+    """Run the command in this process, and return what it prints."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        assert main(["env", *words, "--data-dir", str(server.data_dir)]) == status, out.getvalue()
+    return out.getvalue()
+
+
+def ready(client: Client, name: str) -> dict[str, object]:
+    def found() -> dict[str, object] | None:
+        return next((one for one in client.templates() if one["name"] == name and one["state"] == "ready"), None)
+
+    return wait_for(found, deadline=60, what=f"the template {name}")
+
+
+def test_a_running_server_uses_an_environment_and_loses_it(server: Served) -> None:
+    with Client(server.url, server.token) as client:
+        with pytest.raises(NotFound, match="no template 'json-first'"):
+            client.create_session(template="json-first")
+        said = kernelsvc_env(server, "add", "json-first", "--python", sys.executable, "--preload", "json,csv")
+        assert "json-first is ready" in said
+        about = ready(client, "json-first")
+        assert about["preload"] == ["json", "csv"]
+        assert "ipykernel" in about["packages"]  # type: ignore[operator]
+        with client.create_session(template="json-first") as session:
+            assert session.run("import sys; 'csv' in sys.modules").text.strip() == "True"
+            assert kernelsvc_env(server, "list").startswith("json-first  ")
+            kernelsvc_env(server, "remove", "json-first")
+            wait_for(lambda: all(one["name"] != "json-first" for one in client.templates()), what="its end")
+            assert session.run("6 * 7").text.strip() == "42"  # it continues
+        with pytest.raises(NotFound):
+            client.create_session(template="json-first")
+        with client.create_session() as session:  # the others were left alone
+            assert session.run("6 * 7").text.strip() == "42"
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["--python", "/nonexistent/python"], 3, "can't be checked"),
+        (["x", "--python", "9.9"], 2, "no interpreter '9.9'"),
+        (["--python", sys.executable, "--preload", "nothere"], 3, "No module named 'nothere'"),
+    ],
+)
+def test_a_failed_add_leaves_nothing(server: Served, words: list[str], status: int, message: str) -> None:
+    assert message in kernelsvc_env(server, "add", "broken", *words, status=status)
+    assert not EnvironmentStore(server.data_dir).directory("broken").exists()
+
+
+def test_an_import_that_leaves_a_thread_is_named(server: Served, tmp_path: Path) -> None:
+    made = tmp_path / "env"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(made)], check=True)
+    (site,) = made.glob("lib/python*/site-packages")
+    (site / "threaded.py").write_text(THREADED)
+    (site / "own.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
+    python = str(made / "bin" / "python")
+    said = kernelsvc_env(server, "add", "threads", "--python", python, "--preload", "csv,threaded", status=3)
+    assert "The import of threaded leaves threads running" in said
+    assert EnvironmentStore(server.data_dir).read_all() == {}
+
+
+@pytest.mark.parametrize("words", [["add"], ["add", "../x"], ["show", "x"], ["remove", "x"]])
+def test_bad_input_says_the_next_step(server: Served, words: list[str]) -> None:
+    said = kernelsvc_env(server, *words, status=3 if words[-1] == "x" else 2)
+    assert "kernelsvc env" in said
+
+
+def test_a_template_of_the_settings_keeps_its_name(server: Served) -> None:
+    said = kernelsvc_env(server, "add", "python3", "--python", sys.executable, status=3)
+    assert "Choose another name" in said
+
+
+def test_an_environment_below_the_data_directory_is_seen_and_the_rest_is_not(server: Served) -> None:
+    """Its files are used by sessions although the data directory is private."""
+    store = EnvironmentStore(server.data_dir)
+    venv = store.venv("inside")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    (site,) = venv.glob("lib/python*/site-packages")
+    (site / "own.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
+    write_wheel("unused", venv)
+    (site / "inside.py").write_text("ANSWER = 42\n")
+    store.write(EnvironmentRecord(name="inside", python=str(venv / "bin" / "python"), preload=[]))
+    with Client(server.url, server.token) as client:
+        ready(client, "inside")
+        with client.create_session(template="inside") as session:
+            assert session.run("import inside; inside.ANSWER").text.strip() == "42"
+            program = "!python -c 'import inside; print(inside.ANSWER)'"
+            assert session.run(program).text.strip() == "42"
+            secret = f"import os; os.path.exists({os.fspath(server.data_dir / 'keys')!r})"
+            if client.info()["sandbox"]["isolation"] == "full":
+                assert session.run(secret).text.strip() == "False"
+                assert store.in_use("inside")
+        assert "inside" in kernelsvc_env(server, "list", "--json")
+    store.remove("inside")
+
+
+def test_environments_of_another_users_data_directory_are_not_used(tmp_path: Path) -> None:
+    """A root host would run that user's programs as root."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to give a directory to another user")
+    store = EnvironmentStore(tmp_path)
+    store.write(EnvironmentRecord(name="theirs", python=sys.executable))
+    assert list(store.read_all()) == ["theirs"]
+    os.chown(tmp_path, 12345, -1)
+    assert store.read_all() == {}
+    out = io.StringIO()
+    with contextlib.redirect_stderr(out):
+        assert main(["env", "add", "mine", "--python", sys.executable, "--data-dir", str(tmp_path)]) == 3
+    assert "belongs to another user" in out.getvalue()
