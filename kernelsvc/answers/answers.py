@@ -169,7 +169,7 @@ class Answers:
         self._tasks = OwnedTasks()
 
     async def stop(self) -> None:
-        """End all answers, and wait until they are kept."""
+        """End all answers, and wait until the store has them."""
         for running in list(self._running.values()):
             running.cancel()
         await self._tasks.wait(5.0)

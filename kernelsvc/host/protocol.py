@@ -57,7 +57,7 @@ class HostSettings(msgspec.Struct, frozen=True, kw_only=True):
         hidden_files: files that no session may see: the configuration.
         adoption_seconds: how long kernels, and the host itself, run without a server.
         orphan_seconds: how long kernels run without a server, if that differs from the host's time.
-        mounts: directories that sessions may see read-only, whoever owns them.
+        mounts: directories that sessions may see read-only, whatever their owner is.
         wheelhouse: directory of wheels for pip, or "".
         limits: the server's limits, for the report of the layers that would be enforced.
         persistent: keep running without servers and kernels, as under systemd.

@@ -198,7 +198,7 @@ def started_since(root: int, seconds: float, *, but_not: Container[int]) -> dict
     Args:
         root: pid of their ancestor.
         seconds: how long ago at most. Start times are exact to a clock tick.
-        but_not: pids that are left out, with their descendants.
+        but_not: pids to leave out, with their descendants.
     """
     earliest = (time.clock_gettime(time.CLOCK_BOOTTIME) - seconds) * _TICKS - 1
     found: dict[int, int] = {}
@@ -214,7 +214,7 @@ def started_since(root: int, seconds: float, *, but_not: Container[int]) -> dict
 
 
 def send_signal(found: Mapping[int, int], number: int) -> None:
-    """Send a signal to processes, named by pids and start times. Those that have ended are left out."""
+    """Send a signal to processes, named by pids and start times. Those that have ended are missing."""
     for pid, started in found.items():
         kill_those([pid], lambda info, started=started: info.started == started, number)  # type: ignore[misc]
 

@@ -19,7 +19,7 @@ _DIRECTORY = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC
 class TreeCopy:
     """One copy of a tree.
 
-    Links are copied as links. Pipes, sockets and devices are left out, and files with a second name, which may lie
+    Links are copied as links. Pipes, sockets and devices are skipped, and files with a second name, which may lie
     outside of the tree. Permissions are kept without set-user-id bits, and so are times. The owner is not.
 
     Args:

@@ -114,7 +114,7 @@ class CellFold:
 
     @property
     def cut(self) -> int:
-        """Characters of output that are left out, as the budget needs it."""
+        """Characters of output that the fold omits, as the budget needs it."""
         return self.outputs.cut
 
     def render(self) -> list[dict[str, Any]]:

@@ -199,7 +199,7 @@ class ToolRequested(msgspec.Struct, frozen=True):
         call: its id.
         tool: the function's full name.
         arguments: what the log may contain of the arguments.
-        redacted: JSON pointers of the parts that are left out.
+        redacted: JSON pointers of the omitted parts.
         size: bytes of all arguments.
         cell: the cell that calls.
         offer: the function's offer. None if there is none, or if it may not be called.

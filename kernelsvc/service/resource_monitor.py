@@ -38,17 +38,15 @@ class ResourceMonitor:
     Args:
         registry: all sessions. It gets the last measured use of each.
         seconds: the time between two measurements.
-
-    Attributes:
         workspace_quota: returns the quota of the workspace with an address, in bytes.
     """
 
-    def __init__(self, registry: SessionRegistry, seconds: float) -> None:
+    def __init__(self, registry: SessionRegistry, seconds: float, workspace_quota: Callable[[str], int | None]) -> None:
         self._registry = registry
         self._usage = registry.usage
         self._seconds = seconds
         self._histories: dict[str, UsageHistory] = {}
-        self.workspace_quota: Callable[[str], int | None] = lambda address: None
+        self._workspace_quota = workspace_quota
 
     async def run(self) -> None:
         """Measure, and check for stopped kernels, until cancelled."""
@@ -69,7 +67,7 @@ class ResourceMonitor:
             own_network="net namespace" in session.sandbox.enforced,
             hard=hard_limits(session.sandbox.limits),
             workspace=shared,
-            workspace_bytes=self.workspace_quota(spec.workspace) if shared else None,
+            workspace_bytes=self._workspace_quota(spec.workspace) if shared else None,
         )
 
     async def _measure(self) -> None:

@@ -122,7 +122,7 @@ def _answer(session: Session, cell: str, request: CellRequest) -> CellInfo:
     """Return the answer to a request that ran a cell."""
     info = session.cell(cell)
     if request.max_text is not None:
-        info.text = cut_middle(info.text, request.max_text)
+        return msgspec.structs.replace(info, text=cut_middle(info.text, request.max_text))
     return info
 
 
@@ -162,7 +162,8 @@ class Service:
         factory.use_offers(offers)
         self._warm_pool = WarmPool(settings, registry, factory, self._launchers)
         self._adoption = Adoption(registry, self._closed, factory, projections, self._launchers, loads)
-        self.usage = ResourceMonitor(registry, settings.watch_seconds)
+        self.workspaces = workspaces = Workspaces(settings, registry, store)
+        self.usage = ResourceMonitor(registry, settings.watch_seconds, workspaces.quota)
         self._launchers.on_cgroup_event(self.usage.on_cgroup_event)
         self._launchers.on_read_pauses(self.usage.on_read_pauses)
         self.metrics.watch(self._launchers.read_statistics)
@@ -173,8 +174,6 @@ class Service:
         self.leases = Leases(registry, settings.limits)
         self._principals = Principals(settings.tokens, TokenFile(store.data / "keys"))
         self.access = SessionTokens(projections.secret("access"), self._principals.callers, registry)
-        self.workspaces = workspaces = Workspaces(settings, registry, store)
-        self.usage.workspace_quota = workspaces.quota
         self._egress = egress = EgressConnector(settings, registry, self._launchers)
         self._creator = SessionCreator(
             settings, registry, factory, self._warm_pool, self.leases, workspaces, self.metrics, egress

@@ -137,7 +137,7 @@ class Checkpoints:
 
     def cell_sent(self, now: float) -> None:
         """Record that a cell is sent at ``now`` (monotonic seconds), and cancel a scheduled checkpoint."""
-        # Without automatic checkpoints nobody asks for the pace of the cells.
+        # Only automatic checkpoints depend on the pace of the cells.
         if self._keep > 0:
             self._budget.sent(self._spec.id, now)
             self._schedule.sent(now, self._budget.load(now))

@@ -32,7 +32,7 @@ class EscapeFilter:
 
     Args:
         colour: Whether colours pass. Otherwise they are removed.
-        movement: Whether cursor movement and erasure pass with them. Only for output that appears as it is made.
+        movement: Whether cursor movement and erasure pass with them. Only for output that appears while the code runs.
     """
 
     def __init__(self, *, colour: bool, movement: bool = False) -> None:

@@ -311,7 +311,7 @@ class CallLedger:
         return Decision([called], [] if approval == "pending" else [DispatchCall(asked.call)])
 
     def _reused(self, asked: ToolRequested, recorded: ToolReturned) -> Decision:
-        """End a call with the result of an earlier one. Nobody carries it out, so nobody needs to approve it."""
+        """End a call with the result of an earlier one. The function does not run, so no approval is needed."""
         called = ev.ToolCalled(
             call=asked.call, tool=asked.tool, arguments=asked.arguments, bytes=asked.size, reused=recorded.call
         )

@@ -25,8 +25,8 @@ def call_key(tool: str, arguments: Any) -> bytes:
 def recorded_ends(events: Iterable[ev.Event], source: str, user: str | None) -> dict[bytes, deque[ev.ToolReturned]]:
     """Return the ends of a cell's calls by ``call_key``, oldest first.
 
-    Calls that did not return or raise are left out: their functions did not run, or nobody knows. Calls with secret
-    arguments or results are left out, because the log does not have them.
+    Calls that did not return or raise are missing: their functions may not have run. Calls with secret
+    arguments or results are missing, because the log does not have them.
 
     Args:
         events: all events about calls, in order.

@@ -81,16 +81,17 @@ class EgressConnector:
             if report.kind == "denied":
                 event = msgspec.convert(report.fields, ev.EgressDenied)
                 key = f"{event.via} {event.host} {event.port} {event.why}"
-                event.count = container.repeats.count(cell or "", key)
-                if not event.count:
+                count = container.repeats.count(cell or "", key)
+                if not count:
                     return
+                event = msgspec.structs.replace(event, count=count)
             else:
                 event = msgspec.convert(report.fields, ev.Egress)
         except msgspec.ValidationError as error:
             log.error("a report of the egress proxy is not valid: %s", error)
             return
         if cell is not None:
-            event.cell = cell
+            event = msgspec.structs.replace(event, cell=cell)
         with contextlib.suppress(KernelsvcError, OSError):
             session.try_record(event)
 
