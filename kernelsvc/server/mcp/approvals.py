@@ -47,7 +47,7 @@ class InputRequired(Exception):
 
 
 def decider(ctx: Context) -> Decide | None:
-    """Return a function that asks the host. None if the host can't ask anybody."""
+    """Return a function that asks the host. None if the host can't ask its person."""
     capabilities = ctx.session.client_capabilities
     if capabilities is None or capabilities.elicitation is None:
         return None
@@ -64,7 +64,7 @@ def _eliciting(ctx: Context) -> Decide:
         try:
             answer = await ctx.session.elicit_form(form.message, form.requested_schema, ctx.request_id)
         except MCPError:
-            return None  # the host can't ask now. Somebody else may decide
+            return None  # the host can't ask now, and another client may decide
         return decision_of(answer)
 
     return decide
