@@ -160,10 +160,12 @@ def main() -> int:
     print(f"packages that are missing: {', '.join(sorted(missing)) or 'none'}")
     for cell, facts in result.missing.items():
         print(f"missing in {cell}: {facts}")
-    print(*(f"path of the server in {leak}" for leak in result.leaks), sep="\n")
+    for leak in result.leaks:
+        print(f"path of the server in {leak}")
     sizes_hold = result.tokens <= MOST_TOKENS and result.p90 <= MOST_P90 and result.largest <= MOST_LARGEST
     complete = not result.missing and result.pictures == result.all_pictures and not result.leaks
-    return 0 if sizes_hold and complete else 1
+    # The bounds on sizes are those of the whole corpus.
+    return 0 if complete and (sizes_hold or list(args.groups) != list(GROUPS)) else 1
 
 
 def _print(name: str, found: list[CellAnswer], count: Callable[[str], int], *, each_cell: bool = False) -> None:

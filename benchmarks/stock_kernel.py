@@ -13,7 +13,7 @@ from jupyter_client.kernelspec import KernelSpec
 from benchmarks.corpus import CorpusCell
 from benchmarks.model_corpus import CellAnswer
 
-_SECONDS = 120.0
+_SECONDS = 30.0
 
 
 def answers(python: str, directory: Path, cells: Iterable[CorpusCell]) -> Iterator[CellAnswer]:
