@@ -49,7 +49,7 @@ print(json.dumps({
 
 
 async def main(args: argparse.Namespace, terminal: Terminal) -> int:
-    """Do what the first argument says."""
+    """Carry out the action of the first argument."""
     settings = load({"data_dir": args.data_dir} if args.data_dir else {}, dict(os.environ))
     store = EnvironmentStore(settings.data_path())
     if args.action == "list":

@@ -17,7 +17,7 @@ from kernelsvc.model.storage.workspaces import WorkspaceInfo
 
 
 async def main(args: argparse.Namespace, terminal: Terminal) -> int:
-    """Do what the first argument says."""
+    """Carry out the action of the first argument."""
     if args.action != "list" and not args.name:
         raise BadRequest(f"Name the workspace: kernelsvc workspace {args.action} NAME.")
     if args.action in ("upload", "download") and not args.file:

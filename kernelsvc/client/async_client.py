@@ -176,7 +176,7 @@ class AsyncClient:
                 Default: all that are offered.
             mounts: names of the server's mounts to show at ``/data/NAME``, read-only.
             workspace: a folder that outlives the session, at ``/workspace``: ``NAME``, or another principal's as
-                ``OWNER/NAME``. An own one that does not exist is made.
+                ``OWNER/NAME``. Makes an own one that does not exist.
             keep: leave the session open at the end of its ``with`` block.
 
         Raises:

@@ -358,7 +358,7 @@ class WorkspaceParams(Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class SetWorkspaceParams(WorkspaceParams, kw_only=True, forbid_unknown_fields=True):
-    """``workspace.set``. What is left out stays as it is."""
+    """``workspace.set``. An absent field changes nothing."""
 
     shared_with: Annotated[list[Pattern], Meta(max_length=MAX_SHARES)] | None = None
     max_bytes: Annotated[int, Meta(ge=1)] | None = None

@@ -41,7 +41,12 @@ class ResourceMonitor:
         workspace_quota: returns the quota of the workspace with an address, in bytes.
     """
 
-    def __init__(self, registry: SessionRegistry, seconds: float, workspace_quota: Callable[[str], int | None]) -> None:
+    def __init__(
+        self,
+        registry: SessionRegistry,
+        seconds: float,
+        workspace_quota: Callable[[str], int | None] = lambda address: None,
+    ) -> None:
         self._registry = registry
         self._usage = registry.usage
         self._seconds = seconds

@@ -1,4 +1,4 @@
-"""Environments that ``kernelsvc env`` has made: templates beside those of the settings.
+"""Environments that ``kernelsvc env`` has made: more templates than those of the settings.
 
 ::
 
@@ -58,9 +58,9 @@ class EnvironmentStore:
         return self._root / name / _VENV
 
     def read_all(self) -> dict[str, EnvironmentRecord]:
-        """Return all environments by name. One whose record can't be read is left out.
+        """Return all environments by name, without those whose record can't be read.
 
-        Those in another user's data directory are left out, too: a root host would run that user's programs as root.
+        In another user's data directory there are none: a root host would run that user's programs as root.
         """
         if not self.is_own():
             return {}
@@ -80,7 +80,7 @@ class EnvironmentStore:
             return True
 
     def marks(self) -> list[tuple[str, int]]:
-        """Return a value that changes when an environment was made, changed or removed. Costs microseconds."""
+        """Return a value that changes with every new, changed or removed environment. Costs microseconds."""
         return sorted((str(path), path.stat().st_mtime_ns) for path in self._root.glob(f"*/{_RECORD}"))
 
     def write(self, environment: EnvironmentRecord) -> None:

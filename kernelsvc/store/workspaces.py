@@ -47,7 +47,7 @@ class WorkspaceStore:
         return _read(self._place(owner, name))
 
     def list(self) -> Iterator[WorkspaceRecord]:
-        """Yield all records, in no order. One that can't be read is left out."""
+        """Yield all records, in no order. Skips those that can't be read."""
         for directory in self._root.glob("*/[!.]*"):
             if (record := _read(directory)) is not None:
                 yield record
@@ -74,7 +74,7 @@ class WorkspaceStore:
         remove_tree(moved)
 
     def sweep(self) -> None:
-        """Remove what an interrupted removal left."""
+        """Finish interrupted removals."""
         for moved in self._root.glob(f"*/{_REMOVED}*"):
             with contextlib.suppress(OSError):
                 remove_tree(moved)

@@ -47,7 +47,7 @@ class WorkspaceInfo(msgspec.Struct, kw_only=True):
     Attributes:
         workspace: ``OWNER/NAME``, which every principal that may use it can give.
         max_bytes: Quota. None means no limit.
-        used_bytes: Size of its files. Only where one workspace was asked for.
+        used_bytes: Size of its files. Only in the answer about one workspace.
         sessions: Number of open sessions that have it.
     """
 

@@ -61,7 +61,7 @@ class Workspaces:
         self.files = WorkspaceFiles(self, registry, store)
 
     def start(self) -> None:
-        """Remove what an interrupted removal left."""
+        """Finish interrupted removals."""
         self._store.sweep()
 
     def _find(self, who: Principal, workspace: str, *, own: bool = False) -> WorkspaceRecord:
@@ -85,7 +85,7 @@ class Workspaces:
         return self._store.files(self._find(who, workspace))
 
     def bind(self, who: Principal, workspace: str) -> tuple[str, Bind]:
-        """Return address and bind of a session's workspace. An own one that does not exist is made.
+        """Return address and bind of a session's workspace. Makes an own one that does not exist.
 
         Raises:
             NotFound: another principal's does not exist, or is not shared with the caller.
