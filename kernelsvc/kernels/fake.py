@@ -420,6 +420,9 @@ class FakeKernel:
                 "data": {},
                 "variables": [_variable(name, self.process.variables[name]) for name in names],
             }
+            if msg_type == "kernelsvc_value_request":
+                failure = f"There is no variable {str(content.get('name'))[:100]!r}."
+                about = {"status": "error", "ename": "not_found", "evalue": failure}
             self.process.reply(msg_type.removesuffix("request") + "reply", about, request.msg_id)
 
     def interrupt(self, seconds: float = 0.0) -> None:

@@ -31,7 +31,7 @@ _DATES = frozenset((datetime.date, datetime.datetime, datetime.time, decimal.Dec
 Encoder = Callable[[int, int], bytes]
 
 
-class Refused(Exception):
+class DataRefused(Exception):
     """The data can't be had so. ``code`` is the error code of the server's answer."""
 
     def __init__(self, code: str, why: str) -> None:
@@ -49,7 +49,7 @@ def reply(namespace: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, 
     """
     try:
         return {"status": "ok", **_exported(namespace, wanted)}
-    except Refused as error:
+    except DataRefused as error:
         return {"status": "error", "ename": error.code, "evalue": str(error)}
     except Exception as error:  # A library refuses a value, for example one that its format has no type for.
         why = f"The value can't be converted ({type(error).__name__}). Ask for another format, or convert it in a cell."
@@ -59,7 +59,7 @@ def reply(namespace: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, 
 def _exported(namespace: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
     name, form = wanted["name"], wanted["format"]
     if name not in namespace:
-        raise Refused("not_found", f"There is no variable {name!r} in the session.")
+        raise DataRefused("not_found", f"There is no variable {name!r} in the session.")
     value = namespace[name]
     table = _table(value)
     if form == "best":
@@ -69,7 +69,7 @@ def _exported(namespace: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[s
         count, width = len(table), table.shape[1] if columns is None else len(columns)
         encode = _encoder(table, form, columns)
     elif form != "json" or columns is not None:
-        raise Refused("not_supported", f"{variables.type_name(value)} is no table. Ask for json, without columns.")
+        raise DataRefused("not_supported", f"{variables.type_name(value)} is no table. Ask for json, without columns.")
     else:
         count, width, encode = _json_encoder(value)
     start = min(wanted.get("from_row") or 0, count)
@@ -109,7 +109,7 @@ def _part(encode: Encoder, start: int, stop: int, first: int, *, whole: bool) ->
 
 def _refuse_size(rows: int) -> None:
     how = f"Ask for parts with rows={rows} and from_row" if rows else "One row is larger. Ask for fewer columns"
-    raise Refused("too_large", f"The data have more than {MAX_BYTES} bytes. {how}.")
+    raise DataRefused("too_large", f"The data have more than {MAX_BYTES} bytes. {how}.")
 
 
 def _has(module: str) -> bool:
@@ -143,10 +143,12 @@ def _encoder(table: Any, form: str, columns: Sequence[str] | None) -> Encoder:
     labels = [_label(each) for each in table.columns]
     missing = [name for name in columns or () if name not in labels]
     if missing:
-        raise Refused("not_found", f"There is no column {missing[0]!r}.")
+        raise DataRefused("not_found", f"There is no column {missing[0]!r}.")
     chosen = range(len(labels)) if columns is None else [labels.index(name) for name in columns]
     if form in ("parquet", "arrow") and of_pandas and not _has("pyarrow"):
-        raise Refused("not_supported", f"The session's environment has no pyarrow, which {form} needs. Ask for csv.")
+        raise DataRefused(
+            "not_supported", f"The session's environment has no pyarrow, which {form} needs. Ask for csv."
+        )
 
     def encode(start: int, end: int) -> bytes:
         if not of_pandas:
@@ -274,7 +276,7 @@ def _copied(value: Any, depth: int = 0, left: list[int] | None = None) -> Any:
     left = [_MAX_OBJECTS] if left is None else left
     left[0] -= 1
     if left[0] < 0:
-        raise Refused("too_large", f"The value has more than {_MAX_OBJECTS} objects. Ask for parts with rows.")
+        raise DataRefused("too_large", f"The value has more than {_MAX_OBJECTS} objects. Ask for parts with rows.")
     kind = type(value)
     if kind is float:
         return value if math.isfinite(value) else None

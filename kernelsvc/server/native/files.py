@@ -286,6 +286,7 @@ class WorkspaceFileHandler(FileHandler):
         """Tornado's hook: read the quota before an upload is checked against it."""
         if self.request.method == "PUT":
             await self.admit_request()
+            self.auth_scope("run")
             info = await self.context.service.workspaces.get(self.who, self._session())
             self._most = UNBOUNDED if info.max_bytes is None else info.max_bytes
             self._free = max(0, self._most - (info.used_bytes or 0))
