@@ -56,7 +56,7 @@ MAX_UPLOAD = 16 * 1024 * 1024
 MAX_PROGRESS_TEXT = 160
 
 
-class Watch(Struct, frozen=True):
+class RunCallbacks(Struct, frozen=True):
     """Who is called while a cell runs. See ``Toolbox.call``."""
 
     report: Report | None = None
@@ -74,7 +74,7 @@ class Toolbox:
     def __init__(self, backend: ToolBackend, caller: CallerState | None = None) -> None:
         self._backend = backend
         self._sessions = SessionResolver(backend, caller or CallerState("default"))
-        self._handlers: dict[str, Callable[[Any, Watch], Awaitable[ToolResult]]] = {
+        self._handlers: dict[str, Callable[[Any, RunCallbacks], Awaitable[ToolResult]]] = {
             "run_code": self._run_code,
             "wait": self._wait,
             "undo": self._undo,
@@ -124,13 +124,13 @@ class Toolbox:
         if tool is None:
             raise NotFound(f"There is no tool {name!r}. The tools are {', '.join(TOOLS)}.")
         try:
-            return await self._handlers[name](_decoded(tool, arguments or {}), Watch(report, decide))
+            return await self._handlers[name](_decoded(tool, arguments or {}), RunCallbacks(report, decide))
         except KernelsvcError as error:
             return error_result(error)
 
     # --- cells -------------------------------------------------------------------------------
 
-    async def _run_code(self, args: definitions.RunCode, watch: Watch) -> ToolResult:
+    async def _run_code(self, args: definitions.RunCode, callbacks: RunCallbacks) -> ToolResult:
         session, note = await self._sessions.open(args.session)
         # An id of its own, so that the wait can send the same request again.
         cell = f"c_{secrets.token_hex(8)}"
@@ -138,7 +138,7 @@ class Toolbox:
         if (seconds := args.seconds or args.timeout_seconds) is not None:
             params["timeout_seconds"] = seconds
         await self._backend.call("session.execute", {**params, "wait": "queued"}, CellInfo)
-        found = await self._wait_until_finished(params, args.wait_seconds, watch)
+        found = await self._wait_until_finished(params, args.wait_seconds, callbacks)
         budget = args.budget if args.max_text is None else _tokens(args.max_text)
         return await self._cell_result(found, budget, note)
 
@@ -154,19 +154,19 @@ class Toolbox:
             note = "\n".join(filter(None, [note, f"The cell waits until a person approves its call of {tools}."]))
         return cell_result(cell, view, note)
 
-    async def _wait(self, args: definitions.WaitArguments, watch: Watch) -> ToolResult:
+    async def _wait(self, args: definitions.WaitArguments, callbacks: RunCallbacks) -> ToolResult:
         session = await self._sessions.find(args.session)
         chosen = str(args.cell) if args.cell is not None else None
         cell = await self._cell(session.id, await self._id_of(session.id, chosen))
         if cell.state is not CellState.FINISHED:
             params = {"session": session.id, "cell": cell.id, "code": cell.code}
-            cell = await self._wait_until_finished(params, args.seconds, watch)
+            cell = await self._wait_until_finished(params, args.seconds, callbacks)
         return await self._cell_result(cell, args.budget)
 
-    async def _wait_for_cell(self, args: definitions.WaitForCell, watch: Watch) -> ToolResult:
+    async def _wait_for_cell(self, args: definitions.WaitForCell, callbacks: RunCallbacks) -> ToolResult:
         budget = definitions.DEFAULT_BUDGET if args.max_text is None else _tokens(args.max_text)
         new = definitions.WaitArguments(session=args.session, cell=args.cell, seconds=args.wait_seconds, budget=budget)
-        return await self._wait(new, watch)
+        return await self._wait(new, callbacks)
 
     async def _id_of(self, session: str, cell: str | None) -> str:
         """Return the id of a cell that is named by number or id. None is the last one."""
@@ -175,7 +175,7 @@ class Toolbox:
             params["cell"] = cell
         return (await self._backend.call("session.view", params, CellView)).cell
 
-    async def _wait_until_finished(self, params: dict[str, Any], seconds: float, watch: Watch) -> CellInfo:
+    async def _wait_until_finished(self, params: dict[str, Any], seconds: float, callbacks: RunCallbacks) -> CellInfo:
         """Wait for the end of a cell, at most ``seconds``, and return its state.
 
         A repeated ``session.execute`` with the cell's id runs nothing, and waits for the existing cell.
@@ -186,18 +186,18 @@ class Toolbox:
         asking = asyncio.create_task(self._backend.call("session.execute", {**params, "wait": "finished"}, CellInfo))
         try:
             while (left := began + seconds - loop.time()) > 0:
-                looks = watch.report is not None or watch.decide is not None
+                looks = callbacks.report is not None or callbacks.decide is not None
                 await asyncio.wait({asking}, timeout=min(left, TICK_SECONDS) if looks else left)
                 if asking.done():
                     return asking.result()
                 if not looks:
                     continue
                 cell = await self._cell(params["session"], params["cell"])
-                if watch.report is not None:
-                    await watch.report(loop.time() - began, _last_line(cell.text))
-                if watch.decide is not None and cell.waits_for == "approval":
+                if callbacks.report is not None:
+                    await callbacks.report(loop.time() - began, _last_line(cell.text))
+                if callbacks.decide is not None and cell.waits_for == "approval":
                     asked_at = loop.time()
-                    await self._decide(cell, watch.decide, asked)
+                    await self._decide(cell, callbacks.decide, asked)
                     began += loop.time() - asked_at
             return await self._cell(params["session"], params["cell"])
         finally:
@@ -225,7 +225,7 @@ class Toolbox:
     async def _cell(self, session: str, cell: str) -> CellInfo:
         return await self._backend.call("session.cell", {"session": session, "cell": cell}, CellInfo)
 
-    async def _read_output(self, args: definitions.ReadOutput, watch: Watch) -> ToolResult:
+    async def _read_output(self, args: definitions.ReadOutput, callbacks: RunCallbacks) -> ToolResult:
         session = await self._sessions.find(args.session)
         chosen = None if args.cell is None else str(args.cell)
         if args.name is not None or args.offset is not None:
@@ -254,36 +254,38 @@ class Toolbox:
         shown = piece.text + more if piece.next_offset is not None else piece.text
         return tool_result(result, shown or "[no output]")
 
-    async def _undo(self, args: definitions.Undo, watch: Watch) -> ToolResult:
+    async def _undo(self, args: definitions.Undo, callbacks: RunCallbacks) -> ToolResult:
         to = args.to
         if to is None and args.cell is not None:
             session = await self._sessions.find(args.session)
             to = await self._id_of(session.id, str(args.cell))
-        return await self._rollback(definitions.Rollback(session=args.session, to=to), watch)
+        return await self._rollback(definitions.Rollback(session=args.session, to=to), callbacks)
 
-    async def _fork(self, args: definitions.Fork, watch: Watch) -> ToolResult:
-        return await self._branch(definitions.Branch(session=args.session, count=args.count, at=args.from_kept), watch)
+    async def _fork(self, args: definitions.Fork, callbacks: RunCallbacks) -> ToolResult:
+        return await self._branch(
+            definitions.Branch(session=args.session, count=args.count, at=args.from_kept), callbacks
+        )
 
-    async def _manage_sessions(self, args: definitions.Sessions, watch: Watch) -> ToolResult:
+    async def _manage_sessions(self, args: definitions.Sessions, callbacks: RunCallbacks) -> ToolResult:
         if args.restart is not None:
-            found = await self._restart(definitions.InSession(session=args.restart), watch)
+            found = await self._restart(definitions.InSession(session=args.restart), callbacks)
             return msgspec.structs.replace(found, facts={"sessions": [found.facts]})
         if args.close is not None:
-            found = await self._close_session(definitions.CloseSession(session=args.close), watch)
+            found = await self._close_session(definitions.CloseSession(session=args.close), callbacks)
             return msgspec.structs.replace(found, facts={"sessions": [found.facts]})
-        return await self._list_sessions(definitions.ListSessions(), watch)
+        return await self._list_sessions(definitions.ListSessions(), callbacks)
 
     async def _directory(self, args: definitions.ReadFile) -> ToolResult:
-        found = await self._list_files(definitions.ListFiles(session=args.session, path=args.path), Watch())
+        found = await self._list_files(definitions.ListFiles(session=args.session, path=args.path), RunCallbacks())
         return msgspec.structs.replace(found, facts={**(found.facts or {}), "path": args.path, "size": 0})
 
-    async def _read_file(self, args: definitions.ReadFile, watch: Watch) -> ToolResult:
+    async def _read_file(self, args: definitions.ReadFile, callbacks: RunCallbacks) -> ToolResult:
         if not args.path.strip("./"):
             return await self._directory(args)
         old = definitions.DownloadFile(session=args.session, path=args.path)
         if args.from_line is None and args.lines is None and args.find is None:
             try:
-                return await self._download_file(old, watch)
+                return await self._download_file(old, callbacks)
             except (BadRequest, Conflict):
                 # It may be a directory.
                 return await self._directory(args)
@@ -301,17 +303,17 @@ class Toolbox:
 
     # --- sessions ----------------------------------------------------------------------------
 
-    async def _interrupt(self, args: definitions.InSession, watch: Watch) -> ToolResult:
+    async def _interrupt(self, args: definitions.InSession, callbacks: RunCallbacks) -> ToolResult:
         session = await self._sessions.find(args.session)
         after = await self._backend.call("session.interrupt", {"session": session.id}, SessionInfo)
         return _session_result(after, "Interrupted. wait returns the cell's result.")
 
-    async def _restart(self, args: definitions.InSession, watch: Watch) -> ToolResult:
+    async def _restart(self, args: definitions.InSession, callbacks: RunCallbacks) -> ToolResult:
         session = await self._sessions.find(args.session)
         after = await self._backend.call("session.restart", {"session": session.id}, SessionInfo)
         return _session_result(after, "Restarted without variables. The files and the notebook are kept.")
 
-    async def _variables(self, args: definitions.InSession, watch: Watch) -> ToolResult:
+    async def _variables(self, args: definitions.InSession, callbacks: RunCallbacks) -> ToolResult:
         session = await self._sessions.find(args.session)
         found = await self._backend.call("session.variables", {"session": session.id}, list[Variable])
         shown = [
@@ -324,20 +326,20 @@ class Toolbox:
         )
         return tool_result(definitions.VariablesResult(session=session.id, variables=shown), text)
 
-    async def _checkpoint(self, args: definitions.MakeCheckpoint, watch: Watch) -> ToolResult:
+    async def _checkpoint(self, args: definitions.MakeCheckpoint, callbacks: RunCallbacks) -> ToolResult:
         session = await self._sessions.find(args.session)
         await self._backend.call("session.checkpoint", {"session": session.id, "name": args.name}, Checkpoint)
         after = await self._backend.call("session.get", {"session": session.id}, SessionInfo)
         return _session_result(after, f"Saved as {args.name!r}. undo with to={args.name!r} restores it.")
 
-    async def _rollback(self, args: definitions.Rollback, watch: Watch) -> ToolResult:
+    async def _rollback(self, args: definitions.Rollback, callbacks: RunCallbacks) -> ToolResult:
         session = await self._sessions.find(args.session)
         params = {"session": session.id, "to": args.to, "replay": args.replay}
         after = await self._backend.call("session.rollback", params, SessionInfo)
         moment = f"of {args.to!r}" if args.to else "from before the last cell"
         return _session_result(after, f"Restored the variables {moment}. The files are unchanged.")
 
-    async def _branch(self, args: definitions.Branch, watch: Watch) -> ToolResult:
+    async def _branch(self, args: definitions.Branch, callbacks: RunCallbacks) -> ToolResult:
         session = await self._sessions.find(args.session)
         params: dict[str, Any] = {"session": session.id, "count": args.count}
         if args.at is not None:
@@ -349,28 +351,28 @@ class Toolbox:
         )
         return tool_result(definitions.SessionsResult(sessions=[_shown(each) for each in made]), text)
 
-    async def _list_sessions(self, args: definitions.ListSessions, watch: Watch) -> ToolResult:
+    async def _list_sessions(self, args: definitions.ListSessions, callbacks: RunCallbacks) -> ToolResult:
         page = await self._backend.call("session.list", {"limit": 100}, SessionPage)
         found = [each for each in page.sessions if args.closed or each.state is not SessionState.CLOSED]
         lines = [f"{each.id}  {each.state}  {each.name or ''}  {each.execution_count} cells" for each in found]
         shown = definitions.SessionsResult(sessions=[_shown(each) for each in found])
         return tool_result(shown, "\n".join(lines) or "No session yet. run_code creates one.")
 
-    async def _close_session(self, args: definitions.CloseSession, watch: Watch) -> ToolResult:
+    async def _close_session(self, args: definitions.CloseSession, callbacks: RunCallbacks) -> ToolResult:
         session = await self._sessions.find(args.session)
         after = await self._backend.call("session.close", {"session": session.id}, SessionInfo)
         return _session_result(after, "Closed. export_notebook and read_file still work.")
 
     # --- files and records ---------------------------------------------------------------------
 
-    async def _upload_file(self, args: definitions.UploadFile, watch: Watch) -> ToolResult:
+    async def _upload_file(self, args: definitions.UploadFile, callbacks: RunCallbacks) -> ToolResult:
         data = _content(args)
         session, note = await self._sessions.open(args.session)
         await self._backend.put_file(session.id, args.path, data)
         result = definitions.FileResult(session=session.id, path=args.path, size=len(data), note=note)
         return tool_result(result, f"Wrote {len(data)} bytes to {args.path} in session {session.id}.")
 
-    async def _download_file(self, args: definitions.DownloadFile, watch: Watch) -> ToolResult:
+    async def _download_file(self, args: definitions.DownloadFile, callbacks: RunCallbacks) -> ToolResult:
         session = await self._sessions.find(args.session)
         limit = definitions.MAX_PIECE * 4 if _is_picture(args.path) and args.offset == 0 else args.limit
         piece = await self._backend.read_file(session.id, args.path, args.offset, limit)
@@ -385,7 +387,7 @@ class Toolbox:
         more = f"\n[{piece.size} bytes in total. Continue with offset={end}]" if end < piece.size else ""
         return tool_result(result, _as_text(piece.data) + more)
 
-    async def _list_files(self, args: definitions.ListFiles, watch: Watch) -> ToolResult:
+    async def _list_files(self, args: definitions.ListFiles, callbacks: RunCallbacks) -> ToolResult:
         session = await self._sessions.find(args.session)
         files, truncated = await self._backend.list_files(session.id, args.path, recursive=args.recursive)
         lines = [f"{each.path}{'/' if each.kind == 'directory' else ''}  {each.size}" for each in files]
@@ -393,7 +395,7 @@ class Toolbox:
         result = definitions.FilesResult(session=session.id, files=files, truncated=truncated)
         return tool_result(result, "\n".join(lines + more) or "The directory is empty.")
 
-    async def _export_notebook(self, args: definitions.ExportNotebook, watch: Watch) -> ToolResult:
+    async def _export_notebook(self, args: definitions.ExportNotebook, callbacks: RunCallbacks) -> ToolResult:
         session = await self._sessions.find(args.session)
         data = await self._backend.notebook(session.id, args.format)
         uri = notebook_uri(session.id, args.format)
