@@ -15,7 +15,7 @@ from environments import INSTALL_SECONDS, clean_env, python_with
 from served import serving
 
 CLIENTS = Path(__file__).parent / "clients"
-#: A quiet core needs 15 to 25 seconds.
+#: The questions took 65 s on a core that others used too. The limit leaves room for slower machines.
 RUN_SECONDS = 300
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(INSTALL_SECONDS + RUN_SECONDS + 60)]
