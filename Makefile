@@ -24,7 +24,7 @@ WORKERS := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo demo-model test test-chaos test-properties test-compat test-matrix test-vm check bench bench-smoke fix serve docs lock clean
+.PHONY: help demo demo-model test test-thorough test-chaos test-properties test-compat test-matrix test-vm check bench bench-smoke fix serve docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | \
@@ -48,6 +48,9 @@ demo-model: $(VENV)/.dev ## a real model of 135 million parameters answers by ru
 test: $(VENV)/.dev ## every test but those of foreign clients: unit, integration, acceptance, attacks
 	@scripts/bootstrap browser $(VENV)
 	@$(BIN)/python -m pytest $(WORKERS) $(TESTS) $(ARGS)
+
+test-thorough: $(VENV)/.dev ## make test, and tests that it leaves out because they repeat others in a further setting
+	@KERNELSVC_THOROUGH=1 $(MAKE) test ARGS='$(ARGS)'
 
 test-chaos: $(VENV)/.dev ## faults, caused for real: kills, restarts, full disks, soaks; takes minutes
 	@$(BIN)/python -m pytest tests/chaos $(ARGS)

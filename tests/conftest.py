@@ -81,8 +81,15 @@ def _answers_of_tools_show_no_path() -> Iterator[None]:
         yield
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests of the longest files first. Otherwise the order of the command line is kept."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out tests that repeat others in a further setting, and put those of the longest files first.
+
+    Otherwise the order of the command line is kept. A test that is named by its id runs in any case.
+    """
+    if not os.environ.get("KERNELSVC_THOROUGH") and not any("::" in name for name in config.args):
+        repeated = [item for item in items if item.get_closest_marker("thorough")]
+        config.hook.pytest_deselected(items=repeated)
+        items[:] = [item for item in items if item not in set(repeated)]
     items.sort(key=lambda item: durations.order(item.nodeid.partition("::")[0]))
 
 
