@@ -503,6 +503,16 @@ def _machine_commands(commands: _Commands) -> None:
     _json_option(token)
     for option, help in (("--data-dir", "data directory of the server"), ("--config", "settings file of the server")):
         token.add_argument(option, metavar="PATH", help=help)
+    backup = commands.add(
+        "backup",
+        "backup:backup",
+        "copy a data directory while its server runs",
+        "Write a compressed tar archive of a data directory. Of each log it has as much as the recorded head covers.\n"
+        "So a server that is started on the copy knows every log as its own. 'tar -x' restores it.",
+    )
+    backup.add_argument("file", metavar="FILE.tar.gz", help="the archive. It gets mode 600")
+    for option, help in (("--data-dir", "data directory of the server"), ("--config", "settings file of the server")):
+        backup.add_argument(option, metavar="PATH", help=help)
     kernelspec = commands.add(
         "install-kernelspec",
         "install_kernelspec:install",

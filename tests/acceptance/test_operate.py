@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,28 +67,75 @@ def test_a_token_is_rotated_and_the_session_keeps_its_variables(short_tmp: Path)
         server.stop()
 
 
-def test_a_copy_of_the_live_data_directory_can_be_served_elsewhere(short_tmp: Path) -> None:
+def test_a_backup_under_load_is_restored_elsewhere_and_every_log_is_proven(short_tmp: Path) -> None:
     root = short_tmp / "backup"
+    archive = root / "backup.tar.gz"
     server = Served(root).start()
     try:
         with Client(server.url, server.token) as client:
-            session = client.create_session(name="analysis")
-            session.run("print('kept')")
-            session.upload(b"a,b\n", "data.csv")
-            id = session.id
-        subprocess.run(["tar", "-C", server.data_dir, "-czf", root / "backup.tar.gz", "."], check=True)
+            sessions = [client.create_session(name=f"analysis {number}") for number in range(2)]
+            sessions[0].run("print('kept')")
+            sessions[0].upload(b"a,b\n", "data.csv")
+            sessions[1].run("import os; os.mkfifo('pipe'); os.symlink('/etc', 'link'); os.mkdir('full')")
+            ids = [session.id for session in sessions]
+            with subprocess.Popen(
+                [sys.executable, "-c", RUN_CELLS, *ids], env=server.client_env, stdout=subprocess.PIPE, text=True
+            ) as busy:
+                assert busy.stdout is not None
+                assert busy.stdout.readline() == "runs\n"
+                command = [sys.executable, "-m", "kernelsvc", "backup", archive, "--data-dir", server.data_dir]
+                subprocess.run(command, env=server.env, check=True)
+                assert busy.poll() is None, "cells ran during the whole backup"
+                busy.kill()
+        key = server.call("GET", "/v1/info")["public_key"]
     finally:
         server.stop()
+    assert archive.stat().st_mode & 0o777 == 0o600
     restored = Served(short_tmp / "restored")
     restored.data_dir.mkdir(parents=True, mode=0o700)
-    subprocess.run(["tar", "-C", restored.data_dir, "-xzf", root / "backup.tar.gz"], check=True)
+    subprocess.run(["tar", "-C", restored.data_dir, "-xzf", archive], check=True)
     restored.start()
     try:
         with Client(restored.url, restored.token) as client:
-            session = client.session(id)
+            session = client.session(ids[0])
             assert b"kept" in session.notebook()
             assert session.download("data.csv") == b"a,b\n"
             assert session.run("1 + 1").text.strip() == "2"
-            session.close()
+            for id in ids:
+                client.session(id).close()
+        for id in ids:
+            log = restored.data_dir / "sessions" / id / "journal.jsonl"
+            # Exit code 0: as written, and every entry is covered by a signature of this key.
+            subprocess.run([sys.executable, "-m", "kernelsvc", "verify", "--key", key, log], check=True)
     finally:
         restored.stop()
+
+
+#: Runs cells in some sessions without a pause, and says when they run.
+RUN_CELLS = """
+import sys, threading
+from kernelsvc import Client
+
+def work(id):
+    with Client() as client:
+        session = client.session(id)
+        while True:
+            session.run("1 + 1")
+
+with Client() as client:
+    for id in sys.argv[1:]:
+        client.session(id).run("2")
+threads = [threading.Thread(target=work, args=(id,)) for id in sys.argv[1:]]
+for thread in threads:
+    thread.start()
+print("runs", flush=True)
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_a_backup_names_the_directory_that_is_none(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "kernelsvc", "backup", tmp_path / "x.tar.gz", "--data-dir", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, "is no data directory" in done.stderr) == (2, True)
+    assert list(tmp_path.iterdir()) == []
