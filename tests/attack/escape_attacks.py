@@ -462,7 +462,7 @@ need(any(int(l.split()[1], 16) for l in sets), 'all empty')
     attack(
         "capabilities",
         "go before others",
-        "os.setpriority(os.PRIO_PROCESS, 0, -10)",
+        "os.setpriority(os.PRIO_PROCESS, 0, -20)",
         ROOT,
     ),
     attack(

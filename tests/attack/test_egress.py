@@ -87,4 +87,5 @@ print(len(held))
         )
         assert reached.text == "200\n"
         refused = [one for one in hostile.events(follow=False) if type(one).__name__ == "EgressDenied"]
-        assert len(refused) <= 70
+        # 64 kinds, and the repetitions of some.
+        assert len(refused) <= 100

@@ -95,14 +95,15 @@ def test_a_sandbox_of_e2bs_clients_is_one_that_was_ready(served: Served) -> None
         assert any("application/vnd.e2b.chart+json" in output.get("data", {}) for output in cell.outputs)
 
 
-def is_guest(process: psutil.Process, served: Served) -> bool:
-    """Whether it is the template or a fork of it: they keep its command line."""
-    return str(served.runtime_dir / "guest") in " ".join(process.info["cmdline"] or [])
+def guests_of(served: Served) -> list[psutil.Process]:
+    """Return the template and its forks: they keep its command line."""
+    children = psutil.Process(served.pid).children(recursive=True)
+    return [each for each in children if "forkserver import main" in " ".join(each.cmdline())]
 
 
 def test_one_that_died_waiting_is_replaced_and_nobody_gets_it(served: Served) -> None:
     before = filled(served)
-    guests = [p for p in psutil.process_iter(["cmdline"]) if is_guest(p, served)]
+    guests = guests_of(served)
     victims = [p for p in guests if p.ppid() in {one.pid for one in guests} and not p.children()]
     os.kill(victims[0].pid, signal.SIGKILL)
     wait_for(lambda: not before <= ready(served), deadline=30)

@@ -23,6 +23,7 @@ COMES_WITH = {
     "comm": "ipykernel",
     "jupyter-core": "jupyter-client",
     "mcp-types": "mcp",
+    "httpx2": "mcp",
 }
 
 

@@ -109,6 +109,7 @@ class ConversationItemHandler(ConversationItemsHandler):
     """Handler of ``/v1/conversations/{id}/items/{item}``."""
 
     route = "/v1/conversations/{id}/items/{item}"
+    post = OpenAiHandler.post  # type: ignore[assignment]  # items are added to the list
 
     async def get(self, conversation: str, item: str) -> None:  # type: ignore[override]
         """Retrieve an item."""

@@ -76,6 +76,7 @@ class UploadedFileHandler(UploadsHandler):
     """Handler of ``/v1/files/{id}``."""
 
     route = "/v1/files/{id}"
+    post = OpenAiHandler.post  # type: ignore[assignment]  # a file is added to the list
 
     async def get(self, file: str) -> None:  # type: ignore[override]
         """Describe a file."""
