@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -24,6 +25,17 @@ READY_SECONDS = 60.0
 STOP_SECONDS = 30.0
 #: A template that imports nothing in advance: importing pandas and matplotlib costs seconds at each start of a server.
 QUICK = {"KERNELSVC_TEMPLATES": '{"python3": {"preload": []}}'}
+
+_connections = itertools.count()
+
+
+def source_address() -> tuple[str, int]:
+    """Return where a connection may come from: another address of loopback after each 50 calls.
+
+    The server delays the refusals of an address that has sent 100 wrong tokens.
+    """
+    return f"127.0.0.{2 + next(_connections) // 50 % 250}", 0
+
 
 #: The environment of a server that also knows ``other-token``, of another principal than its own token's. All values
 #: of ``--token`` are one principal's.

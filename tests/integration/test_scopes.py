@@ -21,7 +21,7 @@ import httpx2
 import pytest
 from mcp import Client, MCPError
 from mcp.client.streamable_http import streamable_http_client
-from served import Served
+from served import Served, source_address
 from tornado.web import Application, RequestHandler
 from websockets.sync.client import connect
 
@@ -231,7 +231,9 @@ class Lab(NamedTuple):
             where = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
             where["Sec-WebSocket-Key"] = "AAAAAAAAAAAAAAAAAAAAAA=="
         body = row.body if isinstance(row.body, str | None) else json.dumps(row.body)
-        connection = http.client.HTTPConnection(self.served.url.removeprefix("http://"), timeout=60)
+        connection = http.client.HTTPConnection(
+            self.served.url.removeprefix("http://"), timeout=60, source_address=source_address()
+        )
         try:
             connection.request(row.verb, row.path.replace(S, self.session), body, headers | where)
             answer = connection.getresponse()

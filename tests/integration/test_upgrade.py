@@ -128,6 +128,11 @@ async def test_a_closed_session_has_the_notebook_that_it_had(before, name):
         assert now == then
 
 
+def is_note(cell):
+    """Return whether a cell is a note of kernelsvc."""
+    return "note" in cell["metadata"].get("kernelsvc", {})
+
+
 def covered(notes):
     """Return the first and the last entry that notes are about."""
     spans = [note["metadata"]["kernelsvc"]["seq"] for note in notes]
