@@ -13,7 +13,7 @@ SHELL := /bin/bash
 VENV ?= .venv
 ARGS ?=
 NEWEST ?=
-JOBS ?= 2
+JOBS ?= 3
 BIN := $(VENV)/bin
 # tests/conftest.py starts the longest files first, so that the workers end together.
 TESTS := tests/acceptance tests/integration $(wildcard tests/attack) tests/unit

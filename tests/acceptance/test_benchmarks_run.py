@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(480)
 def test_the_harness_measures_us_and_a_plain_kernel_and_loses_nothing() -> None:
     done = subprocess.run(

@@ -120,6 +120,7 @@ def test_the_worked_example_looks_as_it_should(browser, tmp_path):
     assert_looks_as("analysis.png", page, browser, tmp_path)
 
 
+@pytest.mark.thorough
 def test_the_page_of_the_demo_looks_as_it_should(browser, tmp_path):
     env = {name: value for name, value in os.environ.items() if name not in ("KERNELSVC_URL", "KERNELSVC_TOKEN")}
     command = [sys.executable, "-m", "kernelsvc", "demo", "--out", str(tmp_path / "out")]

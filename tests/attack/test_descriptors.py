@@ -81,7 +81,11 @@ class Split(Ordinary):
                 self.host.wait(30)
 
 
-@pytest.fixture(scope="module", params=["as we are", "ordinary user", "split"])
+#: As root, the server that splits its rights and the ordinary user's are the two that every run attacks.
+AS_WE_ARE = pytest.param("as we are", marks=[pytest.mark.thorough] if os.geteuid() == 0 else [])
+
+
+@pytest.fixture(scope="module", params=[AS_WE_ARE, "ordinary user", "split"])
 def server(request: pytest.FixtureRequest) -> Iterator[Served]:
     if request.param != "as we are" and os.geteuid() != 0:
         pytest.skip("only root can become another user, or start a kernel host as root")

@@ -45,7 +45,7 @@ from kernelsvc.model.limits import Limits
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-POLICIES = ["off", "best-effort"]
+POLICIES = [pytest.param("off", marks=pytest.mark.thorough), "best-effort"]
 HERE = Path(__file__).parent
 
 

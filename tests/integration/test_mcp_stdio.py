@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
-from served import Served
+from served import QUICK, Served
 
 pytestmark = pytest.mark.slow
 
@@ -70,7 +70,7 @@ async def test_what_is_listened_to_is_told(served: Served, tmp_path: Path):
 
 
 async def test_with_no_server_it_has_one_of_its_own_and_keeps_the_record(tmp_path: Path, short_tmp: Path):
-    nothing = {"KERNELSVC_DATA_DIR": str(tmp_path / "d"), "KERNELSVC_RUNTIME_DIR": str(short_tmp / "none")}
+    nothing = {"KERNELSVC_DATA_DIR": str(tmp_path / "d"), "KERNELSVC_RUNTIME_DIR": str(short_tmp / "none"), **QUICK}
     async with started(tmp_path / "log", env=nothing) as client:
         made = (await client.call_tool("run_code", {"code": "print('kept')"})).structured_content
         # Two at once do not meet.
