@@ -56,7 +56,7 @@ def by_folder(seconds: Counter[str]) -> dict[str, tuple[int, float]]:
 
 
 def write(reporter: pytest.TerminalReporter) -> None:
-    """Write the table. Seconds are those of the workers together: two workers spend two in a second."""
+    """Write the table. Seconds are those of the workers together: three workers spend three in a second."""
     seconds = of(reporter)
     if len(seconds) < MIN_TESTS:
         return
