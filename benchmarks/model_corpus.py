@@ -45,8 +45,8 @@ def _both(result: ToolResult) -> tuple[str, int]:
     return result.text + facts, len(result.pictures)
 
 
-#: What a model gets of a result by MCP, by the rule of its host: the text, and the number of pictures. The first rule
-#: is that of Claude Code and Codex by their issues, the second one that of kimi-code.
+#: The text and the number of pictures of a result that a model gets through MCP, by the rule of its host. The first
+#: rule is that of Claude Code and Codex by their issues, the second one that of kimi-code.
 HOSTS: Mapping[str, Callable[[ToolResult], tuple[str, int]]] = {
     "structured first": _structured_first,
     "content first": lambda result: (result.text, len(result.pictures)),

@@ -50,7 +50,7 @@ print(json.dumps({
 
 async def main(args: argparse.Namespace, terminal: Terminal) -> int:
     """Carry out the action of the first argument."""
-    settings = load({"data_dir": args.data_dir} if args.data_dir else {}, dict(os.environ))
+    settings = load({"data_dir": args.data_dir, "config": args.config}, os.environ)
     store = EnvironmentStore(settings.data_path())
     if args.action == "list":
         _print_list(args, terminal, store)

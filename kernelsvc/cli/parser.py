@@ -68,6 +68,11 @@ def _server_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _data_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data-dir", metavar="DIR", help="the server's data directory (default: as 'kernelsvc serve')")
+    parser.add_argument("--config", metavar="FILE", help="the server's settings file")
+
+
 def _own_server_options(parser: argparse.ArgumentParser) -> None:
     _server_options(parser)
     parser.add_argument("--private", action="store_true", help="start a server for this command only")
@@ -469,7 +474,7 @@ def _machine_commands(commands: _Commands) -> None:
     env.add_argument("-r", "--requirements", metavar="FILE", action="append", help="add: a file of requirements")
     env.add_argument("--python", metavar="PATH|VERSION", help="add: its interpreter (default: the server's)")
     env.add_argument("--preload", metavar="MODULE,...", action="append", help="add: modules to import once")
-    env.add_argument("--data-dir", metavar="DIR", help="the server's data directory (default: as 'kernelsvc serve')")
+    _data_options(env)
     _json_option(env)
     doctor = commands.add(
         "doctor",
@@ -501,8 +506,7 @@ def _machine_commands(commands: _Commands) -> None:
     token.add_argument("--keep-hours", type=float, metavar="N", default=24, help="rotate: hours for the old token (24)")
     token.add_argument("--e2b", action="store_true", help="a token in the form that E2B's clients insist on")
     _json_option(token)
-    for option, help in (("--data-dir", "data directory of the server"), ("--config", "settings file of the server")):
-        token.add_argument(option, metavar="PATH", help=help)
+    _data_options(token)
     backup = commands.add(
         "backup",
         "backup:backup",
@@ -511,8 +515,7 @@ def _machine_commands(commands: _Commands) -> None:
         "So a server that is started on the copy knows every log as its own. 'tar -x' restores it.",
     )
     backup.add_argument("file", metavar="FILE.tar.gz", help="the archive. It gets mode 600")
-    for option, help in (("--data-dir", "data directory of the server"), ("--config", "settings file of the server")):
-        backup.add_argument(option, metavar="PATH", help=help)
+    _data_options(backup)
     kernelspec = commands.add(
         "install-kernelspec",
         "install_kernelspec:install",

@@ -185,7 +185,7 @@ class EgressDenied(Event):
     A repeat in the same cell is recorded when it is the 10th, the 100th and so on.
 
     Attributes:
-        via: What was refused: dns (a look-up), tls, http or tcp.
+        via: Kind of the refused request: dns (a look-up), tls, http or tcp.
         host: The name or the address.
         port: The port, which a look-up does not have.
         why: The reason.

@@ -65,7 +65,7 @@ class _Padded(io.RawIOBase):
 
 
 def write_backup(data: Path, target: Path, key: bytes) -> BackupReport:
-    """Write a backup as a compressed tar archive. An existing file is replaced at the end.
+    """Write a backup as a compressed tar archive. An existing file is replaced when the new one is complete.
 
     Args:
         data: The data directory. Its server may run.
@@ -73,11 +73,9 @@ def write_backup(data: Path, target: Path, key: bytes) -> BackupReport:
         key: The key of the heads.
 
     Raises:
-        BadRequest: ``target`` is below the data directory, or there is no data directory.
+        BadRequest: ``target`` is below the data directory.
         OSError: The archive can't be written. An older one is unchanged.
     """
-    if not (data / _SESSIONS).is_dir():
-        raise BadRequest(f"{data} is no data directory. Give the server's --data-dir.")
     if target.resolve().is_relative_to(data.resolve()):
         raise BadRequest("The backup would be a part of itself. Choose a file outside of the data directory.")
     report = BackupReport()
@@ -113,33 +111,40 @@ def _add_all(tar: tarfile.TarFile, data: Path, heads: HeadFile, started: datetim
         names = [name for name in sorted(os.listdir(top)) if not name.startswith(_LEFT_OUT)]
         _add_entries(tar, top, "", [name for name in names if name not in (_HEADS, _SESSIONS)])
         for name in sorted(os.listdir(data / _SESSIONS)):
-            journal = data / _SESSIONS / name / _JOURNAL
-            lines = _covered(journal, heads.find(name), started)
-            if lines is None:
+            if _add_journal(tar, data / _SESSIONS / name, heads.find(name), started):
+                _add_session(tar, data / _SESSIONS / name, f"{_SESSIONS}/{name}")
+                report.sessions += 1
+            else:
                 report.left_out.append(name)
-                continue
-            _add_bytes(tar, f"{_SESSIONS}/{name}/{_JOURNAL}", lines)
-            _add_session(tar, data / _SESSIONS / name, f"{_SESSIONS}/{name}")
-            report.sessions += 1
     finally:
         os.close(top)
 
 
-def _covered(journal: Path, record: HeadRecord | None, started: datetime) -> bytes | None:
-    """Return the lines of a journal that its copied head covers, or None if the session began later or is gone."""
+def _add_journal(tar: tarfile.TarFile, session: Path, record: HeadRecord | None, started: datetime) -> bool:
+    """Add the lines of a journal that its copied head covers. Return False if the session began later or is gone."""
     try:
-        with journal.open("rb") as file:
-            if record is not None:
-                return b"".join(line for line in islice(file, record.after.seq) if line.endswith(b"\n"))
-            lines = file.readlines()
+        file = (session / _JOURNAL).open("rb")
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        return False
+    with file:
+        # A log of an earlier release has no head. The next server says so, as this one did.
+        if record is None and not _began_before(file.readline(), started):
+            return False
+        file.seek(0)
+        lines = file if record is None else islice(file, record.after.seq)
+        size = sum(len(line) for line in lines if line.endswith(b"\n"))
+        file.seek(0)
+        info = _info(f"{_SESSIONS}/{session.name}/{_JOURNAL}", os.fstat(file.fileno()))
+        info.size = size
+        tar.addfile(info, _Padded(file, size))
+    return True
+
+
+def _began_before(line: bytes, moment: datetime) -> bool:
     try:
-        first = msgspec.json.decode(lines[0], type=_FirstEvent)
-    except (IndexError, msgspec.MsgspecError):
-        return None
-    # A log of an earlier release has no head. The next server says so, as this one did.
-    return b"".join(lines) if first.at < started else None
+        return msgspec.json.decode(line, type=_FirstEvent).at < moment
+    except msgspec.MsgspecError:
+        return False
 
 
 def _add_session(tar: tarfile.TarFile, path: Path, name: str) -> None:

@@ -42,6 +42,37 @@ IDLE_SECONDS = 3600.0
 PRINCIPAL = "kernelsvc.principal"
 
 
+class ManagerTask:
+    """Runs a session manager of the SDK until it is stopped.
+
+    The manager's task group must be entered and left by the same task (AnyIO), so it has one of its own.
+
+    Args:
+        manager: The session manager.
+        name: Name of the task, for asyncio's log lines.
+    """
+
+    def __init__(self, manager: StreamableHTTPSessionManager, name: str) -> None:
+        self._manager = manager
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._stopping = asyncio.Event()
+        self._task = asyncio.create_task(self._run(), name=name)
+
+    async def _run(self) -> None:
+        async with self._manager.run():
+            self._ready.set_result(None)
+            await self._stopping.wait()
+
+    async def ready(self) -> None:
+        """Wait until requests can be handled. Safe to cancel."""
+        await asyncio.shield(self._ready)
+
+    async def stop(self) -> None:
+        """End the manager's sessions."""
+        self._stopping.set()
+        await self._task
+
+
 class McpService:
     """The MCP server of one Tornado application."""
 
@@ -57,24 +88,15 @@ class McpService:
             max_sessions=MAX_CLIENTS,
             max_request_body_size=context.settings.max_body_bytes,
         )
-        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._stopping = asyncio.Event()
-        self._running = asyncio.create_task(self._run(), name="mcp")
-
-    async def _run(self) -> None:
-        # The manager's task group must be entered and left by the same task (AnyIO).
-        async with self._manager.run():
-            self._ready.set_result(None)
-            await self._stopping.wait()
+        self._running = ManagerTask(self._manager, "mcp")
 
     async def stop(self) -> None:
         """End all MCP sessions. Running cells continue."""
-        self._stopping.set()
-        await self._running
+        await self._running.stop()
 
     async def answer(self, exchange: Exchange) -> None:
         """Serve one request."""
-        await asyncio.shield(self._ready)
+        await self._running.ready()
         given = exchange.handler.request.headers.get(SESSION_HEADER)
         who = exchange.handler.who.name
         session = (self._sessions.get(given) if given is not None else None) or McpSession(who)

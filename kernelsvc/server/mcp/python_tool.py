@@ -33,7 +33,7 @@ from kernelsvc.model.objects import CellRequest, Principal
 from kernelsvc.protocol.openai.code_text import CodeText
 from kernelsvc.protocol.openai.requests import CodeTool
 from kernelsvc.server.handler import ServerContext
-from kernelsvc.server.mcp.asgi_bridge import PRINCIPAL, SESSION_HEADER, Exchange
+from kernelsvc.server.mcp.asgi_bridge import PRINCIPAL, SESSION_HEADER, Exchange, ManagerTask
 
 NAME = "python"
 #: Headers that name a container, the first one before the second.
@@ -105,24 +105,15 @@ class PythonToolService:
         )
         self._events = SseServerTransport("/messages", max_request_body_size=settings.max_body_bytes)
         self._manager = StreamableHTTPSessionManager(self._server, stateless=True)
-        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._stopping = asyncio.Event()
-        self._running = asyncio.create_task(self._run(), name="mcp python")
-
-    async def _run(self) -> None:
-        # The manager's task group must be entered and left by the same task (AnyIO).
-        async with self._manager.run():
-            self._ready.set_result(None)
-            await self._stopping.wait()
+        self._running = ManagerTask(self._manager, "mcp python")
 
     async def stop(self) -> None:
         """End all connections."""
-        self._stopping.set()
-        await self._running
+        await self._running.stop()
 
     async def answer(self, exchange: Exchange) -> None:
         """Serve one request of either transport."""
-        await asyncio.shield(self._ready)
+        await self._running.ready()
         prefix, _, last = exchange.handler.request.path.rstrip("/").rpartition("/")
         # The SDK quotes the path of the messages, which it sends to the client.
         scope = {**exchange.scope(), "root_path": unquote(prefix)}
