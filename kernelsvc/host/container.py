@@ -481,7 +481,8 @@ class Container:
         """Send SIGINT to the processes that a kernel's cell has started, and SIGKILL to those that do not end.
 
         Its copies are no such processes, and neither are those that have made themselves daemons, nor those of earlier
-        cells.
+        cells. Linux counts start times in ticks of 10 ms (proc_pid_stat(5)), so a process that an earlier cell started
+        up to two ticks before counts as this cell's.
 
         Args:
             kernel: id of the kernel.

@@ -66,7 +66,11 @@ def test_all_that_the_cell_has_started_ends_and_the_session_stays(session: Sessi
 
 
 def test_a_process_that_an_earlier_cell_has_started_goes_on(session: Session) -> None:
-    session.run("import subprocess, time; server = subprocess.Popen(['sleep', '4320'])")
+    # The first cell ends some ticks after the process began: Linux counts start times in ticks of 10 ms.
+    session.run(
+        "import subprocess, time; server = subprocess.Popen(['sleep', '4320']); began = time.monotonic()\n"
+        "while time.monotonic() < began + 0.1: pass"
+    )
     cell = session.run("child = subprocess.Popen(['sleep', '4319']); time.sleep(20)", timeout=1)
     assert cell.reason == "timeout"
     wait_for(lambda: session.run("child.poll()").text.strip() == "-2", deadline=15)

@@ -180,7 +180,7 @@ def _file_routes(above: str, id: str, what: str) -> tuple[Route, ...]:
     return (
         Route(
             verb="GET", path=f"{above}/files/", id=f"{id}.list", scope="read", query=ListFilesQuery, result=FileList,
-            summary=f"What is in {what}.",
+            summary=f"The entries of {what}.",
         ),
         Route(
             verb="GET", path=f"{above}/files/{{path}}", id=f"{id}.get", scope="read", query=ListFilesQuery,
