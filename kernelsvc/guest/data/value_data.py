@@ -32,7 +32,7 @@ Encoder = Callable[[int, int], bytes]
 
 
 class DataRefused(Exception):
-    """The data can't be had so. ``code`` is the error code of the server's answer."""
+    """The data can't be returned in this form. ``code`` is the error code of the server's answer."""
 
     def __init__(self, code: str, why: str) -> None:
         super().__init__(why)
@@ -173,7 +173,7 @@ def _label(value: Any) -> str:
 
 
 def _index_columns(index: Any) -> dict[str, Any]:
-    """Return the columns of an index that says something."""
+    """Return the levels of an index as columns. The default index, which counts rows, has none."""
     pandas = sys.modules["pandas"]
     if type(index) is pandas.RangeIndex:
         return {}
@@ -184,7 +184,7 @@ def _index_columns(index: Any) -> dict[str, Any]:
 
 
 def _column(values: Any) -> Any:
-    """Return values of a column that no format has to ask user code about."""
+    """Return the values of a column in types that every format converts without user code."""
     dtype = values.dtype
     numpy = sys.modules["numpy"]
     if isinstance(dtype, numpy.dtype) and dtype.kind in "biufmM":
