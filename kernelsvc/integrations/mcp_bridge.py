@@ -22,15 +22,18 @@ from mcp.shared.exceptions import MCPError
 from kernelsvc.client import AsyncClient
 from kernelsvc.client.offered import OfferedFunction, ReadyAnswer
 from kernelsvc.client.tool_provider import current_call
-from kernelsvc.errors import KernelsvcError
+from kernelsvc.client.values import Unreachable
+from kernelsvc.errors import Forbidden, KernelsvcError, Unauthenticated
 from kernelsvc.model.tool_calls.mcp_servers import PROVIDER, McpServer, offer_of
 
 log = logging.getLogger(__name__)
 
 #: Seconds between two looks at a server that reports nothing: whether it lives, and which tools it has.
 CHECK_SECONDS = 10.0
-#: Seconds for a server to start, and for a call to wait for it, and the longest pause between two starts.
-START_SECONDS, MAX_PAUSE = 60.0, 30.0
+#: Seconds for a server to start, and for a call to wait for it.
+START_SECONDS = 60.0
+#: Seconds between two starts: after a server that ran for ``START_SECONDS``, and at most.
+FIRST_PAUSE, MAX_PAUSE = 0.5, 30.0
 #: Seconds without a kernelsvc server after which the bridge ends.
 GONE_SECONDS = 300.0
 
@@ -72,21 +75,22 @@ class _Bridged:
             on_state=lambda state: self._gone.set() if state == "gone" else None,
         )
         async with client:
-            pause = 0.5
+            loop, pause = asyncio.get_running_loop(), FIRST_PAUSE
             while True:
+                began = loop.time()
                 try:
                     await self._serve(client)
-                    pause = 0.5
-                except KernelsvcError:
+                except (Unauthenticated, Forbidden, Unreachable):
                     raise
-                except Exception as error:  # of the MCP server, which may be any program
+                # Of the MCP server, which may be any program, or of tools that can't be offered. Other servers go on.
+                except Exception as error:
                     log.warning("the MCP server %s is not available: %s", self._name, _cause(error))
                 self._ready.clear()
+                pause = FIRST_PAUSE if loop.time() - began > START_SECONDS else min(2 * pause, MAX_PAUSE)
                 await asyncio.sleep(pause)
-                pause = min(2 * pause, MAX_PAUSE)
 
     async def _serve(self, client: AsyncClient) -> None:
-        """Connect, and offer the tools until the MCP server ends."""
+        """Connect, and offer the tools until the MCP server ends. It ends by an exception."""
         async with contextlib.AsyncExitStack() as stack:
             async with asyncio.timeout(START_SECONDS):
                 mcp = await stack.enter_async_context(
