@@ -30,7 +30,14 @@ from kernelsvc.sandbox.own_inodes import mount_of, mount_points, overlay_dirs
 from kernelsvc.sandbox.plan import OWN_INODES, SPARE_TASKS, ConfinementRequest, Policy, confine
 from kernelsvc.sandbox.probe import OVERLAYS_TRIED, probe, try_overlays
 from kernelsvc.sandbox.probe_result import Layer, Probe
-from kernelsvc.sandbox.rootfs_paths import RootfsPaths, find_paths, is_reachable, private_files, read_network_files
+from kernelsvc.sandbox.rootfs_paths import (
+    RootfsPaths,
+    find_paths,
+    is_reachable,
+    paths_inside,
+    private_files,
+    read_network_files,
+)
 from kernelsvc.sandbox.uid_pool import UIDS, BlockLocks, UidPool, give
 
 #: Permissions that let every user list and enter a directory.
@@ -171,7 +178,6 @@ class SandboxManager:
                 wheelhouse=self._wheelhouse if os.path.isdir(self._wheelhouse) else "",
                 binds=[self._checked(bind, user=uid) for bind in binds],
                 identity=(own.st_dev, own.st_ino),
-                hidden=self._hidden,
                 uid=uid,
                 reachable=uid is None or (reachable and is_reachable([workdir])),
                 cgroup=group.join_files if group else [],
@@ -362,7 +368,11 @@ class SandboxManager:
         key = (python, *prefixes, *(moves or ()))
         if key not in self._paths:
             found = find_paths(python, prefixes=prefixes, moves=moves)
-            found = msgspec.structs.replace(found, overlays=self._find_overlays(source for source, _ in found.readonly))
+            found = msgspec.structs.replace(
+                found,
+                overlays=self._find_overlays(source for source, _ in found.readonly),
+                hidden=paths_inside(self._hidden, found.readonly),
+            )
             self._paths[key] = found, is_reachable(source for source, _ in found.readonly)
         return self._paths[key]
 

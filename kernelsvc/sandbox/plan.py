@@ -34,7 +34,7 @@ from kernelsvc.model.storage.mounts import WORKSPACE_DIR, Bind
 from kernelsvc.sandbox import seccomp
 from kernelsvc.sandbox.branch_dirs import later_branches_dir
 from kernelsvc.sandbox.probe_result import Layer, Probe
-from kernelsvc.sandbox.rootfs_paths import RootfsPaths, is_beneath
+from kernelsvc.sandbox.rootfs_paths import RootfsPaths
 
 Policy = Literal["required", "best-effort", "off"]
 
@@ -89,7 +89,6 @@ class ConfinementRequest(msgspec.Struct, frozen=True, kw_only=True):
         wheelhouse: directory of wheels for pip, or "".
         mapped: sources of writable binds that have the owner of ``workdir``, so that ``idmap`` holds for them.
         identity: device and inode of the directory that is mounted. A replacement is refused.
-        hidden: directories and files that stay invisible although a read-only path holds them.
         uid: user and group of the host for this session, if the host runs as root.
         reachable: whether any user may walk to ``workdir`` and to the read-only paths.
         idmap: path of a user namespace that maps the directory's owner to ``uid``.
@@ -114,7 +113,6 @@ class ConfinementRequest(msgspec.Struct, frozen=True, kw_only=True):
     wheelhouse: str = ""
     mapped: list[str] = []
     identity: tuple[int, int] | None = None
-    hidden: list[str] = []
     uid: int | None = None
     reachable: bool = True
     idmap: str | None = None
@@ -271,7 +269,7 @@ def _view(request: ConfinementRequest, wanted: _Wanted, inside: dict[str, int]) 
             *([[request.wheelhouse, WHEELS, False, False]] if request.wheelhouse else []),
         ],
         "identity": request.identity,
-        "hidden": [path for path in request.hidden if _is_shown(path, request)],
+        "hidden": request.paths.hidden,
         "idmap": request.idmap,
         "files": _etc_files(inside, request),
         "devices": _DEVICES,
@@ -290,11 +288,6 @@ def _data_link(request: ConfinementRequest) -> dict[str, str]:
     bound = [target for _, target in request.paths.readonly] + [*request.paths.links, *request.share]
     taken = any(each == DATA or each.startswith(f"{DATA}/") or DATA.startswith(f"{each}/") for each in bound)
     return {} if taken else {DATA: _home(request)}
-
-
-def _is_shown(path: str, request: ConfinementRequest) -> bool:
-    """Return whether a private path lies in a directory that sessions see. Masks of others would cover environments."""
-    return any(is_beneath(path, target) for _, target in request.paths.readonly)
 
 
 def _etc_files(inside: dict[str, int], request: ConfinementRequest) -> dict[str, str]:

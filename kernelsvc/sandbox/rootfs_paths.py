@@ -83,6 +83,7 @@ class RootfsPaths(msgspec.Struct, frozen=True, kw_only=True):
         path: the value of ``PATH``.
         site: the directory of installed packages below a prefix, or "" if the Python's version is not known.
         overlays: (directory to mount an overlay of, path below it) by source (``kernelsvc.sandbox.own_inodes``).
+        hidden: paths inside of private files and directories, which an empty one covers.
     """
 
     links: dict[str, str]
@@ -90,6 +91,7 @@ class RootfsPaths(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     site: str = ""
     overlays: dict[str, tuple[str, str]] = {}
+    hidden: list[str] = []
 
 
 def outermost(paths: Iterable[str]) -> list[str]:
@@ -108,6 +110,26 @@ def outermost(paths: Iterable[str]) -> list[str]:
 def is_beneath(path: str, root: str) -> bool:
     """Return whether ``path`` is ``root`` or lies in it, by name only."""
     return PurePosixPath(path).is_relative_to(root)
+
+
+def paths_inside(private: Iterable[str], readonly: Iterable[tuple[str, str]]) -> list[str]:
+    """Return where sessions would see private files and directories: once for each shown directory that holds them.
+
+    Args:
+        private: paths without links.
+        readonly: (source, path inside), as in ``RootfsPaths``. Inside, a directory may have another path, or two.
+
+    Returns:
+        Paths inside, sorted. A private directory that holds a shown one is not in it: it would cover an environment.
+    """
+    shown = [(os.path.realpath(source), target) for source, target in readonly]
+    found = {
+        os.path.normpath(f"{target}/{PurePosixPath(path).relative_to(source)}")
+        for source, target in shown
+        for path in private
+        if is_beneath(path, source)
+    }
+    return sorted(found)
 
 
 def is_reachable(paths: Iterable[str]) -> bool:

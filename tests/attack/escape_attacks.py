@@ -28,7 +28,14 @@ else:
     attack(
         "private root",
         "read the service's configuration where it lies beside Python",
-        "need(open(C['concealed']).read(), 'empty')",
+        """
+import glob
+below = os.path.relpath(C['concealed'], C['prefix'])
+# The host's path, and wherever Python is inside.
+prefixes = [C['prefix'], sys.prefix, sys.base_prefix, *glob.glob('/opt/*')]
+places = {os.path.join(prefix, below) for prefix in prefixes}
+need(''.join(open(place).read() for place in places if os.path.exists(place)), 'empty')
+""",
     ),
     attack(
         "filesystem",

@@ -13,6 +13,7 @@ from kernelsvc.sandbox.rootfs_paths import (
     is_beneath,
     is_reachable,
     outermost,
+    paths_inside,
     private_files,
     python_prefixes,
 )
@@ -93,3 +94,13 @@ def test_a_closed_directory_above_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "closed").chmod(0o700)
     assert not is_reachable([str(inner)])
     assert is_reachable(["/usr/bin"])
+
+
+def test_private_files_are_found_at_each_path_that_sessions_see(tmp_path: Path) -> None:
+    env = tmp_path / "env"
+    (env / "etc").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(env)
+    private = [str(env / "etc/kernelsvc.toml"), str(env), str(tmp_path), "/srv/data"]
+    shown = [(str(env), "/opt/env"), (str(tmp_path / "link"), "/srv/env"), ("/usr", "/usr")]
+    found = paths_inside(private, shown)
+    assert found == ["/opt/env", "/opt/env/etc/kernelsvc.toml", "/srv/env", "/srv/env/etc/kernelsvc.toml"]
