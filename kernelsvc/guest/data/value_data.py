@@ -14,6 +14,7 @@ import io
 import json
 import math
 import sys
+import zoneinfo
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,8 @@ _FIRST_VALUES = 50_000
 _MAX_OBJECTS, _MAX_DEPTH = 500_000, 40
 _EXACT = frozenset((str, int, float, bool, type(None)))
 _DATES = frozenset((datetime.date, datetime.datetime, datetime.time, decimal.Decimal))
+#: Time zones whose methods are not the user's.
+_ZONES = frozenset((type(None), datetime.timezone, zoneinfo.ZoneInfo))
 
 Encoder = Callable[[int, int], bytes]
 
@@ -134,13 +137,14 @@ def _table(value: Any) -> Any:
     if kind is pandas.DataFrame or kind is pandas.Series:
         return value if kind is pandas.DataFrame else value.to_frame()
     if numpy is not None and kind is numpy.ndarray and value.ndim in (1, 2) and value.dtype.names is None:
-        return pandas.DataFrame(value)
+        # Without a type pandas would look for dates in objects, and ask time zones of the user.
+        return pandas.DataFrame(value, dtype=value.dtype)
     return None
 
 
 def _encoder(table: Any, form: str, columns: Sequence[str] | None) -> Encoder:
     of_pandas = type(table).__module__.startswith("pandas")
-    labels = [_label(each) for each in table.columns]
+    labels = _labels(table.columns) if of_pandas else list(table.columns)
     missing = [name for name in columns or () if name not in labels]
     if missing:
         raise DataRefused("not_found", f"There is no column {missing[0]!r}.")
@@ -149,6 +153,10 @@ def _encoder(table: Any, form: str, columns: Sequence[str] | None) -> Encoder:
         raise DataRefused(
             "not_supported", f"The session's environment has no pyarrow, which {form} needs. Ask for csv."
         )
+
+    if of_pandas:
+        # Taking a column makes an object of its label, for which a time zone of the user would be asked.
+        table = table.set_axis(range(len(labels)), axis=1)
 
     def encode(start: int, end: int) -> bytes:
         if not of_pandas:
@@ -165,11 +173,36 @@ def _encoder(table: Any, form: str, columns: Sequence[str] | None) -> Encoder:
     return encode
 
 
+def _labels(index: Any) -> list[str]:
+    """Return the names of a data frame's columns as text: levels joined by "/"."""
+    levels = [
+        _in_known_zone(level, getattr(level.dtype, "tz", None))
+        for level in map(index.get_level_values, range(index.nlevels))
+    ]
+    return ["/".join(map(_label, each)) for each in zip(*levels, strict=True)]
+
+
 def _label(value: Any) -> str:
-    """Return a column's name as text: levels joined by "/"."""
+    """Return a part of a column's name as text."""
     if type(value) is tuple:
         return "/".join(map(_label, value))
-    return str(value) if type(value) in _EXACT | _DATES else f"<{variables.type_name(value)}>"
+    if type(value) in _EXACT or _is_date(value):
+        return str(value)
+    return _pandas_date(value) or f"<{variables.type_name(value)}>"
+
+
+def _is_date(value: Any) -> bool:
+    """Return whether the text of a date, time or decimal number is made without user code."""
+    # A time zone is any object, and its methods are called for the text of a date.
+    return type(value) in _DATES and type(getattr(value, "tzinfo", None)) in _ZONES
+
+
+def _pandas_date(value: Any) -> str | None:
+    """Return the text of a point in time, a duration or a period of pandas, or None if it is none of them."""
+    pandas = sys.modules.get("pandas")
+    if pandas is None or type(value) not in (pandas.Timestamp, pandas.Timedelta, pandas.Period):
+        return None
+    return str(_in_known_zone(value, getattr(value, "tz", None)))
 
 
 def _index_columns(index: Any) -> dict[str, Any]:
@@ -189,13 +222,23 @@ def _column(values: Any) -> Any:
     numpy = sys.modules["numpy"]
     if isinstance(dtype, numpy.dtype) and dtype.kind in "biufmM":
         return values.array
-    if type(dtype).__name__ in ("DatetimeTZDtype", "BooleanDtype", *(f"{k}{n}Dtype" for k in _NULLABLE for n in _BITS)):
+    if type(dtype) is sys.modules["pandas"].DatetimeTZDtype:
+        return _in_known_zone(values.array, dtype.tz)
+    if type(dtype).__name__ in ("BooleanDtype", *(f"{k}{n}Dtype" for k in _NULLABLE for n in _BITS)):
         return values.array
+    if type(dtype) is sys.modules["pandas"].CategoricalDtype:
+        names = [*_column(dtype.categories), None]
+        return [names[code] for code in values.array.codes]
     plain = [_plain(each) for each in values.tolist()]
     kinds = {type(each) for each in plain} - {type(None)}
     if not (kinds <= {str} or kinds <= {int, float, bool}) or any(type(n) is int and abs(n) >= 2**63 for n in plain):
         plain = [None if each is None else str(each) for each in plain]
     return plain
+
+
+def _in_known_zone(value: Any, zone: Any) -> Any:
+    """Return points in time of pandas, in UTC if the methods of their zone may be the user's."""
+    return value if type(zone) in _ZONES else value.tz_convert("UTC")
 
 
 _NULLABLE, _BITS = ("Int", "UInt", "Float"), (8, 16, 32, 64)
@@ -212,14 +255,14 @@ def _plain(value: Any) -> Any:
         return value
     if kind is bytes:
         return base64.b64encode(value).decode()
-    if kind in _DATES:
+    if _is_date(value):
         return str(value)
     pandas = sys.modules.get("pandas")
     if pandas is not None:
         if value is pandas.NA or value is pandas.NaT:
             return None
-        if kind in (pandas.Timestamp, pandas.Timedelta, pandas.Period):
-            return str(value)
+        if (text := _pandas_date(value)) is not None:
+            return text
     copied = _copied(value)
     return copied if type(copied) in _EXACT else json.dumps(copied, ensure_ascii=False)
 
@@ -285,7 +328,7 @@ def _copied(value: Any, depth: int = 0, left: list[int] | None = None) -> Any:
     numpy = sys.modules.get("numpy")
     if numpy is not None and kind in numpy.sctypeDict.values():
         return _copied(value.item(), depth, left) if kind is not numpy.void else variables.summary(value)
-    if kind in _DATES:
+    if _is_date(value):
         return str(value)
     if kind is bytes:
         return base64.b64encode(value).decode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import datetime
 import io
 import json
 from typing import Any
@@ -134,3 +135,54 @@ def test_without_pyarrow_the_best_format_of_a_table_is_csv(monkeypatch: pytest.M
     assert asked(frame, "best")["format"] == "csv"
     assert asked([1], "best")["format"] == "json"
     assert asked(frame, "parquet")["ename"] == "not_supported"
+
+
+class HostileZone(datetime.tzinfo):
+    """A time zone whose methods must not be called, except while the values are made."""
+
+    allowed = True
+
+    def utcoffset(self, _: datetime.datetime | None) -> datetime.timedelta:
+        assert self.allowed, "called"
+        return datetime.timedelta(hours=1)
+
+    dst = utcoffset
+
+    def tzname(self, _: datetime.datetime | None) -> str:
+        assert self.allowed, "called"
+        return "hostile"
+
+
+def _with_zone(kind: str, zone: datetime.tzinfo) -> Any:
+    noon = datetime.datetime(2026, 1, 1, 12, tzinfo=zone)
+    return {
+        "datetime": lambda: noon,
+        "time": lambda: datetime.time(12, tzinfo=zone),
+        "in a list": lambda: [noon],
+        "key": lambda: {noon: 1},
+        "index": lambda: pd.DataFrame({"a": [1]}, index=pd.DatetimeIndex([noon])),
+        "label": lambda: pd.DataFrame([[1]], columns=[noon]),
+        "column": lambda: pd.DataFrame({"a": pd.Series([noon]).dt.tz_convert(zone)}),
+        "objects": lambda: pd.DataFrame({"a": pd.Series([noon, 1], dtype=object)}),
+        "stamps": lambda: pd.DataFrame({"a": pd.Series([pd.Timestamp(noon), 1], dtype=object)}),
+        "series": lambda: pd.Series([1], index=pd.DatetimeIndex([noon])),
+        "array": lambda: np.array([noon], dtype=object),
+        "levels": lambda: pd.DataFrame([[1]], columns=pd.MultiIndex.from_arrays([pd.DatetimeIndex([noon])])),
+        "categories": lambda: pd.DataFrame({"a": pd.Categorical(pd.DatetimeIndex([noon]))}),
+    }[kind]()
+
+
+@pytest.mark.parametrize("form", ["json", "csv"])
+@pytest.mark.parametrize(
+    "kind", ["datetime", "time", "in a list", "key", "index", "label", "column", "objects", "stamps", "series", "array"]
+)
+def test_time_zones_of_the_user_are_not_asked(kind: str, form: str) -> None:
+    zone = HostileZone()
+    value = _with_zone(kind, zone)
+    zone.allowed = False
+    expected = "12:00:00"
+    hostile = asked(value, form)
+    assert hostile["status"] == "ok" or (form == "csv" and hostile["ename"] == "not_supported"), hostile
+    known = asked(_with_zone(kind, datetime.UTC), form)
+    assert known["status"] == hostile["status"]
+    assert known["status"] != "ok" or expected in base64.b64decode(known["data"]).decode()
