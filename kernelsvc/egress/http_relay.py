@@ -70,7 +70,8 @@ def check_request(request: h11.Request, name: str, port: int) -> None:
         raise Refused("a request in the form for proxies")
     hosts = [value for field, value in request.headers if field == b"host"]
     shown = f"[{name}]" if ":" in name else name
-    allowed = {shown.encode(), f"{shown}:{port}".encode()}
+    # "name." is the same name (RFC 3986, section 3.2.2).
+    allowed = {each.encode() for host in (shown, f"{shown}.") for each in (host, f"{host}:{port}")}
     if len(hosts) != 1 or hosts[0].lower() not in allowed:
         raise Refused("the Host header is not the name that was connected to")
 

@@ -19,7 +19,7 @@ def request(target=b"/", method=b"GET", headers=((b"Host", b"ok.test"),)):
     return h11.Request(method=method, target=target, headers=list(headers))
 
 
-@pytest.mark.parametrize("host", [b"ok.test", b"OK.test", b"ok.test:80"])
+@pytest.mark.parametrize("host", [b"ok.test", b"OK.test", b"ok.test:80", b"ok.test.", b"ok.test.:80"])
 def test_the_host_is_the_name(host):
     check_request(request(headers=[(b"Host", host)]), NAME, 80)
 
@@ -28,7 +28,8 @@ def test_the_host_is_the_name(host):
     ("given_request", "refused"),
     [
         (request(headers=[(b"Host", b"evil.test")]), Refused),
-        (request(headers=[(b"Host", b"ok.test.")]), Refused),
+        (request(headers=[(b"Host", b"ok.test..")]), Refused),
+        (request(headers=[(b"Host", b"ok.test:80.")]), Refused),
         (request(headers=[(b"Host", b"a@ok.test")]), Refused),
         (request(headers=[(b"Host", b"ok.test:81")]), Refused),
         (request(headers=[(b"Host", b"ok.test@evil.test")]), Refused),
