@@ -217,7 +217,9 @@ def branch_spec(
 
 
 def _lowered(limits: Limits, wanted: LimitsRequest) -> Limits:
-    # All sessions of a family share one network namespace, so a branch can't have another network limit.
+    # A session and its branches share one network namespace, and a branch of its own keeps its parent's rules.
+    if wanted.network not in (None, limits.network):
+        raise BadRequest("A branch has the network of its session. Leave out 'network'.", limit="network")
     return limits.lowered(msgspec.structs.replace(wanted, network=None))
 
 

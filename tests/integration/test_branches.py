@@ -155,6 +155,8 @@ async def test_limits_of_a_branch_can_be_lowered_and_not_raised(client: AsyncCli
     assert await value(parent, "len(bytearray(600 << 20))") == str(600 << 20)
     with pytest.raises(LimitTooHigh):
         await parent.branch(limits={"memory_bytes": 2 << 30})
+    with pytest.raises(BadRequest, match="the network of its session"):
+        await parent.branch(limits={"network": {"allow": ["pypi.org"]}})
     await close(parent, branch)
 
 
