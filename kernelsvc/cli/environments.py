@@ -100,6 +100,13 @@ def _add(args: argparse.Namespace, terminal: Terminal, store: EnvironmentStore) 
     directory = store.directory(args.name)
     if not store.is_own():
         raise Conflict(f"{directory.parent.parent} belongs to another user. Run this command as that user.")
+    if options := [each for each in args.package if each.startswith("-")]:
+        raise BadRequest(f"{options[0]!r} is an option of pip. Put options into a file, and use -r FILE.")
+    with store.changing(args.name):
+        _add_locked(args, terminal, store, directory)
+
+
+def _add_locked(args: argparse.Namespace, terminal: Terminal, store: EnvironmentStore, directory: Path) -> None:
     if directory.exists():
         raise Conflict(f"There is an environment {args.name!r}. Remove it first: kernelsvc env remove {args.name}.")
     is_path = args.python is not None and os.sep in args.python
@@ -162,7 +169,10 @@ def _check(python: str, preload: Sequence[str]) -> dict[str, Any]:
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["it ended without a message"])[-1]
         raise TemplateFailed(f"An import fails: {last}. Install the package, or leave it out of --preload.")
-    about: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    try:
+        about: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        raise TemplateFailed(f"{python} is no Python. Name one that has ipykernel 7: --python PATH.") from None
     if threads := about.pop("threads"):
         raise TemplateFailed(
             f"The import of {', '.join(threads)} leaves threads running, which a fork would lose. Leave it out of "

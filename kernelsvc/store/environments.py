@@ -8,12 +8,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
+from kernelsvc.errors import Conflict
 from kernelsvc.linux.atomic_file import replace_bytes
 
 _RECORD, _VENV = "environment.json", "venv"
@@ -82,6 +86,26 @@ class EnvironmentStore:
     def marks(self) -> list[tuple[str, int]]:
         """Return a value that changes with every new, changed or removed environment. Costs microseconds."""
         return sorted((str(path), path.stat().st_mtime_ns) for path in self._root.glob(f"*/{_RECORD}"))
+
+    @contextlib.contextmanager
+    def changing(self, name: str) -> Iterator[None]:
+        """Hold the lock of an environment while it is made or removed, and remove the rest of a run that was killed.
+
+        Raises:
+            Conflict: another process makes or removes it, or sessions use the files of a removed one.
+        """
+        self._root.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with (self._root / f".{name}.lock").open("w") as lock:
+            try:
+                # flock(2): Linux releases it when the process ends, also when it is killed.
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise Conflict(f"Another command works on the environment {name!r}. Wait for it.") from None
+            if self.directory(name).exists() and not (self.directory(name) / _RECORD).exists():
+                if self.in_use(name):
+                    raise Conflict(f"Sessions still use the removed environment {name!r}. Choose another name.")
+                shutil.rmtree(self.directory(name))
+            yield
 
     def write(self, environment: EnvironmentRecord) -> None:
         """Write a record. From then on servers use it.

@@ -72,11 +72,25 @@ def test_a_running_server_uses_an_environment_and_loses_it(server: Served) -> No
         (["--python", "/nonexistent/python"], 3, "can't be checked"),
         (["x", "--python", "9.9"], 2, "no interpreter '9.9'"),
         (["--python", sys.executable, "--preload", "nothere"], 3, "No module named 'nothere'"),
+        (["--python", "/bin/true"], 3, "/bin/true is no Python"),
+        (["x", "--", "--index-url=http://127.0.0.1:9"], 2, "is an option of pip"),
     ],
 )
 def test_a_failed_add_leaves_nothing(server: Served, words: list[str], status: int, message: str) -> None:
     assert message in kernelsvc_env(server, "add", "broken", *words, status=status)
     assert not EnvironmentStore(server.data_dir).directory("broken").exists()
+
+
+def test_the_rest_of_a_killed_add_is_removed(server: Served) -> None:
+    store = EnvironmentStore(server.data_dir)
+    left = store.directory("json-again") / "venv"
+    left.mkdir(parents=True)
+    with store.changing("json-again"):
+        assert not left.exists()
+        said = kernelsvc_env(server, "add", "json-again", "--python", sys.executable, status=3)
+        assert "Another command works on the environment 'json-again'" in said
+    assert "json-again is ready" in kernelsvc_env(server, "add", "json-again", "--python", sys.executable)
+    kernelsvc_env(server, "remove", "json-again")
 
 
 def test_an_import_that_leaves_a_thread_is_named(server: Served, tmp_path: Path) -> None:
