@@ -207,7 +207,7 @@ def test_saving_it_in_jupyter_breaks_nothing(notebook, session, tmp_path):
     nb.metadata["orig_nbformat"] = 4
     nbformat.write(nb, tmp_path / "n.ipynb")
     text = (tmp_path / "n.ipynb").read_text()
-    (tmp_path / "n.ipynb").write_text(text.replace("0.0", "0"))
+    (tmp_path / "n.ipynb").write_text(text.replace(": 0.0,", ": 0,"))
     assert verify(tmp_path / "n.ipynb", public_key=session.key.public).ok
 
 
