@@ -21,6 +21,7 @@ from kernelsvc.cli.terminal import CellPrinter, Terminal
 from kernelsvc.cli.terminal.filter import seconds
 from kernelsvc.client import AsyncClient, AsyncSession, Image
 from kernelsvc.errors import CannotFork, NotSupported
+from kernelsvc.linux.output_file import output_file
 from kernelsvc.model import events as ev
 
 _NAME = "penguins"
@@ -51,7 +52,8 @@ class Demo:
             )
             # Also in the output directory, so that the exported notebook finds its data there.
             data = (files("kernelsvc") / "data" / "penguins.csv").read_bytes()
-            (self.out / "penguins.csv").write_bytes(data)
+            with output_file(self.out / "penguins.csv") as file:
+                file.write(data)
             await session.upload(data, "penguins.csv")
             for cell in CELLS:
                 await self.run_cell(session, cell, fails=cell is CELLS[4])
@@ -105,7 +107,8 @@ class Demo:
     def _save_images(self, images: list[Image]) -> None:
         for image in images:
             path = self.out / f"{_NAME}-{len(self.pictures) + 1}{image.suffix}"
-            path.write_bytes(image.data)
+            with output_file(path) as file:
+                file.write(image.data)
             self.pictures.append(path)
             self.terminal.line(f"    saved as {path}", "dim")
 

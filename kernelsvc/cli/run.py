@@ -21,6 +21,7 @@ from kernelsvc.cli.terminal import CellPrinter, Terminal
 from kernelsvc.client import AsyncClient, AsyncSession, Image
 from kernelsvc.client.values import UnknownEvent
 from kernelsvc.errors import BadRequest
+from kernelsvc.linux.output_file import output_file
 from kernelsvc.model import events as ev
 
 #: First bytes of a gzip file (RFC 1952, section 2.3.1), such as the journal of an archived session.
@@ -63,7 +64,8 @@ def _keep_images(directory: str | None, images: list[Image], terminal: Terminal)
     home.mkdir(parents=True, exist_ok=True)
     for number, image in enumerate(images, 1):
         path = home / f"{number:03}{image.suffix}"
-        path.write_bytes(image.data)
+        with output_file(path) as file:
+            file.write(image.data)
         terminal.message(f"wrote {path}")
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path, PurePosixPath
 
 from kernelsvc.client.http import Body, Rest
 from kernelsvc.errors import BadRequest
+from kernelsvc.linux.output_file import output_file
 
 _CHUNK = 256 * 1024
 
@@ -41,21 +41,14 @@ def target_of(to: Path, name: str) -> Path:
 
 
 async def save(rest: Rest, path: str, target: Path) -> None:
-    """Download a file atomically: into a temporary file, which is then renamed."""
-    # In the target's directory: rename(2) fails with EXDEV across file systems.
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as temporary:
-        try:
+    """Download a file, see ``output_file``."""
+    with output_file(target) as file:
 
-            def start_over() -> None:
-                temporary.seek(0)
-                temporary.truncate()
+        def start_over() -> None:
+            file.seek(0)
+            file.truncate()
 
-            def write(chunk: bytes) -> None:
-                temporary.write(chunk)
+        def write(chunk: bytes) -> None:
+            file.write(chunk)
 
-            await rest.raw("GET", path, sink=write, on_restart=start_over)
-            temporary.flush()
-            os.replace(temporary.name, target)
-        except BaseException:
-            os.unlink(temporary.name)
-            raise
+        await rest.raw("GET", path, sink=write, on_restart=start_over)

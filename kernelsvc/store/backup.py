@@ -26,6 +26,7 @@ import msgspec
 
 from kernelsvc.errors import BadRequest
 from kernelsvc.linux.nofollow import open_directory
+from kernelsvc.linux.output_file import output_file
 from kernelsvc.store.heads import HeadFile, HeadRecord
 
 _HEADS, _SESSIONS, _JOURNAL = "heads", "sessions", "journal.jsonl"
@@ -81,27 +82,19 @@ def write_backup(data: Path, target: Path, key: bytes) -> BackupReport:
     report = BackupReport()
     started = datetime.now(UTC)
     heads = (data / _HEADS).read_bytes() if (data / _HEADS).exists() else b""
-    part = target.with_name(f".{target.name}.part")
-    part.unlink(missing_ok=True)
-    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        with os.fdopen(fd, "wb") as file, tempfile.TemporaryDirectory() as place:
-            copy = Path(place, _HEADS)
-            copy.write_bytes(heads)
-            copied = HeadFile(copy, key)
-            try:
-                with tarfile.open(fileobj=file, mode="w:gz", format=tarfile.PAX_FORMAT) as tar:
-                    _add_bytes(tar, _HEADS, heads)
-                    _add_all(tar, data, copied, started, report)
-            finally:
-                copied.close()
-            file.flush()
-            os.fsync(file.fileno())
-        report.bytes = part.stat().st_size
-        part.rename(target)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with output_file(target, mode=0o600) as file, tempfile.TemporaryDirectory() as place:
+        copy = Path(place, _HEADS)
+        copy.write_bytes(heads)
+        copied = HeadFile(copy, key)
+        try:
+            with tarfile.open(fileobj=file, mode="w:gz", format=tarfile.PAX_FORMAT) as tar:
+                _add_bytes(tar, _HEADS, heads)
+                _add_all(tar, data, copied, started, report)
+        finally:
+            copied.close()
+        file.flush()
+        os.fsync(file.fileno())
+        report.bytes = file.tell()
     return report
 
 

@@ -18,7 +18,7 @@ from kernelsvc.cli.terminal import Terminal
 from kernelsvc.cli.terminal.filter import json_text, one_line, safe, seconds, size, still
 from kernelsvc.client import AsyncSession
 from kernelsvc.errors import BadRequest
-from kernelsvc.linux import atomic_file
+from kernelsvc.linux.output_file import is_stream, output_file
 
 #: Reasons of recorded cells that replay skips: they did not run, or would end or stop the session again.
 _NOT_REPLAYED = ("cancelled", "session_closed", "kernel_died", "memory", "timeout", "interrupted")
@@ -45,21 +45,20 @@ async def export(args: argparse.Namespace, terminal: Terminal) -> int:
 
 
 async def write_notebook(session: AsyncSession, path: Path, terminal: Terminal) -> None:
-    """Write a session atomically, in the format of the path's suffix.
+    """Write a session in the format of the path's suffix, see ``output_file``.
 
     Raises:
-        BadRequest: the suffix is unknown, or the file can't be written.
+        BadRequest: the suffix is unknown, or the file can't be written. An older file is unchanged.
     """
-    data = await _document(session, path)
-    try:
-        atomic_file.replace_bytes(path, data, mode=0o644)
-    except OSError as error:
-        raise BadRequest(f"Can't write {path}: {error.strerror}.") from None
+    with output_file(path) as file:
+        data = await _document(session, path)
+        file.write(data)
     terminal.message(f"wrote {path} ({size(len(data))})")
 
 
 async def _document(session: AsyncSession, path: Path) -> bytes:
-    match path.suffix:
+    # A pipe has no suffix to choose a format by.
+    match ".ipynb" if is_stream(path) and not path.suffix else path.suffix:
         case ".ipynb":
             return await session.notebook("ipynb")
         case ".html":

@@ -1,8 +1,10 @@
 """Commands that act on sessions, parsed and run as the command line does, at a real server over fake kernels."""
 
+import asyncio
 import importlib
 import io
 import json
+import os
 
 import pytest
 from faulty_server import TOKEN, FaultyServer
@@ -85,6 +87,23 @@ async def test_files_go_in_and_come_out(client, command, tmp_path, capfdbinary):
     assert out.strip() == str(tmp_path / "c.bin")
     await command("download", session.id, "b.bin", "-o", "-")
     assert capfdbinary.readouterr().out == b"b.bin\xff\x00"
+
+
+@pytest.mark.parametrize("words", [("download", "a", "-o"), ("export", "-o")])
+async def test_an_output_replaces_no_link_and_goes_through_a_pipe(client, command, tmp_path, words):
+    session = await client.create_session(keep=True)
+    await session.upload(b"x", "a")
+    words = (words[0], session.id, *words[1:])
+    link, pipe = tmp_path / "link.ipynb", tmp_path / "pipe"
+    link.symlink_to("target")
+    _, error = await command(*words, str(link))
+    assert isinstance(error, BadRequest)
+    assert [each.name for each in tmp_path.iterdir()] == ["link.ipynb"]
+    os.mkfifo(pipe)
+    reader = asyncio.create_task(asyncio.to_thread(pipe.read_bytes))
+    _, error = await command(*words, str(pipe))
+    assert (error, pipe.is_fifo()) == (None, True)
+    assert await reader
 
 
 async def test_one_name_for_several_files_is_refused_before_anything_is_sent(client, command, tmp_path):
