@@ -512,10 +512,21 @@ def _machine_commands(commands: _Commands) -> None:
         "backup:backup",
         "copy a data directory while its server runs",
         "Write a compressed tar archive of a data directory. Of each log it has as much as the recorded head covers.\n"
-        "So a server that is started on the copy knows every log as its own. 'tar -x' restores it.",
+        "So a server that is started on the copy knows every log as its own. 'kernelsvc restore' restores it.",
     )
     backup.add_argument("file", metavar="FILE.tar.gz", help="the archive. It gets mode 600")
     _data_options(backup)
+    restore = commands.add(
+        "restore",
+        "backup:restore",
+        "restore a backup into a new data directory",
+        "Check an archive of 'kernelsvc backup' and restore it. DIRECTORY must be empty, or not exist. An archive\n"
+        "that is incomplete, or has a log that is not as the server wrote it, leaves nothing there.",
+    )
+    restore.add_argument("file", metavar="FILE.tar.gz", help="the archive")
+    restore.add_argument("directory", metavar="DIRECTORY", help="the new data directory")
+    restore.add_argument("--key", metavar="KEY", help="the public key that must have signed it (see /v1/info)")
+    restore.add_argument("--config", metavar="FILE", help="settings whose signing_key it needs, if it holds none")
     kernelspec = commands.add(
         "install-kernelspec",
         "install_kernelspec:install",

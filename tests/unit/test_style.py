@@ -150,7 +150,7 @@ def importers() -> dict[str, set[Path]]:
 #: Modules that have no test file of their name and are imported by none, and the test that runs them all the same: in a
 #: process of their own, through the package that re-exports them, or as part of one that is named.
 TESTED_THROUGH = {
-    **dict.fromkeys(("kernelsvc.store.backup", "kernelsvc.cli.backup"), "tests/acceptance/test_operate.py"),
+    **dict.fromkeys(("kernelsvc.store.backups.backup", "kernelsvc.cli.backup"), "tests/acceptance/test_operate.py"),
     "kernelsvc.answers.conversations": "tests/unit/server/openai/test_conversations.py",
     **dict.fromkeys(("kernelsvc.cli.bridge", "kernelsvc.cli.bridge_process"), "tests/integration/test_mcp_bridge.py"),
     **dict.fromkeys(

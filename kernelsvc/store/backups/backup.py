@@ -5,12 +5,17 @@ is ahead of its journal, or a journal that is ahead of its head. The next server
 forgery, and signs nothing in that session any more. So the heads are copied first, and of each journal as much as its
 head covers.
 
+The last entry is a signed ``Manifest`` with the digest of all bytes before it. So ``restore`` can tell a whole archive
+from a half-written one, and the archive of this server from another's.
+
 Sessions choose the names and the kinds of the files in their directories, and may change them meanwhile. So no link is
 followed: each directory is opened relative to the one above it (``linux.nofollow``).
 """
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import io
 import os
 import stat
@@ -20,18 +25,53 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
 
+from kernelsvc import __version__
 from kernelsvc.errors import BadRequest
 from kernelsvc.linux.nofollow import open_directory
 from kernelsvc.linux.output_file import output_file
+from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.store.heads import HeadFile, HeadRecord
+from kernelsvc.store.keys import SigningKey
 
-_HEADS, _SESSIONS, _JOURNAL = "heads", "sessions", "journal.jsonl"
-#: What a server makes anew: locks, sockets and the index, which follows from the journals.
+HEADS, SESSIONS, JOURNAL = "heads", "sessions", "journal.jsonl"
+#: The name of the last entry, and the form of the archive.
+MANIFEST, FORM = ".backup.json", 1
+#: What a server makes anew: locks, sockets and the index, which follows from the journals. Also the manifest of an
+#: archive that tar(1) unpacked.
 _LEFT_OUT = ("server.", "host.", "index.sqlite", ".")
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """The last entry of an archive.
+
+    Attributes:
+        form: Form of the archive. A later one is refused.
+        version: Release that wrote it.
+        at: When.
+        data: The data directory, which the sessions' settings name.
+        sessions: Number of sessions.
+        sha256: Digest of the uncompressed archive before this entry.
+        key: The public key of the data directory.
+        signature: By this key, over ``statement``.
+    """
+
+    form: int
+    version: str
+    at: str
+    data: str
+    sessions: int
+    sha256: str
+    key: str
+    signature: str = ""
+
+    def statement(self) -> bytes:
+        """Return the bytes that are signed."""
+        unsigned = msgspec.structs.replace(self, signature="")
+        return b"kernelsvc backup\n" + msgspec.json.encode(unsigned, order="sorted")
 
 
 class BackupReport(msgspec.Struct, kw_only=True):
@@ -52,6 +92,23 @@ class _FirstEvent(msgspec.Struct):
     at: datetime
 
 
+class _Hashed(io.RawIOBase):
+    """A file that also computes the digest of all that was written to it."""
+
+    def __init__(self, file: gzip.GzipFile) -> None:
+        self._file, self.digest = file, hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def write(self, data: Any, /) -> int:
+        self.digest.update(data)
+        return self._file.write(data)
+
+
 class _Padded(io.RawIOBase):
     """A file of which exactly ``size`` bytes are read, whatever becomes of it: tar(5) states the size first."""
 
@@ -65,13 +122,13 @@ class _Padded(io.RawIOBase):
         return data + bytes(wanted - len(data))
 
 
-def write_backup(data: Path, target: Path, key: bytes) -> BackupReport:
+def write_backup(data: Path, target: Path, key: SigningKey) -> BackupReport:
     """Write a backup as a compressed tar archive. An existing file is replaced when the new one is complete.
 
     Args:
         data: The data directory. Its server may run.
         target: The archive. It holds the signing key and what sessions know: mode 0600.
-        key: The key of the heads.
+        key: The signing key of the data directory.
 
     Raises:
         BadRequest: ``target`` is below the data directory.
@@ -80,16 +137,29 @@ def write_backup(data: Path, target: Path, key: bytes) -> BackupReport:
     if target.resolve().is_relative_to(data.resolve()):
         raise BadRequest("The backup would be a part of itself. Choose a file outside of the data directory.")
     report = BackupReport()
-    started = datetime.now(UTC)
-    heads = (data / _HEADS).read_bytes() if (data / _HEADS).exists() else b""
+    started, owner = datetime.now(UTC), data.stat()
+    heads = (data / HEADS).read_bytes() if (data / HEADS).exists() else b""
     with output_file(target, mode=0o600) as file, tempfile.TemporaryDirectory() as place:
-        copy = Path(place, _HEADS)
+        copy = Path(place, HEADS)
         copy.write_bytes(heads)
-        copied = HeadFile(copy, key)
+        copied = HeadFile(copy, key.secret("heads"))
         try:
-            with tarfile.open(fileobj=file, mode="w:gz", format=tarfile.PAX_FORMAT) as tar:
-                _add_bytes(tar, _HEADS, heads)
-                _add_all(tar, data, copied, started, report)
+            with gzip.GzipFile(filename="", mode="wb", fileobj=file, compresslevel=6) as packed:
+                hashed = _Hashed(packed)
+                with tarfile.open(fileobj=hashed, mode="w:", format=tarfile.PAX_FORMAT) as tar:
+                    _add_bytes(tar, HEADS, heads, owner)
+                    _add_all(tar, data, copied, started, report)
+                    manifest = Manifest(
+                        form=FORM,
+                        version=__version__,
+                        at=timestamp(started.timestamp()),
+                        data=str(data.resolve()),
+                        sessions=report.sessions,
+                        sha256=hashed.digest.hexdigest(),
+                        key=key.public,
+                    )
+                    manifest = msgspec.structs.replace(manifest, signature=key.sign(manifest.statement()))
+                    _add_bytes(tar, MANIFEST, msgspec.json.encode(manifest), owner)
         finally:
             copied.close()
         file.flush()
@@ -102,10 +172,10 @@ def _add_all(tar: tarfile.TarFile, data: Path, heads: HeadFile, started: datetim
     top = open_directory(data.resolve(), os.O_RDONLY)
     try:
         names = [name for name in sorted(os.listdir(top)) if not name.startswith(_LEFT_OUT)]
-        _add_entries(tar, top, "", [name for name in names if name not in (_HEADS, _SESSIONS)])
-        for name in sorted(os.listdir(data / _SESSIONS)):
-            if _add_journal(tar, data / _SESSIONS / name, heads.find(name), started):
-                _add_session(tar, data / _SESSIONS / name, f"{_SESSIONS}/{name}")
+        _add_entries(tar, top, "", [name for name in names if name not in (HEADS, SESSIONS)])
+        for name in sorted(os.listdir(data / SESSIONS)):
+            if _add_journal(tar, data / SESSIONS / name, heads.find(name), started):
+                _add_session(tar, data / SESSIONS / name, f"{SESSIONS}/{name}")
                 report.sessions += 1
             else:
                 report.left_out.append(name)
@@ -116,7 +186,7 @@ def _add_all(tar: tarfile.TarFile, data: Path, heads: HeadFile, started: datetim
 def _add_journal(tar: tarfile.TarFile, session: Path, record: HeadRecord | None, started: datetime) -> bool:
     """Add the lines of a journal that its copied head covers. Return False if the session began later or is gone."""
     try:
-        file = (session / _JOURNAL).open("rb")
+        file = (session / JOURNAL).open("rb")
     except (FileNotFoundError, NotADirectoryError):
         return False
     with file:
@@ -127,7 +197,7 @@ def _add_journal(tar: tarfile.TarFile, session: Path, record: HeadRecord | None,
         lines = file if record is None else islice(file, record.after.seq)
         size = sum(len(line) for line in lines if line.endswith(b"\n"))
         file.seek(0)
-        info = _info(f"{_SESSIONS}/{session.name}/{_JOURNAL}", os.fstat(file.fileno()))
+        info = _info(f"{SESSIONS}/{session.name}/{JOURNAL}", os.fstat(file.fileno()))
         info.size = size
         tar.addfile(info, _Padded(file, size))
     return True
@@ -146,7 +216,7 @@ def _add_session(tar: tarfile.TarFile, path: Path, name: str) -> None:
     except FileNotFoundError:
         return  # It was deleted meanwhile.
     try:
-        _add_entries(tar, fd, f"{name}/", [each for each in sorted(os.listdir(fd)) if each != _JOURNAL])
+        _add_entries(tar, fd, f"{name}/", [each for each in sorted(os.listdir(fd)) if each != JOURNAL])
     finally:
         os.close(fd)
 
@@ -192,7 +262,7 @@ def _info(name: str, found: os.stat_result) -> tarfile.TarInfo:
     return info
 
 
-def _add_bytes(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.mode, info.size, info.uid, info.gid = 0o600, len(data), os.geteuid(), os.getegid()
+def _add_bytes(tar: tarfile.TarFile, name: str, data: bytes, owner: os.stat_result) -> None:
+    info = _info(name, owner)
+    info.mode, info.size = 0o600, len(data)
     tar.addfile(info, io.BytesIO(data))
