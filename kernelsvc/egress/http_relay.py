@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import h11
 
 from kernelsvc.egress.relay import CHUNK_BYTES, IDLE_SECONDS, Count
-from kernelsvc.model.network.policy import Refused
+from kernelsvc.model.network.policy import Refused, rule_for_request
+from kernelsvc.model.network.rules import ParsedRule
 
 #: Most bytes of a request's head.
 MAX_HEAD = 32 * 1024
@@ -24,6 +25,10 @@ MAX_PATH = 512
 #: RFC 9110, section 7.6.1: fields for one connection only. Expect is answered here. Upgrade would end the reading.
 _HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"proxy-authorization", b"te", b"trailer", b"upgrade")
+)
+#: Fields with which a request replaces its own method or path in some frameworks, after the rules have read them.
+_OVERRIDES = frozenset(
+    (b"x-http-method", b"x-http-method-override", b"x-method-override", b"x-original-url", b"x-rewrite-url")
 )
 #: Text of an answer to a request that the rules refuse.
 REFUSED = "This session's network rules refused the request: {why}"
@@ -34,6 +39,7 @@ _REPLIES = {400: b"Bad Request", 403: b"Forbidden", 431: b"Request Header Fields
 class HttpExchange:
     """One request and the status of its answer, for a report. Status 0 means that there was no answer."""
 
+    rule: ParsedRule
     method: str
     path: str
     status: int = 0
@@ -77,13 +83,18 @@ def check_request(request: h11.Request, name: str, port: int) -> None:
 
 
 def forwarded(headers: Iterable[tuple[bytes, bytes]], *, request: bool) -> list[tuple[bytes, bytes]]:
-    """Return the fields that are passed on: without those that are for one connection."""
+    """Return the fields that are passed on: without those that are for one connection or replace the method or path."""
     headers = list(headers)
     listed = b",".join(value for field, value in headers if field == b"connection").lower()
     dropped = _HOP_BY_HOP | {token.strip() for token in listed.split(b",")} - {b"host", b"content-length"}
     if request:
         dropped |= {b"expect"}
-    return [(field, value) for field, value in headers if field not in dropped]
+    # Servers that pass fields on as variables of the environment read "_" as "-" (RFC 3875, section 4.1.18).
+    return [
+        (field, value)
+        for field, value in headers
+        if field not in dropped and not (request and field.replace(b"_", b"-") in _OVERRIDES)
+    ]
 
 
 def refusal(status: int, why: str) -> bytes:
@@ -102,6 +113,7 @@ class HttpRelay:
         client: the session's socket, not blocking.
         name: see ``check_request``.
         port: see ``check_request``.
+        rules: the rules of the connection. Each request needs one that allows it.
         connect: connects to the server. Called at the first request that passes.
         count: see ``relay.Count``.
         on_exchange: called at the end of each request that was passed on.
@@ -112,12 +124,14 @@ class HttpRelay:
         client: socket.socket,
         name: str,
         port: int,
+        rules: Sequence[ParsedRule],
         connect: Callable[[], Awaitable[socket.socket]],
         count: Count,
         on_exchange: Callable[[HttpExchange], None],
     ) -> None:
         self._client = client
         self._name, self._port = name, port
+        self._rules = rules
         self._connect = connect
         self._count = count
         self._on_exchange = on_exchange
@@ -155,8 +169,8 @@ class HttpRelay:
         if request is None:
             return False
         check_request(request, self._name, self._port)
-        path = request.target.partition(b"?")[0][:MAX_PATH]
-        exchange = HttpExchange(request.method.decode("latin-1"), path.decode("latin-1"))
+        method, path = request.method.decode("latin-1"), request.target.partition(b"?")[0].decode("latin-1")
+        exchange = HttpExchange(rule_for_request(self._rules, method, path), method, path[:MAX_PATH])
         if self._server is None:
             try:
                 self._server = await self._connect()

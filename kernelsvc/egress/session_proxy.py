@@ -146,8 +146,8 @@ class SessionProxy:
         """Return the name that an address stands for, or the address."""
         return self._names.name_of(address) or address
 
-    def rule_for(self, destination: str, port: int) -> ParsedRule:
-        """Return the rule that allows a connection.
+    def rules_for(self, destination: str, port: int) -> tuple[ParsedRule, ...]:
+        """Return the rules that may allow a connection, see ``NetworkPolicy.rules_for``.
 
         Raises:
             Refused: none does, or the quota of bytes is used up.
@@ -155,9 +155,9 @@ class SessionProxy:
         if self._rules.bytes is not None and self._bytes >= self._rules.bytes:
             raise Refused(f"the session has sent and received its {self._rules.bytes} bytes")
         try:
-            return self._policy.rule_for(ipaddress.ip_address(destination), port)
+            return self._policy.rules_for(ipaddress.ip_address(destination), port)
         except ValueError:
-            return self._policy.rule_for(destination, port)
+            return self._policy.rules_for(destination, port)
 
     async def connect(self, destination: str, port: int) -> socket.socket:
         """Connect to a destination. See ``Upstream.connect``."""
@@ -207,14 +207,19 @@ class _EgressConnection:
             return
         destination = self._proxy.destination(address.removeprefix("::ffff:"))
         try:
-            rule = self._proxy.rule_for(destination, port)
+            rules = self._proxy.rules_for(destination, port)
+            if rules[0].reads_requests() and port != HTTP_PORT:
+                raise Refused("rules with methods or paths are for plain HTTP on port 80")
         except Refused as error:
             http = port == HTTP_PORT
             self._denied(destination, port, error)
             await self._farewell(refusal(403, REFUSED.format(why=error)) if http else _DENIED)
             return
         try:
-            await (self._http if port == HTTP_PORT else self._bytes)(rule, destination, port)
+            if port == HTTP_PORT:
+                await self._http(rules, destination, port)
+            else:
+                await self._bytes(rules[0], destination, port)
         except Refused as error:
             self._denied(destination, port, error)
             await self._farewell(b"" if port == HTTP_PORT else _DENIED)
@@ -247,21 +252,20 @@ class _EgressConnection:
             if end:
                 self._report(rule, destination, port, end=end)
 
-    async def _http(self, rule: ParsedRule, destination: str, port: int) -> None:
+    async def _http(self, rules: tuple[ParsedRule, ...], destination: str, port: int) -> None:
         def on_exchange(exchange: HttpExchange) -> None:
-            self._report(
-                rule, destination, port, method=exchange.method, path=exchange.path, status=exchange.status, end=end
-            )
+            request = {"method": exchange.method, "path": exchange.path, "status": exchange.status}
+            self._report(exchange.rule, destination, port, **request, end=end)
             self._sent = self._received = 0
 
         end = "closed"
         try:
             await HttpRelay(
-                self._sock, destination, port, lambda: self._connect(destination, port), self._count, on_exchange
+                self._sock, destination, port, rules, lambda: self._connect(destination, port), self._count, on_exchange
             ).run()
         except (QuotaUsed, OSError) as error:
             end = "quota" if isinstance(error, QuotaUsed) else f"failed: {error}"[:200]
-            self._report(rule, destination, port, end=end)
+            self._report(rules[0], destination, port, end=end)
 
     async def _connect(self, destination: str, port: int) -> socket.socket:
         sock = await self._proxy.connect(destination, port)

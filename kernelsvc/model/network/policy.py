@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 
 from kernelsvc.model.network.hosts import Host, IpAddress, is_public
+from kernelsvc.model.network.requests import NEVER, is_plain_path
 from kernelsvc.model.network.rules import NetworkRules, ParsedRule
+
+#: Most characters of a method or a path in a refusal.
+_MAX_SHOWN = 200
 
 
 class Refused(Exception):
@@ -34,8 +39,10 @@ class NetworkPolicy:
             return False
         return any(rule.host.matches(name) for rule in self._allow)
 
-    def rule_for(self, destination: str | IpAddress, port: int) -> ParsedRule:
-        """Return the first rule that allows a connection.
+    def rules_for(self, destination: str | IpAddress, port: int) -> tuple[ParsedRule, ...]:
+        """Return the rules that may allow a connection, the first one first. Rules that can't decide are left out.
+
+        If the first needs no request to be read, it is the only one. ``rule_for_request`` chooses among several.
 
         Args:
             destination: The name that the session looked up, or an address that it wrote itself.
@@ -47,10 +54,15 @@ class NetworkPolicy:
         for host, denied_port in self._deny:
             if denied_port in (None, port) and _fits(host, destination):
                 raise Refused("denied")
+        found: list[ParsedRule] = []
         for rule in self._allow:
             if port in rule.ports and _fits(rule.host, destination):
-                return rule
-        raise Refused("no rule" if isinstance(destination, str) else "no rule for this address")
+                found.append(rule)
+                if not rule.reads_requests():
+                    break
+        if not found:
+            raise Refused("no rule" if isinstance(destination, str) else "no rule for this address")
+        return tuple(found)
 
     def check_address(self, text: str) -> None:
         """Check the address that will be connected to, after the look-up.
@@ -66,6 +78,27 @@ class NetworkPolicy:
             return
         if not is_public(address):
             raise Refused(f"{address} is not a public address")
+
+
+def rule_for_request(rules: Sequence[ParsedRule], method: str, path: str) -> ParsedRule:
+    """Return the first of a connection's rules that allows a request.
+
+    Args:
+        rules: From ``NetworkPolicy.rules_for``.
+        method: The request's method.
+        path: Its path, without the query.
+
+    Raises:
+        Refused: None does.
+    """
+    if method in NEVER:
+        raise Refused(f"{method} is never passed on")
+    for rule in rules:
+        if rule.conditions.allow(method, path):
+            return rule
+    if not is_plain_path(path):
+        raise Refused(f"the path {path[:_MAX_SHOWN]} can be read in two ways")
+    raise Refused(f"no rule for {method[:_MAX_SHOWN]} {path[:_MAX_SHOWN]}")
 
 
 def _fits(host: Host, destination: str | IpAddress) -> bool:

@@ -16,6 +16,7 @@ from kernelsvc.model.network.hosts import (
     is_public_network,
     parse_host,
 )
+from kernelsvc.model.network.requests import RequestConditions, parse_conditions
 
 #: Most rules of one session, and most ports that its rules name together. Each port has a listener in the session.
 MAX_RULES, MAX_PORTS = 256, 16
@@ -29,10 +30,14 @@ class NetworkRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     Attributes:
         host: An exact name, ``*.name``, or a network.
         ports: The ports. 80 and 443 if empty.
+        methods: Methods of HTTP that are allowed. All if empty.
+        paths: Paths of HTTP that are allowed, exact or with a final ``*``. All if empty.
     """
 
     host: str
     ports: tuple[int, ...] = ()
+    methods: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
 
 
 class ParsedRule(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,15 +47,22 @@ class ParsedRule(msgspec.Struct, frozen=True, kw_only=True):
         text: The rule as it was written, for messages and events.
         host: Its host.
         ports: Its ports, at least one.
+        conditions: Its methods and paths.
     """
 
     text: str
     host: Host
     ports: tuple[int, ...]
+    conditions: RequestConditions = RequestConditions()
 
     def covers(self, other: ParsedRule) -> bool:
         """Whether this rule allows everything that ``other`` allows."""
-        return self.host.covers(other.host) and set(other.ports) <= set(self.ports)
+        same = self.host.covers(other.host) and set(other.ports) <= set(self.ports)
+        return same and self.conditions.cover(other.conditions)
+
+    def reads_requests(self) -> bool:
+        """Whether the proxy must read each request to apply this rule."""
+        return self.conditions != RequestConditions()
 
 
 class NetworkRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -154,7 +166,13 @@ def _parse_rule(rule: str | NetworkRule) -> ParsedRule:
     for one in ports:
         check_port(one, rule.host)
     text = rule.host if not rule.ports else f"{host.text}:{','.join(map(str, rule.ports))}"
-    return ParsedRule(text=text, host=host, ports=tuple(ports))
+    conditions = parse_conditions(rule.methods, rule.paths, rule.host)
+    parsed = ParsedRule(text=text, host=host, ports=tuple(ports), conditions=conditions)
+    if not parsed.reads_requests():
+        return parsed
+    if host.network is not None:
+        raise ValueError(f"rule {rule.host!r}: methods and paths need a name, not a network")
+    return msgspec.structs.replace(parsed, text=f"{text} ({conditions})")
 
 
 def _parse_private(text: str) -> Host:

@@ -5,14 +5,18 @@ import contextlib
 import socket
 
 import h11
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernelsvc.egress.http_relay import BadHttp, HttpRelay, check_request, forwarded
 from kernelsvc.model.network.policy import Refused
+from kernelsvc.model.network.rules import NetworkRules
 
 NAME = "ok.test"
+RULES = NetworkRules(allow=(NAME,)).parsed()
+READ_ONLY = {"host": NAME, "methods": ["GET"], "paths": ["/public/*"]}
 
 
 def request(target=b"/", method=b"GET", headers=((b"Host", b"ok.test"),)):
@@ -57,6 +61,8 @@ def test_fields_for_one_connection_are_not_passed_on():
             (b"X-Mine", b"1"),
             (b"Upgrade", b"h2c"),
             (b"Expect", b"100-continue"),
+            (b"X-HTTP-Method-Override", b"DELETE"),
+            (b"X_Original_URL", b"/admin"),
             (b"X-Other", b"2"),
         ]
     ).headers
@@ -66,7 +72,7 @@ def test_fields_for_one_connection_are_not_passed_on():
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 
 
-async def exchange(raw: bytes, answer: bytes = ANSWER) -> tuple[bytes, bytes]:
+async def exchange(raw: bytes, answer: bytes = ANSWER, rules=RULES) -> tuple[bytes, bytes]:
     """Send bytes as a session and return what the session and the server got."""
     ours, client = socket.socketpair()
     theirs, server = socket.socketpair()
@@ -96,7 +102,7 @@ async def exchange(raw: bytes, answer: bytes = ANSWER) -> tuple[bytes, bytes]:
 
     async def relay() -> None:
         with contextlib.suppress(Refused, BadHttp, OSError):
-            await HttpRelay(ours, NAME, 80, connect, lambda *_: None, lambda _: None).run()
+            await HttpRelay(ours, NAME, 80, rules, connect, lambda *_: None, lambda _: None).run()
         ours.close()
         theirs.close()
 
@@ -125,6 +131,40 @@ async def test_requests_of_one_connection_are_checked_each():
     assert b"/secret" not in seen
 
 
+@pytest.mark.parametrize(
+    ("line", "passes"),
+    [
+        (b"GET /public/a?x=../..", True),
+        (b"POST /public/a", False),
+        (b"HEAD /public/a", False),
+        (b"TRACE /public/a", False),
+        (b"get /public/a", False),
+        (b"GET /private", False),
+        (b"GET /public", False),
+        (b"GET /public/../private", False),
+        (b"GET /public/%2e%2E/private", False),
+        (b"GET /public/%252e%252e/private", False),
+        (b"GET /public/%c0%ae%c0%ae/private", False),
+        (b"GET /public//private", False),
+        (b"GET /public/..;/private", False),
+        (b"GET /public/..\\private", False),
+        (b"GET *", False),
+        (b"GET http://ok.test/public/a", False),
+    ],
+)
+async def test_each_request_needs_a_rule_with_its_method_and_path(line, passes):
+    rules = msgspec.convert({"allow": [READ_ONLY]}, NetworkRules).parsed()
+    got, seen = await exchange(line + b" HTTP/1.1\r\nHost: ok.test\r\n\r\n", rules=rules)
+    assert got.startswith(b"HTTP/1.1 200" if passes else b"HTTP/1.1 403")
+    assert bool(seen) is passes
+
+
+async def test_trace_is_never_passed_on():
+    got, seen = await exchange(b"TRACE / HTTP/1.1\r\nHost: ok.test\r\n\r\n")
+    assert got.startswith(b"HTTP/1.1 403")
+    assert not seen
+
+
 async def test_an_answer_that_is_there_already_does_not_end_the_connection():
     """sock_recv returns without a turn of the loop if there is data."""
     ours, client = socket.socketpair()
@@ -137,7 +177,7 @@ async def test_an_answer_that_is_there_already_does_not_end_the_connection():
         return theirs
 
     client.sendall(b"GET /a HTTP/1.1\r\nHost: ok.test\r\n\r\n")
-    relay = HttpRelay(ours, NAME, 80, connect, lambda *_: None, lambda _: None)
+    relay = HttpRelay(ours, NAME, 80, RULES, connect, lambda *_: None, lambda _: None)
     assert await relay._exchange()
     for one in (ours, client, theirs, server):
         one.close()

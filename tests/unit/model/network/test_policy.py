@@ -5,7 +5,7 @@ import ipaddress
 import msgspec
 import pytest
 
-from kernelsvc.model.network.policy import NetworkPolicy, Refused
+from kernelsvc.model.network.policy import NetworkPolicy, Refused, rule_for_request
 from kernelsvc.model.network.rules import NetworkRules
 
 
@@ -63,9 +63,27 @@ def test_the_first_rule_that_fits_decides(destination, port, rule):
     where = destination if destination.endswith(".test") else ipaddress.ip_address(destination)
     if rule is None:
         with pytest.raises(Refused):
-            POLICY.rule_for(where, port)
+            POLICY.rules_for(where, port)
     else:
-        assert POLICY.rule_for(where, port).text == rule
+        assert [one.text for one in POLICY.rules_for(where, port)] == [rule]
+
+
+def test_rules_with_methods_or_paths_are_tried_in_order_for_each_request():
+    reading = {"host": "api.up.test", "methods": ["GET", "HEAD"]}
+    own = policy(reading, {"host": "*.up.test", "paths": ["/up/*"]}, "api.up.test:80", "api.up.test:80")
+    rules = own.rules_for("api.up.test", 80)
+    assert [rule.text for rule in rules] == ["api.up.test (GET, HEAD)", "*.up.test (/up/*)", "api.up.test:80"]
+    assert rule_for_request(rules, "POST", "/up/x") is rules[1]
+    assert rule_for_request(rules, "POST", "/x") is rules[2]
+    over_tls = own.rules_for("api.up.test", 443)
+    assert len(over_tls) == 2
+    assert rule_for_request(over_tls, "GET", "/../x") is over_tls[0]
+    with pytest.raises(Refused, match="no rule for POST /x"):
+        rule_for_request(over_tls, "POST", "/x")
+    with pytest.raises(Refused, match="two ways"):
+        rule_for_request(over_tls, "POST", "/up/../x")
+    with pytest.raises(Refused, match="never passed on"):
+        rule_for_request(rules, "TRACE", "/")
 
 
 def test_a_private_address_is_refused_after_the_look_up_unless_the_server_lists_it():

@@ -44,6 +44,16 @@ def rules(*allow, **more):
         ({"host": "a.test", "port": 80}, "unknown field"),
         ({"ports": [80]}, "host"),
         ({"host": "a.test", "secrets": ["x"]}, "unknown field"),
+        ({"host": "a.test", "methods": ["get"]}, "upper case"),
+        ({"host": "a.test", "methods": ["TRACE"]}, "never passed on"),
+        ({"host": "a.test", "methods": ["GET, POST"]}, "not a method"),
+        ({"host": "a.test", "methods": ["M" + "A" * n for n in range(17)]}, "16 methods"),
+        ({"host": "a.test", "paths": ["v1"]}, "not a path"),
+        ({"host": "a.test", "paths": ["/a/*/b"]}, "only at the end"),
+        ({"host": "a.test", "paths": ["/a/../b"]}, "not a path"),
+        ({"host": "a.test", "paths": ["/a?b=1"]}, "without a query"),
+        ({"host": "a.test", "paths": ["/a/%2e%2e/b"]}, "not a path"),
+        ({"host": "8.8.8.0/24", "methods": ["GET"]}, "need a name"),
         (7, "Expected"),
     ],
 )
@@ -74,12 +84,24 @@ def test_the_number_of_rules_and_ports_is_bounded():
         rules(*(f"a.test:{1000 + n}" for n in range(MAX_PORTS + 1)))
 
 
-CEILING = rules("*.example.com", {"host": "db.test", "ports": [5432]}, "8.8.0.0/16:53000", deny=["bad.example.com"])
+READ_ONLY = {"host": "api.test", "methods": ["GET", "HEAD"], "paths": ["/v1/*", "/status"]}
+CEILING = rules(
+    "*.example.com", {"host": "db.test", "ports": [5432]}, "8.8.0.0/16:53000", READ_ONLY, deny=["bad.example.com"]
+)
 
 
 @pytest.mark.parametrize(
     "allow",
-    ["a.example.com", "a.example.com:443", "*.b.example.com", {"host": "db.test", "ports": [5432]}, "8.8.8.8:53000"],
+    [
+        "a.example.com",
+        "a.example.com:443",
+        "*.b.example.com",
+        {"host": "db.test", "ports": [5432]},
+        "8.8.8.8:53000",
+        READ_ONLY,
+        {"host": "api.test", "methods": ["GET"], "paths": ["/v1/models", "/v1/files/*"]},
+        {"host": "a.example.com", "methods": ["GET"]},
+    ],
 )
 def test_a_session_may_ask_for_less_than_the_server_allows(allow):
     got = Limits(network=CEILING).lowered(LimitsRequest(network=rules(allow))).network
@@ -96,6 +118,10 @@ def test_a_session_may_ask_for_less_than_the_server_allows(allow):
         (CEILING, rules("a.example.com:8080"), "a.example.com:8080"),
         (CEILING, rules("db.test"), "db.test"),
         (CEILING, rules("*"), "*"),
+        (CEILING, rules("api.test"), "api.test"),
+        (CEILING, rules({"host": "api.test", "methods": ["GET"]}), "api.test (GET)"),
+        (CEILING, rules(READ_ONLY | {"methods": ["GET", "POST"]}), "api.test (GET, POST; /v1/*, /status)"),
+        (CEILING, rules(READ_ONLY | {"paths": ["/*"]}), "api.test (GET, HEAD; /*)"),
         (CEILING, rules("8.8.8.8"), "8.8.8.8"),
         (CEILING, rules("10.0.0.1", private=["10.0.0.0/8"]), "10.0.0.1"),
         (rules("*"), rules("a.test", private=["10.0.0.0/8"]), "10.0.0.0/8"),
