@@ -79,6 +79,8 @@ _HEAD = (
 _SHORT_BYTES = 64 * 1024
 #: Parameters of IPython's ``run_cell``. Later releases have more.
 _RUN_CELL_TAKES = frozenset(inspect.signature(InteractiveShell.run_cell).parameters)
+#: In place of ``environment.during`` for cells without variables of their own.
+_NOTHING = contextlib.nullcontext()
 #: Request headers whose JSON is cached for the replies that quote them.
 _MAX_PARENTS = 32
 
@@ -494,15 +496,17 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         if not (silent or terse):
             text = {"code": code, "execution_count": self.shell.execution_count}
             self.session.send_fast(IOPUB, "execute_input", text, parent)
-        reply = await self.do_execute(
-            code,
-            silent,
-            content.get("store_history", not silent),
-            content.get("user_expressions", {}),
-            content.get("allow_stdin", False),
-            cell_meta=meta,
-            cell_id=meta.get("cellId"),
-        )
+        environ = content.get("environ")
+        with _NOTHING if environ is None else environment.during(environ):
+            reply = await self.do_execute(
+                code,
+                silent,
+                content.get("store_history", not silent),
+                content.get("user_expressions", {}),
+                content.get("allow_stdin", False),
+                cell_meta=meta,
+                cell_id=meta.get("cellId"),
+            )
         self.streams.end_cell()
         self.flush_c()
         if terse:

@@ -16,6 +16,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from kernelsvc.model.limits import CellUsage, Limits
+from kernelsvc.model.tracing.context import CellTrace
 
 #: Version of the journal's format. A reader refuses a larger one.
 SCHEMA = 1
@@ -269,6 +270,7 @@ class CellQueued(Event):
         tools: Whether it may call functions of clients, or which of them. Absent: all that the session may call.
         reuse_calls: The cell whose recorded results its calls get. Absent if there is none.
         within: The call whose function runs this cell. Absent if there is none.
+        trace: The trace that its request carried. Absent if it carried none.
     """
 
     code: str = ""
@@ -286,6 +288,7 @@ class CellQueued(Event):
     tools: bool | list[str] | UnsetType = UNSET
     reuse_calls: str | UnsetType = UNSET
     within: str | UnsetType = UNSET
+    trace: CellTrace | UnsetType = UNSET
 
 
 class CellStarted(Event):

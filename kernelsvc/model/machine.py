@@ -84,6 +84,7 @@ from kernelsvc.model.stimuli import (
     WakeCheckpoint,
 )
 from kernelsvc.model.story import Story, Transition, check_invariants
+from kernelsvc.model.tracing.context import trace_of
 
 S = SessionState
 
@@ -269,6 +270,7 @@ class Machine(MachineState):
             tools=UNSET if request.tools is None else request.tools,
             reuse_calls=UNSET if request.reuse_calls is None else request.reuse_calls,
             within=UNSET if request.within is None else request.within,
+            trace=UNSET if request.meta is None else trace_of(request.meta),
         )
 
     def _began(self, stimulus: CellBegan) -> Decision:

@@ -17,6 +17,7 @@ from kernelsvc.model.limits import CellUsage, Limits, LimitsRequest, Usage
 from kernelsvc.model.storage.mounts import MAX_MOUNTS, MountName
 from kernelsvc.model.storage.workspaces import WorkspaceAddress
 from kernelsvc.model.tool_calls.offers import ToolFilter, ToolPatterns
+from kernelsvc.model.tracing.context import RequestMeta
 
 Scope = Literal["run", "read", "approve", "provide", "audit", "operate", "admin"]
 #: Scopes of a token that names none. An agent that must not approve its own calls gets a token with ``run`` alone.
@@ -167,6 +168,7 @@ class CellRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         Annotated[str, msgspec.Meta(min_length=1, max_length=256, description="The call whose function runs the cell.")]
         | None
     ) = None
+    meta: RequestMeta | None = msgspec.field(default=None, name="_meta")
 
 
 class CellError(msgspec.Struct, kw_only=True):
@@ -426,6 +428,7 @@ class Call(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     files: dict[str, str] = {}
     limits: LimitsRequest = LimitsRequest()
     timeout_seconds: Seconds | None = None
+    meta: RequestMeta | None = msgspec.field(default=None, name="_meta")
 
 
 class ViewPicture(msgspec.Struct, kw_only=True):

@@ -135,7 +135,11 @@ class Answered:
 
 @dataclass(frozen=True)
 class Policy:
-    """The limits and times that decisions need, in seconds, bytes and counts. None for no limit."""
+    """The limits and times that decisions need, in seconds, bytes and counts. None for no limit.
+
+    Attributes:
+        spans: whether cells have spans. Then a cell's span is the parent of those of the processes that it starts.
+    """
 
     cell_seconds: float | None = 600.0
     idle_seconds: float | None = 3600.0
@@ -147,6 +151,7 @@ class Policy:
     max_log_bytes: int | None = None
     hibernate_seconds: float | None = None
     limits: Limits = field(default_factory=Limits)
+    spans: bool = False
 
 
 def digest(code: str) -> int:

@@ -49,6 +49,7 @@ class ExecuteRequest(msgspec.Struct, frozen=True):
         msg_id: the cell's id.
         metadata: of the client's own ``execute_request``, for example JupyterLab's ``cellId``.
         changes: whether a forked kernel reports the changes of variables and files, and short tracebacks only.
+        environ: environment variables that a forked kernel has only while it runs the cell.
     """
 
     msg_id: str
@@ -59,6 +60,7 @@ class ExecuteRequest(msgspec.Struct, frozen=True):
     user_expressions: Mapping[str, str] = {}
     metadata: dict[str, Any] = {}
     changes: bool = False
+    environ: Mapping[str, str] | None = None
 
     def content(self, *, stop_on_error: bool) -> dict[str, Any]:
         """Return the message's content.

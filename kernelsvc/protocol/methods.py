@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct, to_builtins
+from msgspec import Meta, Struct, field, to_builtins
 
 from kernelsvc.errors import BadRequest
 from kernelsvc.model.limits import LimitsRequest
@@ -35,6 +35,7 @@ from kernelsvc.model.objects import (
 )
 from kernelsvc.model.storage.workspaces import MAX_SHARES, Pattern, WorkspaceInfo, WorkspaceName
 from kernelsvc.model.tool_calls.offers import MAX_OFFERS, Offer, ProviderId, ToolFilter, ToolName
+from kernelsvc.model.tracing.context import RequestMeta
 from kernelsvc.model.view.request import ViewRequest
 
 #: Most cells of one batch, and most branches of one call.
@@ -111,6 +112,7 @@ class BatchParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
     cells: Annotated[list[CellRequest], Meta(min_length=1, max_length=MAX_BATCH)]
     on_error: Literal["stop", "continue"] = "stop"
     wait: Literal["finished", "queued"] = "finished"
+    meta: RequestMeta | None = field(default=None, name="_meta")
 
 
 class CellParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
@@ -425,6 +427,9 @@ def _execute(params: ExecuteParams) -> Arguments:
 
 
 def _batch(params: BatchParams) -> Arguments:
+    if params.meta is not None:
+        for cell in params.cells:
+            cell.meta = cell.meta or params.meta
     return (params.session, params.cells), {"on_error": params.on_error, "wait": params.wait}
 
 

@@ -37,10 +37,12 @@ from kernelsvc.errors import (
 )
 from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model.objects import Principal, Scope
+from kernelsvc.model.tracing.context import RequestMeta
 from kernelsvc.protocol import jsonrpc, methods
 from kernelsvc.server import auth
 from kernelsvc.server.connections import connection_of
 from kernelsvc.server.wrong_tokens import WrongTokens
+from kernelsvc.service.api import REQUEST_META
 from kernelsvc.settings import Settings
 from kernelsvc.telemetry.metrics import Metrics
 
@@ -338,6 +340,8 @@ class ApiHandler(BaseHandler):
         if self.request.method == "OPTIONS":
             self.scope = None
         await self.admit_request()
+        if (traceparent := self.request.headers.get("traceparent")) is not None:
+            REQUEST_META.set(RequestMeta(traceparent=traceparent, tracestate=self.request.headers.get("tracestate")))
         if getattr(self, "who", None) is not None:  # a caller without a token must not have journals read
             await self.context.service.ensure_loaded(f"{self.request.host} {self.request.path}")
         bound = self.max_body()

@@ -9,6 +9,7 @@ it. ``service.service.Service`` implements it here. The import contracts in ``py
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -34,6 +35,7 @@ from kernelsvc.model.objects import (
 )
 from kernelsvc.model.storage.workspaces import WorkspaceInfo
 from kernelsvc.model.tool_calls.offers import Offer, ProviderId, ToolFilter
+from kernelsvc.model.tracing.context import RequestMeta
 from kernelsvc.model.usage_history import UsageSample
 from kernelsvc.model.view.request import ViewRequest
 from kernelsvc.protocol.kernel_messages import KernelRequest
@@ -54,6 +56,9 @@ OnFinished = Callable[[Callable[[], CellInfo]], None]
 #: Which stream of a program wrote, and what.
 ProgramStream = Literal["stdout", "stderr", "pty"]
 ProgramPiece = tuple[ProgramStream, bytes]
+#: The trace of the request that is being served, if its transport carried one. Cells that name no trace get this one.
+#: It holds for the task of a request, and never for a connection that carries many requests.
+REQUEST_META: ContextVar[RequestMeta | None] = ContextVar("request_meta", default=None)
 
 
 class Subscription(Protocol):

@@ -42,7 +42,8 @@ async def run_once(service: ServiceApi, who: Principal, call: Call) -> dict[str,
             if "/" in name:
                 raise BadRequest(f"The file name {name!r} has a path in it. Give a plain name.")
             await files.put(who, session, os.fsencode(name), text.encode())
-        cell = await service.execute(who, session, CellRequest(code=source, timeout_seconds=call.timeout_seconds))
+        request_cell = CellRequest(code=source, timeout_seconds=call.timeout_seconds, meta=call.meta)
+        cell = await service.execute(who, session, request_cell)
     finally:
         await asyncio.shield(service.close(who, session, reason="executed"))
     result: dict[str, Any] = msgspec.to_builtins(cell)

@@ -49,6 +49,7 @@ from kernelsvc.protocol.value_reply import value_data
 from kernelsvc.service.access.principals import Principals
 from kernelsvc.service.access.session_tokens import SessionTokens
 from kernelsvc.service.api import (
+    REQUEST_META,
     Cells,
     Checkpoints,
     Lines,
@@ -467,6 +468,8 @@ class Service:
         if not cells:
             raise BadRequest("A batch needs at least one cell.")
         self._check_code(cells)
+        if (meta := REQUEST_META.get()) is not None:
+            cells = [c if c.meta is not None else msgspec.structs.replace(c, meta=meta) for c in cells]
         about_calls = any(cell.within is not None or cell.reuse_calls is not None for cell in cells)
         if about_calls:
             self.offers.submitting(found, cells)

@@ -22,10 +22,12 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
+
+from msgspec import UnsetType
 
 from kernelsvc.errors import KernelsvcError, SessionClosed
 from kernelsvc.kernels.port import Kernel, Launcher, Output, StartRequest
@@ -59,6 +61,7 @@ from kernelsvc.model.stimuli import (
     Tick,
     WakeCheckpoint,
 )
+from kernelsvc.model.tracing.context import CellTrace, child, environment
 from kernelsvc.protocol.kernel_messages import ExecuteRequest, KernelRequest, request_metadata
 from kernelsvc.session.cell_views import CellViews
 from kernelsvc.session.checkpoints import Checkpoints
@@ -362,8 +365,13 @@ class SessionRuntime:
                 user_expressions=queued.user_expressions,
                 metadata=request_metadata(queued.metadata) if queued.metadata else {},
                 changes=queued.changes,
+                environ=None if isinstance(queued.trace, UnsetType) else self._trace_environment(cell, queued.trace),
             )
             self.kernel.execute(request)
+
+    def _trace_environment(self, cell: str, trace: CellTrace) -> Mapping[str, str]:
+        """Return the variables with which a cell's processes name the cell's span, or its caller's, as their parent."""
+        return environment(child(trace, self.spec.id, cell) if self.machine.policy.spans else trace)
 
     def _send_answer(self, answer: SendAnswer) -> None:
         if self.kernel:

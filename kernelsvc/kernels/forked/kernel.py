@@ -128,6 +128,8 @@ class ForkedKernel:
         content = request.content(stop_on_error=True) | {"terse": True}
         if request.changes:
             content["changes"] = True
+        if request.environ is not None:
+            content["environ"] = request.environ
         self.send(KernelRequest("execute_request", content, request.msg_id, metadata=request.metadata))
 
     def send(self, request: KernelRequest) -> None:

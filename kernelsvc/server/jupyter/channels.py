@@ -28,6 +28,7 @@ from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, QuotaExceeded
 from kernelsvc.model import events
 from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.objects import MAX_EXPRESSIONS, CellRequest, Expressions, SessionState
+from kernelsvc.model.tracing.context import RequestMeta
 from kernelsvc.protocol import jsonrpc, jupyter
 from kernelsvc.protocol.jupyter import JupyterMessage
 from kernelsvc.protocol.kernel_messages import KEPT, KernelRequest
@@ -60,6 +61,12 @@ MAX_METADATA_BYTES = 4096
 GATHER_SECONDS = 0.02
 _CELL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _SEQ_BYTES = 8
+
+
+def _trace_of(metadata: dict[str, Any]) -> RequestMeta | None:
+    """Return the trace that a client put into the metadata of its request."""
+    parent = metadata.get("traceparent")
+    return None if parent is None else RequestMeta(traceparent=parent, tracestate=metadata.get("tracestate"))
 
 
 class Cursors:
@@ -370,6 +377,7 @@ class ChannelsSocket(ApiSocket):
             store_history=content.get("store_history") is not False,
             user_expressions=expressions_of(content.get("user_expressions")),
             metadata={KEPT: kept},
+            meta=_trace_of(message.metadata),
         )
         await self.context.service.execute(self.who, self.session, request, wait="queued", client=self)
 

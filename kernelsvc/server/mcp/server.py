@@ -21,10 +21,12 @@ from msgspec import Struct
 from kernelsvc import __version__
 from kernelsvc.errors import KernelsvcError
 from kernelsvc.model.objects import SessionState
+from kernelsvc.model.tracing.context import RequestMeta
 from kernelsvc.protocol.methods import SessionPage
 from kernelsvc.server.mcp import approvals
 from kernelsvc.server.mcp.prompts import PROMPTS, render_prompt
 from kernelsvc.server.mcp.subscriptions import Subscriptions
+from kernelsvc.service.api import REQUEST_META
 from kernelsvc.tools import TOOLS, ImageContent, ResourceLink, TextContent, Tool, ToolBackend, Toolbox, ToolResult
 from kernelsvc.tools.definitions import INSTRUCTIONS, selected
 from kernelsvc.tools.schema import described, input_schema, output_schema, place
@@ -122,6 +124,9 @@ class _Handlers:
     ) -> types.CallToolResult | types.InputRequiredResult:
         toolbox, _ = self._find(ctx)
         name, arguments = params.name, params.arguments
+        given: dict[str, Any] = {**(ctx.meta or {})}
+        if "traceparent" in given:
+            REQUEST_META.set(RequestMeta(traceparent=given["traceparent"], tracestate=given.get("tracestate")))
         try:
             if (again := await approvals.decide_again(toolbox, params)) is not None:
                 name, arguments = "wait", again
