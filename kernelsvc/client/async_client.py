@@ -81,11 +81,11 @@ class AsyncClient:
 
     async def info(self) -> dict[str, Any]:
         """Return the server's version, limits and confinement."""
-        return read(await self._rpc.call("info", {}, repeat=True), dict[str, Any])
+        return read(await self._rpc.call("info", {}), dict[str, Any])
 
     async def templates(self) -> list[dict[str, Any]]:
         """Return the environments that sessions can use."""
-        return read(await self._rpc.call("templates", {}, repeat=True), list[dict[str, Any]])
+        return read(await self._rpc.call("templates", {}), list[dict[str, Any]])
 
     async def execute_once(
         self,
@@ -125,7 +125,7 @@ class AsyncClient:
             files=dict(files or {}) or None,
             limits=dict(limits or {}) or None,
         )
-        return read(await self._rpc.call("call", body, repeat=False), Cell)
+        return read(await self._rpc.call("call", body), Cell)
 
     async def offer(self, /, *functions: Callable[..., Any] | OfferedFunction, **options: Any) -> None:
         """Let the code of all sessions of this token call functions of this program. See ``AsyncSession.offer``."""
@@ -196,12 +196,12 @@ class AsyncClient:
             idempotency_key=new_id("create"),
             attach=False,
         )
-        info = read(await self._rpc.call("session.create", params, repeat=True), SessionInfo)
+        info = read(await self._rpc.call("session.create", params), SessionInfo)
         return AsyncSession(self._rpc, self._rest, info, keep=keep)
 
     async def workspaces(self) -> list[WorkspaceInfo]:
         """List the workspaces that you may use."""
-        return read(await self._rpc.call("workspace.list", {}, repeat=True), list[WorkspaceInfo])
+        return read(await self._rpc.call("workspace.list", {}), list[WorkspaceInfo])
 
     async def set_workspace(
         self, workspace: str, *, shared_with: Sequence[str] | None = None, max_bytes: int | None = None
@@ -218,7 +218,7 @@ class AsyncClient:
         """
         shares = None if shared_with is None else list(shared_with)
         params = {**_workspace(workspace), **without_none(shared_with=shares, max_bytes=max_bytes)}
-        return read(await self._rpc.call("workspace.set", params, repeat=True), WorkspaceInfo)
+        return read(await self._rpc.call("workspace.set", params), WorkspaceInfo)
 
     async def workspace(self, workspace: str) -> WorkspaceInfo:
         """Get a workspace with its size.
@@ -229,7 +229,7 @@ class AsyncClient:
         Raises:
             NotFound: there is none that you may use.
         """
-        return read(await self._rpc.call("workspace.get", _workspace(workspace), repeat=True), WorkspaceInfo)
+        return read(await self._rpc.call("workspace.get", _workspace(workspace)), WorkspaceInfo)
 
     async def remove_workspace(self, workspace: str) -> None:
         """Remove a workspace with its files.
@@ -241,7 +241,7 @@ class AsyncClient:
             Conflict: open sessions have it.
             NotFound: there is none, or it is another principal's.
         """
-        await self._rpc.call("workspace.remove", _workspace(workspace), repeat=False)
+        await self._rpc.call("workspace.remove", _workspace(workspace))
 
     async def workspace_files(self, workspace: str, directory: str = "", *, recursive: bool = False) -> list[FileInfo]:
         """List the files of a workspace.
@@ -292,7 +292,7 @@ class AsyncClient:
         Raises:
             NotFound: there is no such session, or another principal owns it.
         """
-        info = read(await self._rpc.call("session.get", {"session": id}, repeat=True), SessionInfo)
+        info = read(await self._rpc.call("session.get", {"session": id}), SessionInfo)
         return AsyncSession(self._rpc, self._rest, info, keep=keep)
 
     async def sessions(
@@ -319,7 +319,7 @@ class AsyncClient:
         while True:
             size = _PAGE if limit is None else min(_PAGE, limit - len(found))
             params = without_none(state=state, label=label, limit=size, page=page, principal=principal)
-            answer = await self._rpc.call("session.list", params, repeat=True)
+            answer = await self._rpc.call("session.list", params)
             found += read(answer["sessions"], list[SessionInfo])
             page = answer["next_page"]
             if page is None or (limit is not None and len(found) >= limit):
@@ -339,7 +339,7 @@ class AsyncClient:
             NotFound: there is no such session, or another principal owns it and the token lacks the scope ``operate``.
             Conflict: it is open, or it has branches or sidecars. Nothing was deleted.
         """
-        return read(await self._rpc.call("session.purge", {"session": id, "force": force}, repeat=False), Deletion)
+        return read(await self._rpc.call("session.purge", {"session": id, "force": force}), Deletion)
 
 
 def _workspace(address: str) -> dict[str, Any]:

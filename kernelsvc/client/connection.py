@@ -5,9 +5,9 @@ sessions with readers, reads until the socket closes, and reconnects after growi
 has answered for ``retry_seconds``. Pending calls then fail with ``Unreachable``, and the next call starts the task
 again.
 
-A call is sent again on the next socket if the server may get it twice: it has its own cell id or idempotency key, or
-only reads. Any other call that was sent when the socket closed fails with ``ConnectionLost``. Only the session's state
-shows whether the server executed it.
+A call is sent again on the next socket if its method is ``repeatable`` in ``protocol.methods``. Any other call that was
+sent when the socket closed fails with ``ConnectionLost``. Only the session's state shows whether the server executed
+it.
 
 For each session with readers, ``_update_attachment`` attaches or detaches as its ``EventFeed`` demands, one request at
 a time. An attach is sent only after the reply to the detach before it, so that no event of the older attachment can
@@ -43,6 +43,7 @@ from kernelsvc.client.tool_provider import ToolProvider
 from kernelsvc.client.values import ConnectionLost, Unreachable, event_of, unreachable
 from kernelsvc.errors import KernelsvcError
 from kernelsvc.linux.tasks import OwnedTasks
+from kernelsvc.protocol.methods import METHODS
 
 #: The server's limit for a frame is 64 MiB, and a response may have several cells.
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024
@@ -75,10 +76,11 @@ _decode = msgspec.json.Decoder(_Incoming).decode
 class _Call:
     """A request that waits for its response."""
 
-    def __init__(self, method: str, params: dict[str, Any], *, repeat: bool) -> None:
+    def __init__(self, method: str, params: dict[str, Any]) -> None:
         self.method = method
         self.params = params
-        self.repeat = repeat
+        known = METHODS.get(method)
+        self.repeat = known is not None and known.repeatable
         self.sent = False
         self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
@@ -134,7 +136,7 @@ class RpcConnection:
 
     # --- calls ------------------------------------------------------------------
 
-    async def call(self, method: str, params: dict[str, Any], *, repeat: bool, timeout: float | None = None) -> Any:
+    async def call(self, method: str, params: dict[str, Any], *, timeout: float | None = None) -> Any:
         """Call a method and wait for its result, across reconnects.
 
         Safe to cancel: the result is dropped. The server still executes a call that it has accepted.
@@ -142,13 +144,12 @@ class RpcConnection:
         Args:
             method: name of the method.
             params: parameters, as JSON values.
-            repeat: whether the server may get the call twice.
             timeout: maximum time to wait, in seconds. None waits without a limit.
 
         Raises:
             KernelsvcError: the server's error, ``Unreachable``, ``ConnectionLost`` or ``Timeout``.
         """
-        request = _Call(method, params, repeat=repeat)
+        request = _Call(method, params)
         number = self._next_id
         self._next_id += 1
         self._calls[number] = request
@@ -240,10 +241,10 @@ class RpcConnection:
                 if action == "attach":
                     # Before the request: the server may send events before its reply.
                     feed.attached(after)
-                    await self.call("session.attach", {"session": feed.session, "after": after}, repeat=False)
+                    await self.call("session.attach", {"session": feed.session, "after": after})
                 else:
                     feed.lost()
-                    await self.call("session.detach", {"session": feed.session}, repeat=False)
+                    await self.call("session.detach", {"session": feed.session})
         except (ConnectionLost, Unreachable):
             pass  # _on_socket_closed has marked the feed as detached. _serve attaches again on the next socket.
         except KernelsvcError as error:

@@ -63,14 +63,14 @@ class AsyncSession:
         if not self._keep:
             await self.close()
 
-    async def _described(self, method: str, *, repeat: bool = False, **params: Any) -> SessionInfo:
-        answer = await self._call(method, repeat=repeat, **params)
+    async def _described(self, method: str, **params: Any) -> SessionInfo:
+        answer = await self._call(method, **params)
         self.details = read(answer, SessionInfo)
         return self.details
 
     async def info(self) -> SessionInfo:
         """Return the present description of the session."""
-        return await self._described("get", repeat=True)
+        return await self._described("get")
 
     # --- cells ------------------------------------------------------------------------
 
@@ -128,7 +128,7 @@ class AsyncSession:
             request["reuse_calls"] = reuse_calls.id if isinstance(reuse_calls, Cell) else reuse_calls
         if on_approval is not None:
             return await self._run_with_approvals(request, on_approval)
-        return self._rpc.cell(await self._call("execute", repeat=True, wait=wait, **request))
+        return self._rpc.cell(await self._call("execute", wait=wait, **request))
 
     async def _run_with_approvals(self, request: dict[str, Any], on_approval: OnApproval) -> Cell:
         deciding: list[asyncio.Task[None]] = []
@@ -175,12 +175,12 @@ class AsyncSession:
         # With their own ids the cells run once, even if the client sends the batch twice.
         for request in requests:
             request.setdefault("cell", new_id("cell"))
-        answer = await self._call("batch", repeat=True, cells=requests, on_error=on_error)
+        answer = await self._call("batch", cells=requests, on_error=on_error)
         return [self._rpc.cell(item) for item in answer]
 
     async def cell(self, id: str) -> Cell:
         """Return the present state of a cell."""
-        return self._rpc.cell(await self._call("cell", repeat=True, cell=id))
+        return self._rpc.cell(await self._call("cell", cell=id))
 
     async def view(
         self,
@@ -206,14 +206,14 @@ class AsyncSession:
         """
         chosen = cell.id if isinstance(cell, Cell) else None if cell is None else str(cell)
         part = {"from_line": from_line, "lines": lines, "find": find, "picture": picture, "after_line": after_line}
-        return read(await self._call("view", repeat=True, cell=chosen, budget=budget, **part), CellView)
+        return read(await self._call("view", cell=chosen, budget=budget, **part), CellView)
 
     async def cells(self) -> list[Cell]:
         """Return all cells of the session, in order."""
         found: list[Cell] = []
         offset: int | None = 0
         while offset is not None:
-            answer = await self._call("cells", repeat=True, limit=_PAGE, offset=offset)
+            answer = await self._call("cells", limit=_PAGE, offset=offset)
             found += [self._rpc.cell(item) for item in answer["cells"]]
             offset = answer["next_offset"]
         return found
@@ -229,7 +229,7 @@ class AsyncSession:
             offset: position to start at, in characters.
             limit: maximum number of characters.
         """
-        answer = await self._call("output", repeat=True, cell=cell, name=name, offset=offset, limit=limit)
+        answer = await self._call("output", cell=cell, name=name, offset=offset, limit=limit)
         return read(answer, dict[str, Any])
 
     def events(self, after: int = 0, *, follow: bool = True) -> AsyncEvents:
@@ -255,16 +255,16 @@ class AsyncSession:
 
     async def complete(self, code: str, cursor_pos: int | None = None) -> dict[str, Any]:
         """Complete code: Jupyter's ``complete_reply``, ``{matches, cursor_start, cursor_end, ...}``."""
-        return read(await self._call("complete", repeat=True, code=code, cursor_pos=cursor_pos), dict[str, Any])
+        return read(await self._call("complete", code=code, cursor_pos=cursor_pos), dict[str, Any])
 
     async def inspect(self, code: str, cursor_pos: int | None = None, detail_level: int = 0) -> dict[str, Any]:
         """Inspect the object at the cursor: Jupyter's ``inspect_reply``, ``{found, data, metadata}``."""
-        answer = await self._call("inspect", repeat=True, code=code, cursor_pos=cursor_pos, detail_level=detail_level)
+        answer = await self._call("inspect", code=code, cursor_pos=cursor_pos, detail_level=detail_level)
         return read(answer, dict[str, Any])
 
     async def variables(self) -> list[Variable]:
         """Return the variables that the session's cells have defined."""
-        return read(await self._call("variables", repeat=True), list[Variable])
+        return read(await self._call("variables"), list[Variable])
 
     async def value(
         self, name: str, *, format: ValueFormat = "best", columns: Sequence[str] | None = None, rows: int | None = None
@@ -288,7 +288,7 @@ class AsyncSession:
         while start is not None:
             left = None if rows is None else rows - start
             asked = {"name": name, "format": format, "columns": columns, "rows": left, "from_row": start}
-            parts.append(read(await self._call("value", repeat=True, **asked), ValueData))
+            parts.append(read(await self._call("value", **asked), ValueData))
             start = parts[-1].next_row
             format = parts[-1].format
         return tables.joined(parts)
@@ -326,7 +326,7 @@ class AsyncSession:
     async def tools(self, search: str | None = None, *, full: bool = False) -> list[dict[str, Any]]:
         """Return the functions that the session's code may call."""
         detail = "full" if full else "brief"
-        answer = await self._call("tools", repeat=True, search=search, detail=detail, limit=_PAGE)
+        answer = await self._call("tools", search=search, detail=detail, limit=_PAGE)
         return read(answer["tools"], list[dict[str, Any]])
 
     async def calls(
@@ -341,7 +341,7 @@ class AsyncSession:
         found: list[AsyncCall] = []
         offset: int | None = 0
         while offset is not None:
-            answer = await self._call("calls", repeat=True, state=state, cell=cell, limit=_PAGE, offset=offset)
+            answer = await self._call("calls", state=state, cell=cell, limit=_PAGE, offset=offset)
             infos = read(answer["calls"], list[ToolCallInfo])
             found += [AsyncCall(self._rpc.connection, info) for info in infos]
             offset = answer["next_offset"]
@@ -349,7 +349,7 @@ class AsyncSession:
 
     async def call(self, id: str) -> AsyncCall:
         """Return a call with its result."""
-        answer = await self._call("call", repeat=True, call=id)
+        answer = await self._call("call", call=id)
         return AsyncCall(self._rpc.connection, read(answer, ToolCallInfo))
 
     # --- time travel --------------------------------------------------------------------
@@ -360,7 +360,7 @@ class AsyncSession:
 
     async def checkpoints(self) -> list[Checkpoint]:
         """Return the session's checkpoints."""
-        return read(await self._call("checkpoints", repeat=True), list[Checkpoint])
+        return read(await self._call("checkpoints"), list[Checkpoint])
 
     async def drop_checkpoint(self, checkpoint: str) -> None:
         """Remove a checkpoint and free its memory."""
@@ -422,7 +422,7 @@ class AsyncSession:
 
     async def close(self) -> SessionInfo:
         """End the session. Its log, notebook and files stay readable."""
-        return await self._described("close", repeat=True)
+        return await self._described("close")
 
     # --- files and records -------------------------------------------------------------
 

@@ -28,7 +28,7 @@ class SessionRpc:
         self.session = session
         self.seen = seen
 
-    async def call(self, method: str, *, repeat: bool = False, **params: Any) -> Any:
+    async def call(self, method: str, **params: Any) -> Any:
         """Call ``session.<method>``, without the parameters that are None."""
         params = {"session": self.session, **without_none(**params)}
         provider = self.connection.provider
@@ -37,7 +37,7 @@ class SessionRpc:
             if method in ("execute", "batch") and (within := provider.nested_in(self.session)) is not None:
                 for cell in params["cells"] if method == "batch" else [params]:
                     cell.setdefault("within", within)
-        return await self.connection.call(f"session.{method}", params, repeat=repeat)
+        return await self.connection.call(f"session.{method}", params)
 
     def cell(self, data: Any) -> Cell:
         """Decode a cell from a response."""
@@ -132,7 +132,7 @@ class AsyncStream(AsyncEvents):
         # Attach first, and send the cell without waiting for the reply: one round trip, and no event is missed.
         reader = await super()._begin()
         try:
-            accepted = await self._rpc.call("execute", repeat=True, wait="queued", **self._request)
+            accepted = await self._rpc.call("execute", wait="queued", **self._request)
         except BaseException:
             await self.aclose()
             raise
@@ -143,4 +143,4 @@ class AsyncStream(AsyncEvents):
 
     async def cell(self) -> Cell:
         """Wait for the end of the cell and return it."""
-        return self._rpc.cell(await self._rpc.call("execute", repeat=True, wait="finished", **self._request))
+        return self._rpc.cell(await self._rpc.call("execute", wait="finished", **self._request))

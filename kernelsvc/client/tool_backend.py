@@ -9,16 +9,12 @@ from kernelsvc.client.async_client import AsyncClient
 from kernelsvc.client.http import query
 from kernelsvc.client.values import new_id, read
 from kernelsvc.errors import BadRequest
-from kernelsvc.protocol.methods import METHODS
 from kernelsvc.tools import FilePart
 from kernelsvc.tools.definitions import FileShown
 
 T = TypeVar("T")
 
 MAX_LISTED = 1000
-#: Methods that the server may get twice, besides those that only read: execute has a cell id, create has an
-#: idempotency key, and a closed session can be closed again.
-_REPEATABLE = {"session.execute", "session.create", "session.close", "session.variables"}
 
 
 class ClientToolBackend:
@@ -35,8 +31,7 @@ class ClientToolBackend:
         """
         if method == "session.create":
             params = {"attach": False, "idempotency_key": new_id("create"), **params}
-        repeat = METHODS[method].scope == "read" or method in _REPEATABLE
-        return read(await self._rpc.call(method, params, repeat=repeat), kind)
+        return read(await self._rpc.call(method, params), kind)
 
     async def put_file(self, session: str, path: str, data: bytes) -> None:
         """Write a file of the working directory atomically."""

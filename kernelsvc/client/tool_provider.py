@@ -37,7 +37,7 @@ current_call: contextvars.ContextVar[ToolCall | None] = contextvars.ContextVar("
 class CallConnection(Protocol):
     """The part of the connection that a provider needs."""
 
-    async def call(self, method: str, params: dict[str, Any], *, repeat: bool) -> Any:
+    async def call(self, method: str, params: dict[str, Any]) -> Any:
         """Call a method of the server."""
 
 
@@ -138,7 +138,7 @@ class ToolProvider:
         params: dict[str, Any] = {} if session is None else {"session": session}
         if names is not None:
             params["names"] = [*names]
-        await self._connection.call("tools.withdraw", params, repeat=True)
+        await self._connection.call("tools.withdraw", params)
 
     async def _send(self, session: str | None) -> None:
         params = {
@@ -147,7 +147,7 @@ class ToolProvider:
             "holding": [*self._held],
             **({} if session is None else {"session": session}),
         }
-        answer = await self._connection.call("tools.offer", params, repeat=True)
+        answer = await self._connection.call("tools.offer", params)
         for call in answer["cancelled"]:
             self._cancel(call)
 
@@ -192,7 +192,7 @@ class ToolProvider:
 
         async def send() -> None:
             with contextlib.suppress(KernelsvcError):
-                await self._connection.call("tool.progress", params, repeat=True)
+                await self._connection.call("tool.progress", params)
 
         self._tasks.start(send(), name="kernelsvc client: progress")
 
@@ -214,9 +214,7 @@ class ToolProvider:
             answer = _failed("CancelledError", "The call was cancelled.")
         self._running.pop(call.id, None)
         try:
-            await self._connection.call(
-                "tool.return", {"session": call.session, "call": call.id, **answer}, repeat=True
-            )
+            await self._connection.call("tool.return", {"session": call.session, "call": call.id, **answer})
         except KernelsvcError as error:
             if not isinstance(error, Conflict | NotFound):  # the call has ended meanwhile
                 log.warning("the result of %s (%s) was not accepted: %s", call.tool, call.id, error.message)

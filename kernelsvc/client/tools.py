@@ -57,7 +57,7 @@ class AsyncCall:
         params = without_none(
             session=self.info.session, calls=[self.info.call], decision=decision, reason=reason, remember=remember
         )
-        answer = await self._connection.call("session.decide", params, repeat=False)
+        answer = await self._connection.call("session.decide", params)
         self.info = read(answer[0], ToolCallInfo)
         return self.info
 

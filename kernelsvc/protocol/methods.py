@@ -507,6 +507,9 @@ class Method(Struct, frozen=True, kw_only=True):
         arguments: Converts params into positional and keyword arguments (after ``who``).
         client: Whether the call takes the connection that it came from.
         who: Whether the call takes the principal.
+        repeatable: Whether a client may send the call again on another connection, when it has lost the one on which
+            it sent it. Such a call changes nothing, or finds the work of the first one: a client gives each cell an
+            id and each creation an idempotency key.
     """
 
     name: str
@@ -518,11 +521,30 @@ class Method(Struct, frozen=True, kw_only=True):
     arguments: Callable[[Any], Arguments] = _fields
     client: bool = False
     who: bool = True
+    repeatable: bool = False
+
+
+#: Methods that change something, and that a client may send twice.
+_REPEATABLE = frozenset(
+    f"session.{name}" for name in ("create", "execute", "batch", "close", "complete", "inspect", "variables", "value")
+) | {"tools.offer", "tools.withdraw", "tool.return", "tool.progress", "workspace.set"}
+#: Methods that only read, but have a meaning on one connection only.
+_OF_ONE_CONNECTION = ("session.attach", "session.detach")
 
 
 def _row(name: str, params: type[Struct], result: Any, scope: Scope, summary: str, **more: Any) -> Method:
     calls = more.pop("calls", name.rpartition(".")[2])
-    return Method(name=name, params=params, result=result, scope=scope, summary=summary, calls=calls, **more)
+    repeatable = name in _REPEATABLE or (scope == "read" and name not in _OF_ONE_CONNECTION)
+    return Method(
+        name=name,
+        params=params,
+        result=result,
+        scope=scope,
+        summary=summary,
+        calls=calls,
+        repeatable=repeatable,
+        **more,
+    )
 
 
 _ROWS = (

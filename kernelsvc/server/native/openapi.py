@@ -218,4 +218,5 @@ def _method(row: methods.Method) -> Schema:
         "result": {"name": "result", "schema": schema_of(row.result)},
         "errors": [{"code": jsonrpc.SERVER_ERROR, "message": "refused", "data": _ERROR_REF}],
         "x-scope": row.scope,
+        "x-repeatable": row.repeatable,
     }

@@ -350,5 +350,5 @@ async def test_a_timeout_of_the_call_is_typed(connect):
     session = await client.create_session()
     with pytest.raises(errors.Timeout):
         await client._rpc.call(
-            "session.execute", {"session": session.id, "code": "wait gate", "cell": "c"}, repeat=True, timeout=0.05
+            "session.execute", {"session": session.id, "code": "wait gate", "cell": "c"}, timeout=0.05
         )

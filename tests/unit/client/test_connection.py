@@ -21,7 +21,7 @@ async def test_a_call_ends_whatever_makes_the_connection_fail(monkeypatch):
     monkeypatch.setattr(connection, "websocket_connect", no_such_header)
     rpc = RpcConnection(Address(base="http://h"), connect_seconds=60.0, retry_seconds=60.0)
     with pytest.raises(Unreachable, match="Unsafe header value"):
-        await rpc.call("server.info", {}, repeat=True, timeout=30.0)
+        await rpc.call("server.info", {}, timeout=30.0)
     await rpc.close()
 
 
@@ -31,5 +31,5 @@ async def test_the_handshake_has_a_limit(monkeypatch):
         address = Address(base=f"http://127.0.0.1:{silent.getsockname()[1]}")
         rpc = RpcConnection(address, connect_seconds=0.1, retry_seconds=0.1)
         with pytest.raises(Unreachable, match="No server answers"):
-            await rpc.call("server.info", {}, repeat=True, timeout=30.0)
+            await rpc.call("server.info", {}, timeout=30.0)
         await rpc.close()

@@ -199,7 +199,7 @@ async def http(record, client, body):
     from kernelsvc.errors import KernelsvcError
 
     try:
-        found = await client._rpc.call("session.create", {"attach": False, **body}, repeat=True)
+        found = await client._rpc.call("session.create", {"attach": False, **body})
     except KernelsvcError as error:
         return error.code
     return found["id"]

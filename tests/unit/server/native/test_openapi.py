@@ -101,3 +101,12 @@ def test_the_reference_table_has_every_route():
     text = routes.markdown()
     assert text.count("\n") == len(routes.ROUTES) + 2
     assert all(f"`{route.verb} {route.path}`" in text for route in routes.ROUTES)
+
+
+def test_openrpc_says_which_methods_may_be_sent_twice() -> None:
+    rows = {row["name"]: row["x-repeatable"] for row in documents.openrpc("1")["methods"]}
+    assert rows["session.execute"]
+    assert rows["session.create"]
+    assert rows["session.get"]
+    # A second interrupt would hit the next cell, and an attachment belongs to one connection.
+    assert not any(rows[name] for name in ("session.interrupt", "session.input", "call", "session.attach"))
