@@ -14,6 +14,7 @@ from kernelsvc.client.address import quoted, without_none
 from kernelsvc.client.connection import RpcConnection
 from kernelsvc.client.http import Rest, query
 from kernelsvc.client.offered import OfferedFunction, offered
+from kernelsvc.client.programs import AsyncProgram, CommandResult, run_command, start_program
 from kernelsvc.client.streams import AsyncEvents, AsyncPages, AsyncStream, SessionRpc
 from kernelsvc.client.tools import AsyncCall, OnApproval, provider_of
 from kernelsvc.client.transfer import save, target_of, upload_body
@@ -22,6 +23,7 @@ from kernelsvc.model.events import ToolCalled
 from kernelsvc.model.objects import (
     CellView,
     Checkpoint,
+    ProgramView,
     SessionInfo,
     ToolCallInfo,
     ValueData,
@@ -351,6 +353,68 @@ class AsyncSession:
         """Return a call with its result."""
         answer = await self._call("call", call=id)
         return AsyncCall(self._rpc.connection, read(answer, ToolCallInfo))
+
+    # --- programs ------------------------------------------------------------------------
+
+    async def command(
+        self,
+        command: str | Sequence[str],
+        *,
+        input: str | bytes | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> CommandResult:
+        """Run a program in the session's sandbox, and wait for its end.
+
+        Cancelling ends the wait. The program then waits until its output is read: keep it with ``start_program`` to
+        end it with a signal.
+
+        Args:
+            command: a line for the shell, or the program and its arguments.
+            input: its standard input. None is an empty one.
+            env: environment variables, added to the session's.
+            cwd: the directory to start in. Default: the session's.
+
+        Raises:
+            BadRequest: there is no such program or directory.
+        """
+        program = await self.start_program(command, env=env, cwd=cwd, stdin=input is not None)
+        return await run_command(program, input)
+
+    async def start_program(
+        self,
+        command: str | Sequence[str],
+        *,
+        program: str | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        stdin: bool = False,
+        terminal: tuple[int, int] | None = None,
+        background: bool = False,
+    ) -> AsyncProgram:
+        """Start a program in the session's sandbox. It ends with the session.
+
+        Args:
+            command: a line for the shell, or the program and its arguments.
+            program: an id of your choice. A repeated id returns the same program and starts nothing.
+            env: environment variables, added to the session's.
+            cwd: the directory to start in. Default: the session's.
+            stdin: whether it has a standard input. Otherwise it reads an empty one.
+            terminal: columns and rows of a terminal for it. Without one it gets pipes.
+            background: drop the oldest output that nobody reads, instead of making the program wait.
+
+        Raises:
+            BadRequest: there is no such program or directory.
+            QuotaExceeded: too many programs of this session run.
+        """
+        return await start_program(
+            self._rpc, command, program=program, env=env, cwd=cwd, stdin=stdin, terminal=terminal, background=background
+        )
+
+    async def programs(self) -> list[AsyncProgram]:
+        """Return the programs that were started so, which run or have ended recently. Their output starts anew."""
+        answer = await self._call("programs")
+        return [AsyncProgram(self._rpc, info) for info in read(answer, list[ProgramView])]
 
     # --- time travel --------------------------------------------------------------------
 

@@ -16,11 +16,12 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from kernelsvc.client.address import Address
 from kernelsvc.client.async_client import AsyncClient
+from kernelsvc.client.programs import AsyncProgram
 from kernelsvc.client.sessions import AsyncSession
 from kernelsvc.client.streams import AsyncEvents, AsyncStream
 from kernelsvc.client.tools import AsyncCall
 from kernelsvc.model.events import Event
-from kernelsvc.model.objects import SessionInfo
+from kernelsvc.model.objects import OutputPiece, SessionInfo
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -163,6 +164,40 @@ class SessionCall:
     deny = _blocking(AsyncCall.deny)
 
 
+class SessionProgram:
+    """``AsyncProgram`` for code without an event loop: iterate over it to read its output."""
+
+    def __init__(self, loop: EventLoopThread, inner: AsyncProgram) -> None:
+        self._loop = loop
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> OutputPiece:
+        try:
+            return self._loop.run(self._inner.__anext__())
+        except StopAsyncIteration:
+            raise StopIteration from None
+
+    wait = _blocking(AsyncProgram.wait)
+    write = _blocking(AsyncProgram.write)
+    close_input = _blocking(AsyncProgram.close_input)
+    signal = _blocking(AsyncProgram.signal)
+    resize = _blocking(AsyncProgram.resize)
+
+
+def _program(outer: Session, inner: AsyncProgram) -> SessionProgram:
+    return SessionProgram(outer._loop, inner)
+
+
+def _programs(outer: Session, inner: list[AsyncProgram]) -> list[SessionProgram]:
+    return [_program(outer, one) for one in inner]
+
+
 def _call(outer: Session, inner: AsyncCall) -> SessionCall:
     return SessionCall(outer._loop, inner)
 
@@ -240,6 +275,9 @@ class Session:
     tools = _blocking(AsyncSession.tools)
     calls = _blocking_as(AsyncSession.calls, _calls)
     call = _blocking_as(AsyncSession.call, _call)
+    command = _blocking(AsyncSession.command)
+    start_program = _blocking_as(AsyncSession.start_program, _program)
+    programs = _blocking_as(AsyncSession.programs, _programs)
     checkpoint = _blocking(AsyncSession.checkpoint)
     checkpoints = _blocking(AsyncSession.checkpoints)
     drop_checkpoint = _blocking(AsyncSession.drop_checkpoint)

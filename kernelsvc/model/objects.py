@@ -389,6 +389,59 @@ class ValueData(msgspec.Struct, kw_only=True):
     data: bytes
 
 
+class PtySize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The size of a terminal, in characters."""
+
+    columns: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 80
+    rows: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 24
+
+
+class ProgramView(msgspec.Struct, kw_only=True):
+    """A program in a session's sandbox, next to its kernel.
+
+    Attributes:
+        id: The id that the client chose, or the server.
+        pid: As seen inside the sandbox.
+        cwd: The directory where it started. Empty for the session's directory.
+        exit_code: Its exit code, or the negative number of the signal that ended it. None while it runs, and if its
+            end is not known.
+        written: Bytes of output so far.
+        received: Bytes of standard input so far.
+    """
+
+    id: str
+    session: str
+    pid: int
+    argv: list[str]
+    cwd: str = ""
+    state: Literal["running", "ended"] = "running"
+    exit_code: int | None = None
+    written: int = 0
+    received: int = 0
+
+
+class OutputPiece(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes that a program wrote (base64), and to which stream. ``pty`` is its terminal."""
+
+    stream: Literal["stdout", "stderr", "pty"]
+    data: bytes
+
+
+class OutputPage(msgspec.Struct, kw_only=True):
+    """The next output of a program.
+
+    Attributes:
+        program: The program as it is now. It is ``ended`` only after its last output.
+        next: Position after these pieces, in bytes of all streams together.
+        dropped: Bytes from the requested position on that the server no longer has.
+    """
+
+    program: ProgramView
+    pieces: list[OutputPiece]
+    next: int
+    dropped: int = 0
+
+
 class Deletion(msgspec.Struct, kw_only=True):
     """The signed record of a session that was deleted for good. It holds nothing of the session's content.
 

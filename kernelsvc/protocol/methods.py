@@ -23,6 +23,9 @@ from kernelsvc.model.objects import (
     Deletion,
     Id,
     Label,
+    OutputPage,
+    ProgramView,
+    PtySize,
     Scope,
     SessionInfo,
     SessionRequest,
@@ -352,6 +355,64 @@ class CallPage(Struct, kw_only=True):
     next_offset: int | None = None
 
 
+Argument = Annotated[str, Meta(max_length=128 * 1024)]
+
+
+class StartProgramParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
+    """``program.start``."""
+
+    argv: Annotated[list[Argument], Meta(min_length=1, max_length=4096)]
+    program: Annotated[Id, Meta(description="An id of your choice. The same id again starts nothing.")] | None = None
+    env: dict[Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = {}
+    cwd: Annotated[str, Meta(max_length=4096, description="Default: the session's directory.")] = ""
+    stdin: Annotated[bool, Meta(description="Whether it has a standard input. Otherwise it reads an empty one.")] = (
+        False
+    )
+    terminal: Annotated[PtySize, Meta(description="Give it a terminal of this size.")] | None = None
+    background: Annotated[
+        bool,
+        Meta(description="Drop the oldest output that nobody reads. Otherwise the program waits for its reader."),
+    ] = False
+
+
+class ProgramParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
+    """Parameters of a method on one program."""
+
+    program: Id
+
+
+class ReadProgramParams(ProgramParams, kw_only=True, forbid_unknown_fields=True):
+    """``program.read``: output from a position on. The server forgets the output before it."""
+
+    after: Position = 0
+    limit: Annotated[int, Meta(ge=1, le=1024 * 1024, description="Most bytes.")] = 256 * 1024
+    wait_seconds: Annotated[float, Meta(ge=0, le=300, description="Time to wait for output, or for the end.")] = 30.0
+
+
+class WriteProgramParams(ProgramParams, kw_only=True, forbid_unknown_fields=True):
+    """``program.write``: bytes for its standard input, or its terminal.
+
+    With ``at`` (``received`` of the program, as the client knows it) the same request again writes nothing twice.
+    """
+
+    data: bytes = b""
+    at: Position | None = None
+    end: Annotated[bool, Meta(description="Close the standard input after these bytes.")] = False
+
+
+class SignalProgramParams(ProgramParams, kw_only=True, forbid_unknown_fields=True):
+    """``program.signal``: to the program and its process group. 15 is SIGTERM, 9 is SIGKILL."""
+
+    signal: Annotated[int, Meta(ge=1, le=64)] = 15
+
+
+class ResizeProgramParams(ProgramParams, kw_only=True, forbid_unknown_fields=True):
+    """``program.resize``: the size of its terminal, in characters."""
+
+    columns: Annotated[int, Meta(ge=1, le=10_000)]
+    rows: Annotated[int, Meta(ge=1, le=10_000)]
+
+
 class WorkspaceParams(Struct, kw_only=True, forbid_unknown_fields=True):
     """Parameters of a method on one workspace: a ``name``, and its ``owner`` if that is another principal."""
 
@@ -527,7 +588,10 @@ class Method(Struct, frozen=True, kw_only=True):
 #: Methods that change something, and that a client may send twice.
 _REPEATABLE = frozenset(
     f"session.{name}" for name in ("create", "execute", "batch", "close", "complete", "inspect", "variables", "value")
-) | {"tools.offer", "tools.withdraw", "tool.return", "tool.progress", "workspace.set"}
+) | {
+    *("program.start", "program.read", "program.write", "program.resize"),
+    *("tools.offer", "tools.withdraw", "tool.return", "tool.progress", "workspace.set"),
+}
 #: Methods that only read, but have a meaning on one connection only.
 _OF_ONE_CONNECTION = ("session.attach", "session.detach")
 
@@ -619,6 +683,30 @@ _ROWS = (
          calls="offers.calls"),
     _row("session.call", CallParams, ToolCallInfo, "read", "One call with its result.", arguments=_on_call,
          calls="offers.find_call"),
+    _row(
+        "program.start", StartProgramParams, ProgramView, "run", "Start a program next to the kernel.",
+        calls="commands.start",
+    ),
+    _row(
+        "program.read", ReadProgramParams, OutputPage, "run", "Wait for a program's output, or for its end.",
+        arguments=_in_order("session", "program", "after", "limit", "wait_seconds"), calls="commands.read",
+    ),
+    _row(
+        "program.write", WriteProgramParams, ProgramView, "run", "Write to a program's standard input.",
+        arguments=_in_order("session", "program", "data", "at", "end"), calls="commands.write",
+    ),
+    _row(
+        "program.signal", SignalProgramParams, None, "run", "Send a signal to a program.",
+        arguments=_in_order("session", "program", "signal"), calls="commands.signal",
+    ),
+    _row(
+        "program.resize", ResizeProgramParams, None, "run", "Change the size of a program's terminal.",
+        arguments=_in_order("session", "program", "columns", "rows"), calls="commands.resize",
+    ),
+    _row(
+        "session.programs", SessionParams, list[ProgramView], "read", "The programs that run, and recently ended ones.",
+        calls="commands.list",
+    ),
     _row(
         "workspace.list", NoParams, list[WorkspaceInfo], "read", "The workspaces that you may use.",
         calls="workspaces.list",

@@ -25,7 +25,10 @@ from kernelsvc.model.objects import (
     CellView,
     Checkpoint,
     Deletion,
+    OutputPage,
     Principal,
+    ProgramView,
+    PtySize,
     SessionInfo,
     SessionRequest,
     ToolCallInfo,
@@ -43,6 +46,7 @@ from kernelsvc.protocol.kernel_messages import KernelRequest
 NotebookFormat = Literal["ipynb", "html", "py"]
 # Named, because ``list`` means a method inside the class below.
 Cells = list[CellInfo]
+ProgramViews = list[ProgramView]
 Checkpoints = list[Checkpoint]
 Files = list[FileStatus]
 Lines = list[bytes]
@@ -145,6 +149,33 @@ class ProgramApi(Protocol):
     def close_input(self, who: Principal, session: str, program: int) -> None: ...
     def signal(self, who: Principal, session: str, program: int, number: int) -> None: ...
     def resize(self, who: Principal, session: str, program: int, columns: int, rows: int) -> None: ...
+
+
+class CommandApi(Protocol):
+    """Programs with ids that clients choose, whose output is read from a position on."""
+
+    async def start(
+        self,
+        who: Principal,
+        session: str,
+        *,
+        argv: Sequence[str],
+        program: str | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "",
+        stdin: bool = False,
+        terminal: PtySize | None = None,
+        background: bool = False,
+    ) -> ProgramView: ...
+    async def read(
+        self, who: Principal, session: str, program: str, after: int, limit: int, wait_seconds: float
+    ) -> OutputPage: ...
+    def write(
+        self, who: Principal, session: str, program: str, data: bytes, at: int | None, end: bool
+    ) -> ProgramView: ...
+    def signal(self, who: Principal, session: str, program: str, number: int) -> None: ...
+    def resize(self, who: Principal, session: str, program: str, columns: int, rows: int) -> None: ...
+    def list(self, who: Principal, session: str) -> ProgramViews: ...
 
 
 class EnvironmentApi(Protocol):
@@ -384,6 +415,10 @@ class ServiceApi(Protocol):
     @property
     def programs(self) -> ProgramApi:
         """Programs in sessions' sandboxes."""
+
+    @property
+    def commands(self) -> CommandApi:
+        """Programs for the native API."""
 
     @property
     def leases(self) -> LeaseApi:

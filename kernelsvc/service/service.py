@@ -61,6 +61,7 @@ from kernelsvc.service.api import (
     Variables,
 )
 from kernelsvc.service.branching import BranchCreator
+from kernelsvc.service.commands.commands import Commands
 from kernelsvc.service.creation import SessionCreator
 from kernelsvc.service.disposal.deletion import SessionDeleter
 from kernelsvc.service.disposal.retention import Retention
@@ -136,7 +137,7 @@ class Service:
         launchers: start kernels. None takes those of this machine. ``kernelsvc.testing`` has fake ones.
 
     Attributes:
-        environment, files, offers, programs, leases, usage, access, workspaces: the parts of ``ServiceApi``.
+        environment, files, offers, programs, commands, leases, usage, access, workspaces: the parts of ``ServiceApi``.
     """
 
     def __init__(
@@ -172,6 +173,7 @@ class Service:
         self.environment = SessionEnvironment(registry)
         self.files = SessionFiles(registry, store)
         self.programs = Programs(registry, self.environment, self._launchers)
+        self.commands = Commands(registry, self.programs)
         self.leases = Leases(registry, settings.limits)
         self._principals = Principals(settings.tokens, TokenFile(store.data / "keys"))
         self.access = SessionTokens(projections.secret("access"), self._principals.callers, registry)
@@ -231,6 +233,7 @@ class Service:
         """Stop. Sessions end, or wait for the next server with their kernels alive. Nothing is accepted any more."""
         self._refuse_sessions()
         await self.programs.end_all()
+        await self.commands.end_all()
         if end_sessions:
             await self._loads.all(STOP_SECONDS)
             ending = [session.close("server stopped") for session in self._registry.open_sessions()]
@@ -629,6 +632,7 @@ class Service:
             session.spec.forget_secrets()
             self._projections.forget_secrets(session.id)
             self.programs.end(session.id)
+            self.commands.end(session.id)
             self.leases.ended(session.id)
         elif isinstance(last, ev.JournalSigned | ev.NotAsWritten):
             self._projections.finish(session.id)
