@@ -29,6 +29,9 @@ from msgspec import Meta
 from kernelsvc.errors import BadRequest
 from kernelsvc.model.limits import Limits
 from kernelsvc.model.network.hosts import check_fixed_hosts
+from kernelsvc.model.network.policy import check_secrets
+from kernelsvc.model.network.rules import NetworkRules
+from kernelsvc.model.network.secrets import SecretName, SecretSource
 from kernelsvc.model.objects import Scope
 from kernelsvc.model.storage.mounts import Mount, MountName, why_unsafe
 from kernelsvc.model.tokens import TokenRecord, hash_token, record_for, weakness
@@ -175,6 +178,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         dict[str, str],
         _meta("Addresses of names that sessions with network rules connect to, as in hosts(5). Others are looked up."),
     ] = msgspec.field(default_factory=dict)
+    egress_ca: Annotated[
+        Path | None,
+        _meta(
+            "PEM file of authorities, besides the system's, for the certificates of servers whose requests are read."
+        ),
+    ] = None
+    secrets: Annotated[
+        dict[SecretName, SecretSource],
+        _meta("Secrets that network rules add to requests, by name: hosts, and one of file, command, env."),
+    ] = {}
     default_template: Annotated[str, _meta("Template of a session that does not name one.", min_length=1)] = "python3"
     templates: Annotated[
         dict[str, Template], _meta("Environments to fork sessions from, by name: python, preload.")
@@ -392,7 +405,7 @@ class SettingRow(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def structured(self) -> bool:
         """Whether its text form is JSON."""
-        return self.name in {"tokens", "templates", "models", "mounts", "egress_hosts", "tools_mcp"}
+        return self.name in {"tokens", "templates", "models", "mounts", "egress_hosts", "secrets", "tools_mcp"}
 
     @property
     def optional(self) -> bool:
@@ -598,7 +611,7 @@ def _convert(row: SettingRow, value: Any, source: str, *, text: bool) -> Any:
     except (msgspec.ValidationError, msgspec.DecodeError, ValueError) as error:
         if ".scopes" in str(error):
             error = ValueError(f"{error}. The scopes are {', '.join(get_args(Scope))}")
-        shown = "" if row.name in {"token", "tokens", "models", "tools_mcp"} else f" = {value!r}"
+        shown = "" if row.name in {"token", "tokens", "models", "secrets", "tools_mcp"} else f" = {value!r}"
         raise BadRequest(f"Setting {row.name}{shown} ({source}) is not valid: {error}.", setting=row.name) from None
 
 
@@ -677,6 +690,11 @@ def _check(settings: Settings) -> None:
         check_fixed_hosts(settings.egress_hosts)
     except ValueError as error:
         raise BadRequest(f"Setting egress_hosts is not valid: {error}.", setting="egress_hosts") from None
+    if isinstance(settings.limits.network, NetworkRules):
+        try:
+            check_secrets(settings.limits.network, settings.secrets)
+        except ValueError as error:
+            raise BadRequest(f"Setting limits.network is not valid: {error}.", setting="limits.network") from None
     runtime = os.fsencode(settings.runtime_path())
     if len(runtime) > MAX_RUNTIME_DIR:
         raise BadRequest(

@@ -6,6 +6,7 @@ They have the ports 80 and 443, so they need root or CAP_NET_BIND_SERVICE.
 from __future__ import annotations
 
 import datetime
+import gzip
 import http.server
 import json
 import os
@@ -24,7 +25,10 @@ from cryptography.x509.oid import NameOID
 
 ADDRESS = "127.77.0.1"
 #: Names that resolve to the servers, and names that resolve to addresses no rule may reach.
-HOSTS = dict.fromkeys(("ok.test", "other.test", "a.wild.test", "late.test"), ADDRESS) | {
+NAMES = ("ok.test", "other.test", "a.wild.test", "late.test", "read.test", "api.test", "hub.test")
+#: The servers' certificate is not for this name.
+UNVERIFIED = "unverified.test"
+HOSTS = dict.fromkeys((*NAMES, UNVERIFIED), ADDRESS) | {
     "metadata.test": "169.254.169.254",
     "intern.test": "10.1.2.3",
     "mapped.test": "::ffff:169.254.169.254",
@@ -33,12 +37,40 @@ RULES = {
     "allow": ["ok.test", "other.test", "*.wild.test", "metadata.test", "intern.test", "mapped.test"],
     "private": ["127.77.0.0/16"],
 }
+#: Rules for which the proxy reads requests, and the operator's secrets.
+READ = {"host": "read.test", "methods": ["GET"], "paths": ["/public/*"]}
+API = {"host": "api.test", "inject": {"Authorization": "Bearer ${api}"}}
+HUB = {"host": "hub.test", "secrets": ["hub"], "methods": ["GET", "POST"]}
+UNSAFE = {"host": UNVERIFIED, "inject": {"Authorization": "Bearer ${api}"}}
+READING_RULES = RULES | {"allow": [*RULES["allow"], READ, API, HUB, UNSAFE]}
+API_KEY, HUB_KEY = "sk-api-0123456789/+abcdef", "hub-token-ABCDEF-98765"
 needs_low_ports = pytest.mark.skipif(os.geteuid() != 0, reason="binding the ports 80 and 443 needs root")
 
 
 def egress_environment(rules: object = RULES) -> dict[str, str]:
     """Settings of a server, as environment variables."""
     return {"KERNELSVC_LIMITS_NETWORK": json.dumps(rules), "KERNELSVC_EGRESS_HOSTS": json.dumps(HOSTS)}
+
+
+def reading_environment(directory: Path, authority: str, rules: object = READING_RULES) -> dict[str, str]:
+    """Settings of a server with secrets, and with rules for which the proxy reads requests.
+
+    Args:
+        directory: for files of secrets, which only the server's user may read.
+        authority: the certificate of the test's servers.
+        rules: the server's rules.
+    """
+    authorities, key = directory / "authorities.pem", directory / "api.key"
+    authorities.write_text(authority)
+    key.touch(0o600)
+    key.write_text(f"{API_KEY}\n")
+    secrets = {
+        "api": {"hosts": ["api.test", UNVERIFIED], "file": str(key)},
+        "hub": {"hosts": ["hub.test"], "env": "TEST_HUB_KEY"},
+        "gone": {"hosts": ["api.test"], "command": ["false"]},
+    }
+    more = {"KERNELSVC_EGRESS_CA": str(authorities), "KERNELSVC_SECRETS": json.dumps(secrets), "TEST_HUB_KEY": HUB_KEY}
+    return egress_environment(rules) | more
 
 
 @dataclass
@@ -83,14 +115,46 @@ def _handler(servers: Servers) -> type[http.server.BaseHTTPRequestHandler]:
             servers.headers[self.path] = dict(self.headers.items())
             echo = f"{self.command} {self.path} {len(body)}".encode()
             kind, said = servers.files.get(self.path, ("text/plain", echo))
-            self.send_response(200)
+            if self.path.startswith("/echo"):
+                said = self.answer_headers()
+                if "split" in self.path:
+                    self.send_pieces(said)
+                    return
+            else:
+                self.send_response(302 if self.path == "/redirect" else 200)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(said)))
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(said)
 
-        do_GET = do_POST = do_PUT = do_HEAD = answer
+        def answer_headers(self) -> bytes:
+            """Begin an answer that has the request's headers in its reason, in a header and in its body."""
+            credentials = self.headers.get("Authorization", "none")
+            self.send_response(200, f"OK {credentials}")
+            self.send_header("X-Echo", credentials)
+            text = "".join(f"{name}: {value}\n" for name, value in self.headers.items()).encode()
+            if "gzip" in self.path:
+                self.send_header("Content-Encoding", "gzip")
+                text = gzip.compress(text)
+            return text
+
+        def send_pieces(self, data: bytes) -> None:
+            """Send a body of many chunks, none of which has a whole secret."""
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            for at in range(0, len(data), 7):
+                piece = data[at : at + 7]
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+                self.wfile.flush()
+            self.wfile.write(b"0\r\nX-Trailer: %s\r\n\r\n" % self.headers.get("Authorization", "").encode())
+
+        def send_header(self, keyword: str, value: str) -> None:
+            if keyword == "Content-Type" and self.path == "/redirect":
+                super().send_header("Location", "https://other.test/landed")
+            super().send_header(keyword, value)
+
+        do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = answer
 
         def log_message(self, *args: object) -> None:
             pass
@@ -101,7 +165,7 @@ def _handler(servers: Servers) -> type[http.server.BaseHTTPRequestHandler]:
 @contextmanager
 def egress_servers(directory: Path) -> Iterator[Servers]:
     """Run an HTTP server on port 80 and an HTTPS server on port 443."""
-    authority, key = certificate([name for name in HOSTS if name.endswith(".test")])
+    authority, key = certificate([name for name in HOSTS if name != UNVERIFIED])
     pem = directory / "server.pem"
     pem.write_text(key + authority)
     servers = Servers(authority)

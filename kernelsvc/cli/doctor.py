@@ -144,7 +144,7 @@ def kernel_host(args: argparse.Namespace, terminal: Terminal) -> int:
 def egress(args: argparse.Namespace, terminal: Terminal) -> int:
     """Run the egress proxy in the foreground until a signal stops it."""
     from kernelsvc.egress.daemon import run
-    from kernelsvc.egress.protocol import EgressSettings
+    from kernelsvc.service.egress.proxy_settings import proxy_settings
 
     logs.configure((logging.WARNING, logging.INFO, logging.DEBUG)[min(args.verbose, 2)])
     found = conf.load(vars(args), os.environ)
@@ -157,5 +157,5 @@ def egress(args: argparse.Namespace, terminal: Terminal) -> int:
         ready_fd(args.ready_fd)
         Systemd(os.environ).tell("READY=1")
 
-    run(EgressSettings(runtime_dir=str(found.runtime_path()), hosts=found.egress_hosts, persistent=True), ready)
+    run(proxy_settings(found, persistent=True), ready)
     return 0

@@ -103,7 +103,7 @@ class EgressClient:
                 stdin=subprocess.PIPE,
                 stdout=log_file,
                 stderr=log_file,
-                env=_proxy_environment(),
+                env=_proxy_environment(self._settings),
                 start_new_session=True,
                 cwd="/",
             )
@@ -178,8 +178,9 @@ class EgressClient:
             process.wait()
 
 
-def _proxy_environment() -> dict[str, str]:
-    """Return the environment of the proxy: paths and locale, and no token."""
-    kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "PYTHONPATH") if name in os.environ}
+def _proxy_environment(settings: EgressSettings) -> dict[str, str]:
+    """Return the environment of the proxy: paths and locale, the variables with secrets, and no token."""
+    secrets = [source.env for source in settings.secrets.values() if source.env]
+    kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "PYTHONPATH", *secrets) if name in os.environ}
     paths = [str(Path(kernelsvc.__file__).parent.parent), *filter(None, [kept.get("PYTHONPATH")])]
     return kept | {"PYTHONPATH": os.pathsep.join(paths)}

@@ -60,7 +60,8 @@ def _restrict_files() -> None:
 
 def proxy_policy() -> dict[str, Verdict]:
     """Return the policy of system calls: those of a session's kernel without programs, changes of files, signals."""
-    policy = seccomp.kernel_policy(inet=True, memfd=False)
+    # A file in memory holds each certificate with its key (egress.authority).
+    policy = seccomp.kernel_policy(inet=True, memfd=True)
     policy |= dict.fromkeys(_REFUSED.split(), EPERM)
     # Threads for look-ups, and no process.
     return policy | {"clone": ArgumentCheck(0, (0,), EPERM, ALLOW, mask=_CLONE_THREAD)}

@@ -15,6 +15,7 @@ import msgspec
 
 from kernelsvc import logs
 from kernelsvc.egress.confinement import confine_proxy
+from kernelsvc.egress.interception import Interception, open_interception
 from kernelsvc.egress.protocol import MAX_FDS, SOCKET_NAME, EgressSettings, OpenRequest, Report
 from kernelsvc.egress.session_proxy import SessionProxy
 from kernelsvc.linux import seqpacket
@@ -31,13 +32,15 @@ class EgressDaemon:
 
     Args:
         settings: see ``protocol.EgressSettings``.
+        interception: reads requests over TLS.
 
     Attributes:
         stopped: set when the proxy should end.
     """
 
-    def __init__(self, settings: EgressSettings) -> None:
+    def __init__(self, settings: EgressSettings, interception: Interception) -> None:
         self._settings = settings
+        self._interception = interception
         self._proxies: dict[str, SessionProxy] = {}
         self._pidfds: dict[str, int] = {}
         self._server: seqpacket.SeqpacketChannel | None = None
@@ -82,7 +85,11 @@ class EgressDaemon:
         pidfd, *sockets = fds
         name = request.container
         self._proxies[name] = SessionProxy(
-            request, sockets, self._settings.hosts, lambda kind, fields: self._report(name, kind, fields)
+            request,
+            sockets,
+            self._settings.hosts,
+            self._interception,
+            lambda kind, fields: self._report(name, kind, fields),
         )
         self._pidfds[name] = pidfd
         # pidfd_open(2): it becomes readable when the process ends. Sockets would keep the network namespace alive.
@@ -111,7 +118,6 @@ class EgressDaemon:
 
 
 def _bind(path: Path) -> socket.socket:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     listener.bind(str(path))
@@ -128,9 +134,11 @@ def run(settings: EgressSettings, ready: Callable[[], None] = lambda: None) -> N
         ready: called when it accepts a server.
     """
     raise_descriptor_limit()
+    Path(settings.runtime_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
+    interception = open_interception(settings)
 
     async def main() -> None:
-        daemon = EgressDaemon(settings)
+        daemon = EgressDaemon(settings, interception)
         for warning in confine_proxy():
             log.warning("the egress proxy runs without a layer of confinement: %s", warning)
         ready()

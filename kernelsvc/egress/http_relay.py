@@ -1,4 +1,4 @@
-"""Plain HTTP between a session and a server: each request is read, checked and written again.
+"""HTTP between a session and a server, plain or inside TLS: each request is read, checked and written again.
 
 Two parsers that disagree on where a request ends would let a second request pass unread. So h11 reads the bytes and
 writes others with one framing, and nothing that it does not understand is passed on.
@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import h11
 
+from kernelsvc.egress.byte_channels import ByteChannel
 from kernelsvc.egress.relay import CHUNK_BYTES, IDLE_SECONDS, Count
+from kernelsvc.egress.secret_values import Secret, values_for
 from kernelsvc.model.network.policy import Refused, rule_for_request
 from kernelsvc.model.network.rules import ParsedRule
+from kernelsvc.model.network.secrets import Redactor, with_secrets
 
 #: Most bytes of a request's head.
 MAX_HEAD = 32 * 1024
@@ -43,6 +45,7 @@ class HttpExchange:
     method: str
     path: str
     status: int = 0
+    secrets: list[str] = field(default_factory=list)
 
 
 class BadHttp(Exception):
@@ -110,24 +113,26 @@ class HttpRelay:
     """One connection of a session to a plain HTTP server, for any number of requests.
 
     Args:
-        client: the session's socket, not blocking.
+        client: the session's connection.
         name: see ``check_request``.
         port: see ``check_request``.
         rules: the rules of the connection. Each request needs one that allows it.
         connect: connects to the server. Called at the first request that passes.
         count: see ``relay.Count``.
         on_exchange: called at the end of each request that was passed on.
+        secrets: the operator's secrets if both connections are over TLS, or None. Without TLS none is sent.
     """
 
     def __init__(
         self,
-        client: socket.socket,
+        client: ByteChannel,
         name: str,
         port: int,
         rules: Sequence[ParsedRule],
-        connect: Callable[[], Awaitable[socket.socket]],
+        connect: Callable[[], Awaitable[ByteChannel]],
         count: Count,
         on_exchange: Callable[[HttpExchange], None],
+        secrets: Mapping[str, Secret] | None = None,
     ) -> None:
         self._client = client
         self._name, self._port = name, port
@@ -135,8 +140,8 @@ class HttpRelay:
         self._connect = connect
         self._count = count
         self._on_exchange = on_exchange
-        self._server: socket.socket | None = None
-        self._loop = asyncio.get_running_loop()
+        self._secrets = secrets
+        self._server: ByteChannel | None = None
         self._inner = h11.Connection(h11.SERVER, MAX_HEAD)
         self._outer = h11.Connection(h11.CLIENT, MAX_HEAD)
 
@@ -171,6 +176,7 @@ class HttpRelay:
         check_request(request, self._name, self._port)
         method, path = request.method.decode("latin-1"), request.target.partition(b"?")[0].decode("latin-1")
         exchange = HttpExchange(rule_for_request(self._rules, method, path), method, path[:MAX_PATH])
+        headers, hidden = self._with_secrets(exchange, forwarded(request.headers, request=True))
         if self._server is None:
             try:
                 self._server = await self._connect()
@@ -180,13 +186,12 @@ class HttpRelay:
         try:
             if self._inner.they_are_waiting_for_100_continue:
                 await self._send_client(h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue"))
-            headers = forwarded(request.headers, request=True)
             await self._send_server(h11.Request(method=request.method, target=request.target, headers=headers))
             upload = asyncio.ensure_future(self._upload())
             try:
                 # A body that has arrived is sent before a fast answer is read, which would end the connection.
                 await asyncio.sleep(0)
-                await self._download(exchange)
+                await self._download(exchange, Redactor(hidden))
             finally:
                 if not upload.done():
                     upload.cancel()
@@ -194,6 +199,23 @@ class HttpRelay:
         finally:
             self._on_exchange(exchange)
         return self._inner.states == {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE} == self._outer.states
+
+    def _with_secrets(
+        self, exchange: HttpExchange, headers: list[tuple[bytes, bytes]]
+    ) -> tuple[list[tuple[bytes, bytes]], list[bytes]]:
+        """Return a request's headers, and the texts that its answer must not have.
+
+        Raises:
+            Refused: its rule has secrets, and the connection is not over TLS, or a secret is missing.
+        """
+        rule = exchange.rule
+        if not (rule.inject or rule.placeholders):
+            return headers, []
+        if self._secrets is None:
+            raise Refused("secrets are sent over TLS only")
+        values = values_for(rule, self._secrets)
+        exchange.secrets = list(values)
+        return with_secrets(headers, values, rule.inject, rule.placeholders)
 
     async def _next_request(self) -> h11.Request | None:
         try:
@@ -214,10 +236,9 @@ class HttpRelay:
                     break
                 await self._send_server(h11.Data(data=bytes(event.data)))
         if self._server is not None:
-            with contextlib.suppress(OSError):
-                self._server.shutdown(socket.SHUT_RDWR)
+            self._server.abort()
 
-    async def _download(self, exchange: HttpExchange) -> None:
+    async def _download(self, exchange: HttpExchange, redactor: Redactor) -> None:
         assert self._server is not None
         while True:
             try:
@@ -226,21 +247,32 @@ class HttpRelay:
                 raise OSError(f"the server's answer is not valid HTTP: {error}") from None
             if isinstance(event, h11.Response):
                 exchange.status = event.status_code
-                headers = forwarded(event.headers, request=False)
-                response = h11.Response(status_code=event.status_code, reason=event.reason, headers=headers)
-                await self._send_client(response)
+                if exchange.secrets:
+                    await self._require_readable(event)
+                headers = [(name, redactor.text(value)) for name, value in forwarded(event.headers, request=False)]
+                reason = redactor.text(bytes(event.reason))
+                await self._send_client(h11.Response(status_code=event.status_code, reason=reason, headers=headers))
             elif isinstance(event, h11.Data):
-                await self._send_client(h11.Data(data=bytes(event.data)))
+                await self._send_data(redactor.feed(bytes(event.data)))
             elif isinstance(event, h11.EndOfMessage):
-                await self._send_client(h11.EndOfMessage())
+                await self._send_data(redactor.flush())
+                await self._send_client(h11.EndOfMessage())  # trailers are left out
                 return
             elif not isinstance(event, h11.InformationalResponse):
                 raise OSError("the server closed the connection without an answer")
 
-    async def _receive(self, connection: h11.Connection, sock: socket.socket, *, sent: bool) -> object:
+    async def _require_readable(self, response: h11.Response) -> None:
+        """Refuse an answer in a coding in which values could not be found. The request asked for none."""
+        coding = [value.strip().lower() for name, value in response.headers if name == b"content-encoding"]
+        if set(coding) - {b"", b"identity"}:
+            why = "the server's answer is compressed, so it can't be searched for the secret that was sent"
+            await self._refuse(502, f"The answer is not passed on: {why}")
+            raise OSError(why)
+
+    async def _receive(self, connection: h11.Connection, channel: ByteChannel, *, sent: bool) -> object:
         while (event := connection.next_event()) is h11.NEED_DATA:
             async with asyncio.timeout(IDLE_SECONDS):
-                data = await self._loop.sock_recv(sock, CHUNK_BYTES)
+                data = await channel.receive(CHUNK_BYTES)
             self._count(len(data) if sent else 0, 0 if sent else len(data))
             connection.receive_data(data)
         return event
@@ -248,15 +280,19 @@ class HttpRelay:
     async def _send_server(self, event: h11.Request | h11.Data | h11.EndOfMessage) -> None:
         assert self._server is not None
         if data := self._outer.send(event):
-            await self._loop.sock_sendall(self._server, data)
+            await self._server.send(data)
 
     async def _send_client(self, event: h11.Event) -> None:
         if data := self._inner.send(event):
-            await self._loop.sock_sendall(self._client, data)
+            await self._client.send(data)
+
+    async def _send_data(self, data: bytes) -> None:
+        if data:
+            await self._send_client(h11.Data(data=data))
 
     async def _refuse(self, status: int, why: str) -> None:
         if self._inner.our_state not in (h11.IDLE, h11.SEND_RESPONSE, h11.ERROR):
             return  # an answer has begun
         reply = refusal(status, why)
         with contextlib.suppress(OSError):
-            await self._loop.sock_sendall(self._client, reply)
+            await self._client.send(reply)

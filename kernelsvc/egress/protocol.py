@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from kernelsvc.model.network.rules import MAX_PORTS, NetworkRules
+from kernelsvc.model.network.secrets import SecretSource
 
 #: Name of the socket in the runtime directory.
 SOCKET_NAME = "egress.sock"
@@ -24,11 +25,15 @@ class EgressSettings(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         runtime_dir: directory of its socket.
         hosts: addresses of names that the proxy does not look up.
+        ca_file: a file with certificates of authorities that servers may have, besides the system's, or "".
+        secrets: where the proxy reads the operator's secrets, by name.
         persistent: keep running without a server, as under systemd.
     """
 
     runtime_dir: str
     hosts: dict[str, str] = {}
+    ca_file: str = ""
+    secrets: dict[str, SecretSource] = {}
     persistent: bool = False
 
 

@@ -151,16 +151,17 @@ class LimitReached(Event):
 
 
 class Egress(Event):
-    """A connection, or a plain HTTP request, that the network's rules allowed. Recorded at its end.
+    """A connection, or a request that the proxy has read, that the network's rules allowed. Recorded at its end.
 
     Attributes:
         rule: The rule that allowed it.
         host: The name that the session looked up, or the address that its code wrote.
         address: The address that the proxy connected to. Empty if there was none.
         port: The port.
-        method: For plain HTTP: the request's method.
-        path: For plain HTTP: the request's path, without its query.
-        status: For plain HTTP: the status of the answer.
+        method: For a request: its method.
+        path: For a request: its path, without its query.
+        status: For a request: the status of the answer.
+        secrets: For a request: names of the secrets that its rule allows.
         sent: Bytes that the session sent.
         received: Bytes that it received.
         seconds: Time since the connection began.
@@ -174,6 +175,7 @@ class Egress(Event):
     method: str | UnsetType = UNSET
     path: str | UnsetType = UNSET
     status: int | UnsetType = UNSET
+    secrets: list[str] | UnsetType = UNSET
     sent: int = 0
     received: int = 0
     seconds: float = 0.0

@@ -21,6 +21,7 @@ from kernelsvc.errors import Internal, MountUnavailable, SandboxUnavailable
 from kernelsvc.linux.nofollow import stat_directory
 from kernelsvc.model.events import SandboxReport
 from kernelsvc.model.limits import Limits
+from kernelsvc.model.network.trust import CERTIFICATES_DIR
 from kernelsvc.model.storage.mounts import Bind, why_unsafe
 from kernelsvc.sandbox import quota
 from kernelsvc.sandbox.branch_dirs import branch_count
@@ -97,6 +98,7 @@ class SandboxManager:
         self._uid_locks = BlockLocks()
         self._identities = UidPool(locks=self._uid_locks)
         self._root = os.path.join(runtime_dir, "view")
+        self._certificates_dir = os.path.join(runtime_dir, CERTIFICATES_DIR)
         os.makedirs(self._root, mode=0o755, exist_ok=True)
         self._paths: dict[tuple[str, ...], tuple[RootfsPaths, bool]] = {}
         self._maps: dict[str, int] = {}
@@ -183,6 +185,7 @@ class SandboxManager:
                 cgroup=group.join_files if group else [],
                 controllers=group.controllers if group else frozenset(),
                 env=env or {},
+                certificates=self._certificates(limits),
                 network_files=read_network_files() if limits.network == "host" else {},
             )
             request = msgspec.structs.replace(request, quota=_limit_disk(request))
@@ -214,6 +217,16 @@ class SandboxManager:
             uid=uid,
             directories=directories,
         )
+
+    def _certificates(self, limits: Limits) -> str:
+        """Return the directory with the proxy's certificate, or "" if the session's rules need no request to be read.
+
+        A proxy that starts later, as for a warm kernel, writes the certificate into it.
+        """
+        if isinstance(limits.network, str) or not limits.network.reads_requests():
+            return ""
+        os.makedirs(self._certificates_dir, mode=0o755, exist_ok=True)
+        return self._certificates_dir
 
     def _acquire_uid(self, directories: Sequence[str], shared: Sequence[str]) -> int:
         """Return a session's user id. Sessions that share a directory for writing have the same."""

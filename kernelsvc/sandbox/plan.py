@@ -29,6 +29,7 @@ from kernelsvc.errors import SandboxUnavailable
 from kernelsvc.guest.confine.confine import PLAN_VERSION
 from kernelsvc.model.events import NotEnforced, SandboxReport
 from kernelsvc.model.limits import Enforcement, Limits, MiB
+from kernelsvc.model.network import trust
 from kernelsvc.model.network.rules import NetworkRules
 from kernelsvc.model.storage.mounts import WORKSPACE_DIR, Bind
 from kernelsvc.sandbox import seccomp
@@ -96,6 +97,7 @@ class ConfinementRequest(msgspec.Struct, frozen=True, kw_only=True):
         cgroup: files of cgroups to join, by writing "0".
         controllers: the limits that those cgroups enforce: memory, pids, cpu.
         env: environment variables, in addition to a small default environment.
+        certificates: directory with the certificate of the egress proxy, or "" if no rule needs requests to be read.
         network_files: text of the host's files that name resolution reads, by path. Shown if the session has a network.
         hostname: the name that uname(2) returns.
     """
@@ -120,6 +122,7 @@ class ConfinementRequest(msgspec.Struct, frozen=True, kw_only=True):
     cgroup: list[str] = []
     controllers: frozenset[str] = frozenset()
     env: dict[str, str] = {}
+    certificates: str = ""
     network_files: dict[str, str] = {}
     hostname: str = "session"
 
@@ -267,6 +270,7 @@ def _view(request: ConfinementRequest, wanted: _Wanted, inside: dict[str, int]) 
         "binds": [
             *([bind.source, bind.target, bind.writable, bind.source in request.mapped] for bind in request.binds),
             *([[request.wheelhouse, WHEELS, False, False]] if request.wheelhouse else []),
+            *([[request.certificates, trust.INSIDE, False, False]] if request.certificates else []),
         ],
         "identity": request.identity,
         "hidden": request.paths.hidden,
@@ -379,6 +383,7 @@ def _environment(request: ConfinementRequest, home: str, *, confined: bool) -> d
         "SHELL": "/bin/sh",
         "TERM": "xterm-256color",
         **user,
+        **(trust.trust_variables() if request.certificates else {}),
         **(_PIP_WITHOUT_NETWORK if request.limits.network == "none" else {}),
         **_package_variables(request, home, confined=confined),
         **request.env,

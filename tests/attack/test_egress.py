@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from egress_servers import Servers, egress_environment, egress_servers, needs_low_ports
+from egress_servers import API_KEY, HUB_KEY, Servers, egress_servers, needs_low_ports, reading_environment
 from served import QUICK, Served
 
-from attack.egress_attacks import CODE, EXPECTED
+from attack import egress_attacks, interception_attacks
 from attack.unprivileged import UID, as_ordinary_user
 from kernelsvc import Client
 
@@ -33,35 +33,55 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 
 @pytest.fixture(scope="module", params=["root", "user"])
-def client(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Client]:
+def served(
+    request: pytest.FixtureRequest, servers: Servers, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
     kind = Served if request.param == "root" else UserServed
+    keys = tmp_path_factory.mktemp("keys")
+    environment = reading_environment(keys, servers.authority)
     with tempfile.TemporaryDirectory(prefix="k", dir="/tmp", ignore_cleanup_errors=True) as root:
         if request.param == "user":
-            os.chown(root, UID, UID)
-        served = kind(Path(root), env={**QUICK, **egress_environment(), "HOME": root}).start()
+            for path in (Path(root), *keys.iterdir()):
+                os.chown(path, UID, UID)
+            for above in (keys, *keys.parents[:2]):
+                above.chmod(0o755)
+        served = kind(Path(root), env={**QUICK, **environment, "HOME": root}).start()
         try:
-            with Client(served.url, served.token) as connected:
-                yield connected
+            yield served
         finally:
             served.stop()
 
 
-def test_each_attack_gets_its_verdict(client: Client, servers: Servers) -> None:
+@pytest.fixture(scope="module")
+def client(served: Served) -> Iterator[Client]:
+    with Client(served.url, served.token) as connected:
+        yield connected
+
+
+def test_each_attack_gets_its_verdict(client: Client, served: Served, servers: Servers) -> None:
     with client.create_session() as session:
         assert session.info().sandbox.isolation == "filtered"
         (branch,) = session.branch()
-        attacked = [session.run(CODE), branch.run(CODE)]
+        attacked = [branch.run(code.CODE) for code in (egress_attacks, interception_attacks)]
         branch.close()
         killed = session.run("import os; os.kill(os.getpid(), 9)")
         assert not killed.ok, killed.text
-        attacked.append(session.run(CODE))
-        for cell in attacked:
+        attacked += [session.run(code.CODE) for code in (egress_attacks, interception_attacks)]
+        for number, cell in enumerate(attacked):
             assert cell.ok, cell.text
             printed = cell.text.splitlines()[0]
-            assert json.loads(printed) == EXPECTED
+            assert json.loads(printed) == (interception_attacks if number % 2 else egress_attacks).EXPECTED
         # The refusals are in the text, a few of them.
         assert "[network: " in attacked[0].text
     assert not [line for line in servers.requests if "/attack" in line]
+    # The servers got the keys, and no file of this server has them.
+    assert servers.headers["/echo-split"]["x-key"] == HUB_KEY
+    assert servers.headers["/echo-gzip"]["authorization"] == f"Bearer {API_KEY}"
+    for path in (*served.data_dir.rglob("*"), *served.runtime_dir.rglob("*")):
+        if path.is_file():
+            content = path.read_bytes()
+            assert API_KEY.encode() not in content, path
+            assert HUB_KEY.encode() not in content, path
 
 
 def test_a_flood_of_look_ups_and_connections_does_not_disturb_others(client: Client) -> None:

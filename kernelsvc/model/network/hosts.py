@@ -16,7 +16,7 @@ IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 #: Ports of a rule that names none: HTTP and HTTPS.
-DEFAULT_PORTS = (80, 443)
+HTTP_PORT, HTTPS_PORT = DEFAULT_PORTS = (80, 443)
 #: The port of name look-ups. A session's look-ups are answered by the proxy, so no rule may have it.
 DNS_PORT = 53
 #: Longest name in characters, without the final dot (RFC 1035, section 2.3.4).

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from kernelsvc.model.network.hosts import Host, IpAddress, is_public
 from kernelsvc.model.network.requests import NEVER, is_plain_path
 from kernelsvc.model.network.rules import NetworkRules, ParsedRule
+from kernelsvc.model.network.secrets import SecretSource
 
 #: Most characters of a method or a path in a refusal.
 _MAX_SHOWN = 200
@@ -99,6 +100,23 @@ def rule_for_request(rules: Sequence[ParsedRule], method: str, path: str) -> Par
     if not is_plain_path(path):
         raise Refused(f"the path {path[:_MAX_SHOWN]} can be read in two ways")
     raise Refused(f"no rule for {method[:_MAX_SHOWN]} {path[:_MAX_SHOWN]}")
+
+
+def check_secrets(rules: NetworkRules, sources: Mapping[str, SecretSource]) -> None:
+    """Check that each secret of the rules exists and may be sent to the rule's host.
+
+    Raises:
+        ValueError: One does not or may not.
+    """
+    for rule in rules.parsed():
+        for name in rule.secrets:
+            source = sources.get(name)
+            if source is None:
+                known = ", ".join(sorted(sources)) or "no secrets"
+                raise ValueError(f"rule {rule.text!r}: there is no secret {name[:64]!r}. This server has {known}")
+            if rule.host.text not in source.hosts:
+                hosts = ", ".join(source.hosts)
+                raise ValueError(f"rule {rule.text!r}: secret {name!r} may be sent to {hosts} only")
 
 
 def _fits(host: Host, destination: str | IpAddress) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import msgspec
 
 from kernelsvc.model.network.hosts import (
     DEFAULT_PORTS,
+    HTTP_PORT,
     Host,
     IpNetwork,
     check_port,
@@ -17,6 +18,7 @@ from kernelsvc.model.network.hosts import (
     parse_host,
 )
 from kernelsvc.model.network.requests import RequestConditions, parse_conditions
+from kernelsvc.model.network.secrets import check_injected, references
 
 #: Most rules of one session, and most ports that its rules name together. Each port has a listener in the session.
 MAX_RULES, MAX_PORTS = 256, 16
@@ -24,20 +26,24 @@ MAX_RULES, MAX_PORTS = 256, 16
 PositiveInt = Annotated[int, msgspec.Meta(gt=0)]
 
 
-class NetworkRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class NetworkRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One entry of an allow-list, in its long form.
 
     Attributes:
         host: An exact name, ``*.name``, or a network.
-        ports: The ports. 80 and 443 if empty.
+        ports: The ports. If empty, 80 and 443, or with secrets 443.
         methods: Methods of HTTP that are allowed. All if empty.
         paths: Paths of HTTP that are allowed, exact or with a final ``*``. All if empty.
+        secrets: Names of secrets whose placeholders in headers are replaced, see ``model.network.secrets``.
+        inject: Headers that each request gets, by name, with ``${NAME}`` for the value of a secret.
     """
 
     host: str
     ports: tuple[int, ...] = ()
     methods: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()
+    inject: dict[str, str] = {}
 
 
 class ParsedRule(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,21 +54,33 @@ class ParsedRule(msgspec.Struct, frozen=True, kw_only=True):
         host: Its host.
         ports: Its ports, at least one.
         conditions: Its methods and paths.
+        placeholders: Secrets that may take the place of placeholders.
+        inject: Headers that each request gets.
     """
 
     text: str
     host: Host
     ports: tuple[int, ...]
     conditions: RequestConditions = RequestConditions()
+    placeholders: tuple[str, ...] = ()
+    inject: Mapping[str, str] = {}
+
+    @property
+    def secrets(self) -> list[str]:
+        """The names of all its secrets."""
+        named = [name for text in self.inject.values() for name in references(text)]
+        return list(dict.fromkeys((*self.placeholders, *named)))
 
     def covers(self, other: ParsedRule) -> bool:
         """Whether this rule allows everything that ``other`` allows."""
         same = self.host.covers(other.host) and set(other.ports) <= set(self.ports)
-        return same and self.conditions.cover(other.conditions)
+        # Rules that set no headers of their own get those of this rule.
+        kept = not self.inject or not other.inject or other.inject == self.inject
+        return same and kept and self.conditions.cover(other.conditions) and set(other.secrets) <= set(self.secrets)
 
     def reads_requests(self) -> bool:
         """Whether the proxy must read each request to apply this rule."""
-        return self.conditions != RequestConditions()
+        return bool(self.conditions != RequestConditions() or self.placeholders or self.inject)
 
 
 class NetworkRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -118,6 +136,10 @@ class NetworkRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         """Return all ports that the rules name, sorted."""
         return sorted({port for rule in self.parsed() for port in rule.ports})
 
+    def reads_requests(self) -> bool:
+        """Whether a rule needs requests to be read, so that the proxy must decrypt TLS."""
+        return any(rule.reads_requests() for rule in self.parsed())
+
     def private_networks(self) -> list[IpNetwork]:
         """Return the networks of ``private``."""
         return [ipaddress.ip_network(text) for text in self.private]
@@ -135,9 +157,20 @@ class NetworkRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return None
 
     def restricted_to(self, wanted: NetworkRules) -> NetworkRules:
-        """Return the rules of ``wanted`` with this object's denied hosts, and at most its quotas. See ``uncovered``."""
+        """Return the rules of ``wanted`` with this object's denied hosts, and at most its quotas. See ``uncovered``.
+
+        A rule that sets no headers gets those of the rule here that covers it.
+        """
+        own = self.parsed()
+        allow = []
+        for rule, parsed in zip(wanted.allow, wanted.parsed(), strict=True):
+            covering = next((one for one in own if one.covers(parsed)), None)
+            if covering is not None and covering.inject and not parsed.inject:
+                long = NetworkRule(host=rule) if isinstance(rule, str) else rule
+                rule = msgspec.structs.replace(long, inject=dict(covering.inject))
+            allow.append(rule)
         return NetworkRules(
-            allow=wanted.allow,
+            allow=tuple(allow),
             deny=tuple(dict.fromkeys((*self.deny, *wanted.deny))),
             private=wanted.private or self.private,
             connections=min(self.connections, wanted.connections),
@@ -162,17 +195,42 @@ def _parse_rule(rule: str | NetworkRule) -> ParsedRule:
     host, port = parse_host(rule.host)
     if port is not None and rule.ports:
         raise ValueError(f"rule {rule.host!r} has ports twice: in 'host' and in 'ports'. Leave one out")
-    ports = rule.ports or (DEFAULT_PORTS if port is None else (port,))
+    secret = bool(rule.secrets or rule.inject)
+    ports = rule.ports or ((443,) if secret else DEFAULT_PORTS) if port is None else (port,)
     for one in ports:
         check_port(one, rule.host)
-    text = rule.host if not rule.ports else f"{host.text}:{','.join(map(str, rule.ports))}"
     conditions = parse_conditions(rule.methods, rule.paths, rule.host)
-    parsed = ParsedRule(text=text, host=host, ports=tuple(ports), conditions=conditions)
+    check_injected(rule.inject, rule.host)
+    parsed = ParsedRule(
+        text=rule.host if not rule.ports else f"{host.text}:{','.join(map(str, rule.ports))}",
+        host=host,
+        ports=tuple(ports),
+        conditions=conditions,
+        placeholders=rule.secrets,
+        inject=rule.inject,
+    )
     if not parsed.reads_requests():
         return parsed
-    if host.network is not None:
-        raise ValueError(f"rule {rule.host!r}: methods and paths need a name, not a network")
-    return msgspec.structs.replace(parsed, text=f"{text} ({conditions})")
+    _check_read(parsed)
+    details = [str(conditions), *(f"secret {name}" for name in parsed.secrets)]
+    shown = "; ".join(filter(None, details)) or "headers"
+    return msgspec.structs.replace(parsed, text=f"{parsed.text} ({shown})")
+
+
+def _check_read(rule: ParsedRule) -> None:
+    """Check a rule whose requests are read.
+
+    Raises:
+        ValueError: its host is not a name, or it has secrets and is not for one name over TLS.
+    """
+    if rule.host.network is not None:
+        raise ValueError(f"rule {rule.text!r}: methods, paths and secrets need a name, not a network")
+    if not (rule.placeholders or rule.inject):
+        return
+    if "*" in rule.host.text:
+        raise ValueError(f"rule {rule.text!r}: secrets and headers are for one exact name. Write a rule for each name")
+    if HTTP_PORT in rule.ports:
+        raise ValueError(f"rule {rule.text!r}: secrets are sent over TLS only, not to port 80. Leave the port out")
 
 
 def _parse_private(text: str) -> Host:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 #: Most bytes of a hello. Clients send up to 2 KiB today, with keys for post-quantum exchanges.
 MAX_BYTES = 64 * 1024
 _HANDSHAKE, _CLIENT_HELLO = 22, 1
+#: The first byte of a connection with TLS.
+FIRST_BYTE = bytes([_HANDSHAKE])
 _MAX_RECORD = 16384
 _SERVER_NAME, _ENCRYPTED_CLIENT_HELLO = 0, 0xFE0D
 ALERT_ACCESS_DENIED, ALERT_INTERNAL_ERROR = 49, 80

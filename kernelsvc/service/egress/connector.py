@@ -10,12 +10,15 @@ from typing import Any
 import msgspec
 
 from kernelsvc.egress.client import EgressClient
-from kernelsvc.egress.protocol import EgressSettings, Report
-from kernelsvc.errors import KernelsvcError
+from kernelsvc.egress.protocol import Report
+from kernelsvc.errors import BadRequest, KernelsvcError
 from kernelsvc.kernels.launchers import KernelLaunchers
 from kernelsvc.model import events as ev
 from kernelsvc.model.limits import Limits
+from kernelsvc.model.network.policy import check_secrets
 from kernelsvc.model.network.repeats import Repeats
+from kernelsvc.model.network.rules import NetworkRules
+from kernelsvc.service.egress.proxy_settings import proxy_settings
 from kernelsvc.service.registry import SessionRegistry
 from kernelsvc.session import Session
 from kernelsvc.settings import Settings
@@ -43,17 +46,22 @@ class EgressConnector:
     def __init__(self, settings: Settings, registry: SessionRegistry, launchers: KernelLaunchers) -> None:
         self._registry = registry
         self._containers: dict[str, _Container] = {}
-        proxy = EgressSettings(runtime_dir=str(settings.runtime_path()), hosts=settings.egress_hosts)
-        self._client = EgressClient(proxy, start=settings.start_host, on_report=self._on_report)
+        self._secrets = settings.secrets
+        self._client = EgressClient(proxy_settings(settings), start=settings.start_host, on_report=self._on_report)
         launchers.on_listeners(self._on_listeners)
 
     async def require(self, limits: Limits) -> None:
         """Wait for the proxy, if a session with these limits needs it. Safe to cancel.
 
         Raises:
+            BadRequest: a rule has a secret that does not exist, or may not be sent to the rule's host.
             Internal: the proxy can't be started or does not answer.
         """
-        if not isinstance(limits.network, str):
+        if isinstance(limits.network, NetworkRules):
+            try:
+                check_secrets(limits.network, self._secrets)
+            except ValueError as error:
+                raise BadRequest(f"The limit network is not valid: {error}.", limit="network") from None
             await self._client.ensure()
 
     async def close(self) -> None:

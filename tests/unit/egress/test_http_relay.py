@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kernelsvc.egress.byte_channels import PlainChannel
 from kernelsvc.egress.http_relay import BadHttp, HttpRelay, check_request, forwarded
 from kernelsvc.model.network.policy import Refused
 from kernelsvc.model.network.rules import NetworkRules
@@ -81,8 +82,8 @@ async def exchange(raw: bytes, answer: bytes = ANSWER, rules=RULES) -> tuple[byt
         one.setblocking(False)
     loop = asyncio.get_running_loop()
 
-    async def connect() -> socket.socket:
-        return theirs
+    async def connect() -> PlainChannel:
+        return PlainChannel(theirs)
 
     async def serve() -> None:
         parser = h11.Connection(h11.SERVER)
@@ -102,7 +103,7 @@ async def exchange(raw: bytes, answer: bytes = ANSWER, rules=RULES) -> tuple[byt
 
     async def relay() -> None:
         with contextlib.suppress(Refused, BadHttp, OSError):
-            await HttpRelay(ours, NAME, 80, rules, connect, lambda *_: None, lambda _: None).run()
+            await HttpRelay(PlainChannel(ours), NAME, 80, rules, connect, lambda *_: None, lambda _: None).run()
         ours.close()
         theirs.close()
 
@@ -173,11 +174,11 @@ async def test_an_answer_that_is_there_already_does_not_end_the_connection():
         one.setblocking(False)
     server.sendall(ANSWER)
 
-    async def connect() -> socket.socket:
-        return theirs
+    async def connect() -> PlainChannel:
+        return PlainChannel(theirs)
 
     client.sendall(b"GET /a HTTP/1.1\r\nHost: ok.test\r\n\r\n")
-    relay = HttpRelay(ours, NAME, 80, RULES, connect, lambda *_: None, lambda _: None)
+    relay = HttpRelay(PlainChannel(ours), NAME, 80, RULES, connect, lambda *_: None, lambda _: None)
     assert await relay._exchange()
     for one in (ours, client, theirs, server):
         one.close()

@@ -43,7 +43,7 @@ def rules(*allow, **more):
         ({"host": "a.test", "ports": [53]}, "looked up outside"),
         ({"host": "a.test", "port": 80}, "unknown field"),
         ({"ports": [80]}, "host"),
-        ({"host": "a.test", "secrets": ["x"]}, "unknown field"),
+        ({"host": "a.test", "ports": [80], "secrets": ["x"]}, "over TLS only"),
         ({"host": "a.test", "methods": ["get"]}, "upper case"),
         ({"host": "a.test", "methods": ["TRACE"]}, "never passed on"),
         ({"host": "a.test", "methods": ["GET, POST"]}, "not a method"),

@@ -1,0 +1,86 @@
+"""Values of the operator's secrets. The proxy reads them when it starts, before it is confined, and keeps them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from kernelsvc.model.network.policy import Refused
+from kernelsvc.model.network.rules import ParsedRule
+from kernelsvc.model.network.secrets import MAX_VALUE, MIN_VALUE, SecretSource
+
+log = logging.getLogger(__name__)
+
+#: Seconds for a command that prints a secret.
+COMMAND_SECONDS = 30.0
+# RFC 9110, section 5.5: the bytes of a field's value, without spaces at its ends.
+_VALUE = re.compile(rb"[\x21-\x7e\x80-\xff]([\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?")
+
+
+class Secret(NamedTuple):
+    """A secret.
+
+    Attributes:
+        value: what is sent.
+        hosts: the names to which it may be sent.
+    """
+
+    value: bytes
+    hosts: tuple[str, ...]
+
+
+def read_secrets(sources: Mapping[str, SecretSource]) -> dict[str, Secret]:
+    """Read all secrets. One that can't be read is left out, with an error in the log that has no value in it."""
+    found = {}
+    for name, source in sources.items():
+        try:
+            found[name] = Secret(_checked(_read(source)), source.hosts)
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            why = f"the command ended with {error.returncode}" if hasattr(error, "returncode") else str(error)
+            log.error("secret %s can't be read, so requests with it are refused: %s", name, why)
+    return found
+
+
+def _read(source: SecretSource) -> bytes:
+    if source.file is not None:
+        with Path(source.file).open("rb") as file:
+            return file.read(MAX_VALUE + 2)
+    if source.command is not None:
+        done = subprocess.run(source.command, stdout=subprocess.PIPE, timeout=COMMAND_SECONDS, check=True)
+        return done.stdout
+    # It leaves this process's environment, where a program could read it that runs as the same user.
+    value = os.environb.pop(os.fsencode(source.env or ""), None)
+    if value is None:
+        raise ValueError(f"there is no environment variable {source.env}")
+    return value
+
+
+def _checked(data: bytes) -> bytes:
+    value = data.removesuffix(b"\n").removesuffix(b"\r")
+    if not MIN_VALUE <= len(value) <= MAX_VALUE:
+        raise ValueError(f"it has {len(value)} bytes. Values have {MIN_VALUE} to {MAX_VALUE}")
+    if not _VALUE.fullmatch(value):
+        raise ValueError("it is not one line of text for a header")
+    return value
+
+
+def values_for(rule: ParsedRule, secrets: Mapping[str, Secret]) -> dict[str, bytes]:
+    """Return the values of a rule's secrets.
+
+    Raises:
+        Refused: one is missing, or may not be sent to the rule's host. The server has checked it before.
+    """
+    values = {}
+    for name in rule.secrets:
+        secret = secrets.get(name)
+        if secret is None:
+            raise Refused(f"the secret {name} can't be read by the proxy")
+        if rule.host.text not in secret.hosts:
+            raise Refused(f"the secret {name} is not for this host")
+        values[name] = secret.value
+    return values
