@@ -395,7 +395,8 @@ class SandboxManager:
             return {}
         real = {source: os.path.realpath(source) for source in sources}
         mounts = mount_points(Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace"))
-        chosen = overlay_dirs(real.values(), mounts, locked=not self.probe.root)
+        files = {path for path in real.values() if not os.path.isdir(path)}
+        chosen = overlay_dirs(real.values(), mounts, locked=not self.probe.root, files=files)
         # A filesystem refuses or allows overlays as a whole. On most machines the probe has tried all that are needed.
         tried = {mount_of(path, mounts) for path in OVERLAYS_TRIED}
         others = sorted({path for path in chosen.values() if mount_of(path, mounts) not in tried})

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from kernelsvc.sandbox.rootfs_paths import is_beneath
 
@@ -33,7 +33,9 @@ def mount_points(mountinfo: str) -> list[str]:
     return [_ESCAPE.sub(lambda code: chr(int(code[1], 8)), field[4]) for field in fields if len(field) > 4]
 
 
-def overlay_dirs(paths: Iterable[str], mounts: Sequence[str], *, locked: bool) -> dict[str, str]:
+def overlay_dirs(
+    paths: Iterable[str], mounts: Sequence[str], *, locked: bool, files: Collection[str] = ()
+) -> dict[str, str]:
     """Choose the directory of which an overlay is mounted, for each path.
 
     Paths that no overlay can show are omitted.
@@ -43,6 +45,8 @@ def overlay_dirs(paths: Iterable[str], mounts: Sequence[str], *, locked: bool) -
         mounts: mount points of the namespace in which the overlay is mounted.
         locked: whether the session gets a user namespace. Linux then refuses an overlay of a directory that holds
             mounts (mount_namespaces(7), locked mounts), since it would show files that they cover.
+        files: those of the paths that are no directories. An overlay shows directories only, so a file beside a mount,
+            such as those beside a container's ``/etc/hosts``, has none.
 
     >>> overlay_dirs(["/usr/bin", "/etc/fonts", "/proc"], ["/", "/proc", "/etc/hosts"], locked=False)
     {'/usr/bin': '/', '/etc/fonts': '/', '/proc': '/proc'}
@@ -54,7 +58,9 @@ def overlay_dirs(paths: Iterable[str], mounts: Sequence[str], *, locked: bool) -
         if _holds_mount(path, mounts) or not _PLAIN.fullmatch(path):
             continue
         mount = mount_of(path, mounts)
-        found[path] = _outermost_without_mounts(path, mount, mounts) if locked else mount
+        directory = _outermost_without_mounts(path, mount, mounts) if locked else mount
+        if directory not in files:
+            found[path] = directory
     # Those that show the most paths, if there are too many.
     frequent = [directory for directory, _ in Counter(found.values()).most_common(MAX_OVERLAYS)]
     return {path: directory for path, directory in found.items() if directory in frequent}

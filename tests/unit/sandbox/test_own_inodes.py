@@ -20,6 +20,15 @@ def test_in_a_user_namespace_no_directory_holds_a_mount() -> None:
     }
 
 
+def test_a_file_beside_a_mount_has_no_overlay() -> None:
+    """A container engine mounts /etc/hosts, so /etc has none, and Linux refuses one of a file."""
+    paths, mounts = ["/etc/inputrc", "/etc/ssl/openssl.cnf", "/usr/lib/os-release"], ["/", "/etc/hosts"]
+    assert overlay_dirs(paths, mounts, locked=True, files=paths) == {
+        "/etc/ssl/openssl.cnf": "/etc/ssl",
+        "/usr/lib/os-release": "/usr",
+    }
+
+
 def test_a_path_that_the_options_of_a_mount_cannot_hold_is_left_out() -> None:
     assert overlay_dirs(["/opt/a:b/env", "/opt/a,b", '/opt/"', "/opt/a\\b"], MOUNTS, locked=False) == {}
 
