@@ -38,6 +38,7 @@ from kernelsvc.model.events import SandboxReport
 from kernelsvc.server.app import Server, make_app
 from kernelsvc.service import Service
 from kernelsvc.service.directories import prepare_directories, with_kept_token
+from kernelsvc.telemetry import operator_log
 
 #: Interval of the check whether the first template is ready.
 POLL_SECONDS = 0.02
@@ -139,6 +140,7 @@ class _ServerRun:
         try:
             addresses = server.start()
             self._announce(addresses)
+            operator_log.server_started(addresses)
             tasks = [
                 *([asyncio.create_task(self.bridge.keep_running(addresses[0]))] if self.bridge is not None else []),
                 asyncio.create_task(self._announce_ready(service)),
@@ -194,6 +196,7 @@ class _ServerRun:
 
     async def _stop(self, server: Server, service: Service) -> None:
         self.systemd.tell("STOPPING=1")
+        operator_log.server_stopped(self.on_stop)
         if self.bridge is not None:
             await self.bridge.stop()
         await server.stop()

@@ -44,6 +44,7 @@ from kernelsvc.server.connections import connection_of
 from kernelsvc.server.wrong_tokens import WrongTokens
 from kernelsvc.service.api import REQUEST_META
 from kernelsvc.settings import Settings
+from kernelsvc.telemetry import operator_log
 from kernelsvc.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ DISCARD_BYTES = 256 * 1024 * 1024
 #: Seconds that a stopping server waits for the tasks that clean up.
 CLEANUP_SECONDS = 5.0
 #: Headers in which a request carries a token or a secret.
+#: A session's id in a path, see ``session.new_id``.
+_SESSION = re.compile(r"\bs_[0-9A-Za-z]+")
 _SECRET_HEADERS = ("Authorization", "X-API-KEY", "X-Access-Token", "E2B-Traffic-Access-Token")
 
 SECURITY_HEADERS = {
@@ -201,7 +204,8 @@ class BaseHandler(RequestHandler):
                 peer = connection_of(getattr(self.request.connection, "stream", None))
                 address = peer.peer if peer is not None else str(self.request.remote_ip)
                 seconds, count = self.context.wrong_tokens.note(address, time.monotonic())
-                log.warning("Refused a wrong token from %s (%d recently)", address, count)
+                fields = {"action": "refused", "code": "unauthenticated", "address": address, "recently": count}
+                log.warning("Refused a wrong token from %s (%d recently)", address, count, extra=fields)
                 if seconds:
                     await asyncio.sleep(seconds)
             raise
@@ -319,6 +323,10 @@ class BaseHandler(RequestHandler):
         """Tornado's hook: count the request."""
         name = f"{self.request.method} {getattr(self, 'route', 'other')}"
         self.context.metrics.request(self.transport, name, self._code, time.perf_counter() - self._began)
+        if self._code != "ok":
+            who: Principal | None = getattr(self, "who", None)
+            named = _SESSION.search(self.request.path)
+            operator_log.refused(self._code, name, who.name if who else None, named[0] if named else None)
 
 
 @stream_request_body

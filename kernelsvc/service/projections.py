@@ -200,13 +200,13 @@ class Projections:
         record = self._heads.find(journal.session)
         return judge(record, journal.head, lambda _seq: "").kind == "watched"
 
-    def feed(self, session: str, events: Sequence[Event]) -> None:
-        """Update the projections with entries that were just appended."""
+    def feed(self, session: str, events: Sequence[Event], principal: str) -> None:
+        """Update the projections with entries that were just appended. ``principal`` is the session's owner."""
         self.index.feed(session, events)
         for event in events:
             self.metrics.record(event)
             if type(event) in operator_log.LINES:
-                operator_log.record(event)
+                operator_log.record(event, principal, events)
         notebook = self._notebooks.get(session)
         if notebook is not None:
             notebook.feed(events)

@@ -617,7 +617,7 @@ class Service:
     # -- after an entry in the journal ---------------------------------------------------
 
     def _observe(self, session: Session, events: Sequence[Event]) -> None:
-        self._projections.feed(session.id, events)
+        self._projections.feed(session.id, events, session.principal)
         self._index.set_state(session.id, session.state)
         if _OBSERVED.isdisjoint(map(type, events)):
             return

@@ -1,14 +1,18 @@
-"""The operator's log: one line for each session that starts or ends, and for each thing that went wrong in one.
+"""The operator's log: one line for each start and end of a session and of the server, each failure, each refusal.
 
-The lines follow from the events of the sessions' journals. They hold ids, names and reasons, never code or output.
+The lines of sessions follow from the events of their journals. All hold ids, names and reasons, never code or output.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from msgspec import UNSET
+
+from kernelsvc import __version__
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event
 
@@ -21,19 +25,57 @@ Line = tuple[int, str, dict[str, Any]]
 _WITHOUT_LIMIT = (ev.SessionStarted, ev.SessionClosed)
 
 
-def record(event: Event) -> None:
-    """Write the line of an event that was appended to a journal. Its type is in ``LINES``."""
+#: Codes of errors that say what this server or a caller's token does not allow. The others are mistakes of a request.
+REFUSALS = frozenset({"at_capacity", "forbidden", "limit_too_high", "quota_exceeded", "sandbox_unavailable"})
+
+
+def record(event: Event, principal: str, batch: Sequence[Event] = ()) -> None:
+    """Write the line of an event that was appended to a journal. Its type is in ``LINES``.
+
+    Args:
+        event: the event.
+        principal: the session's owner.
+        batch: the events that were appended with it. The cell that ended with a kernel is there.
+    """
     level, message, fields = LINES[type(event)](event)
     if log.isEnabledFor(level):
-        fields |= {"session": event.session, "action": event.__struct_config__.tag}
+        cells = (each.cell for each in (event, *batch) if each is event or isinstance(each, ev.CellFinished))
+        fields |= {"session": event.session, "action": event.__struct_config__.tag, "principal": principal}
+        fields["cell"] = next((cell for cell in cells if cell is not UNSET), None)
         fields["without_limit"] = isinstance(event, _WITHOUT_LIMIT)
         log.log(level, "session %s: %s", event.session, message, extra=fields)
+
+
+def refused(code: str, method: str, principal: str | None, session: str | None = None) -> None:
+    """Write the line of a request that was answered with an error, if its code is one of ``REFUSALS``.
+
+    Args:
+        code: the error's code.
+        method: the method, or the route.
+        principal: the caller, if the token was good.
+        session: the session, if the request named one.
+    """
+    if code in REFUSALS:
+        fields = {"action": "refused", "code": code, "method": method, "principal": principal, "session": session}
+        log.warning("refused %s of %s: %s", method, principal or "an unknown caller", code, extra=fields)
+
+
+def server_started(addresses: Sequence[str]) -> None:
+    """Write that the server accepts requests at these addresses."""
+    fields = {"action": "server_started", "addresses": list(addresses), "version": __version__, "pid": os.getpid()}
+    log.info("kernelsvc %s listens on %s", __version__, " and ".join(addresses), extra=fields)
+
+
+def server_stopped(sessions: str) -> None:
+    """Write that the server stops, and with which consequence for its sessions (``end``, ``hibernate``, ``keep``)."""
+    fields = {"action": "server_stopped", "on_stop": sessions, "pid": os.getpid()}
+    log.info("the server stops, sessions: %s", sessions, extra=fields)
 
 
 def _started(event: Any) -> Line:
     parent = (event.parent or {}).get("session")
     origin = f" as a branch of {parent}" if parent else ""
-    fields = {"principal": event.principal, "template": event.template, "parent": parent}
+    fields = {"template": event.template, "parent": parent}
     return logging.INFO, f"started by {event.principal} from {event.template}{origin}", fields
 
 

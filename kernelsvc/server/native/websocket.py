@@ -42,6 +42,7 @@ from kernelsvc.server import auth
 from kernelsvc.server.handler import BaseHandler, ServerContext, as_error, invoke
 from kernelsvc.server.ws.protocol import FastWebSocketProtocol
 from kernelsvc.server.ws.socket_stream import LARGE_FRAME, MAX_BACKLOG, FrameSource, SendQueue
+from kernelsvc.telemetry import operator_log
 
 if TYPE_CHECKING:
     from kernelsvc.service.api import Subscription
@@ -448,12 +449,18 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         known = None if error is None else self._as_known_error(error, request)
         code = "ok" if known is None else known.code
         self.context.metrics.request(self.transport, request.method.name, code, time.perf_counter() - began)
+        if code != "ok":
+            self._note_refusal(request, code)
         if not isinstance(request.id, UnsetType):
             payload = jsonrpc.encode_error(request.id, known) if known is not None else payload
             if linger or self._pending_replies:  # another frame may be sent in the same write
                 self._send_queue.put(jsonrpc.text_frame(payload), linger)
             else:
                 self._send_queue.send(jsonrpc.text_frame(payload))
+
+    def _note_refusal(self, request: jsonrpc.Request, code: str) -> None:
+        session = getattr(request.params, "session", None)
+        operator_log.refused(code, request.method.name, self.who.name, session)
 
     async def _serve(self, request: jsonrpc.Request) -> None:
         began = time.perf_counter()
@@ -470,6 +477,8 @@ class ApiSocket(BaseHandler, WebSocketHandler):
             code = known.code
             payload = None if isinstance(request.id, UnsetType) else jsonrpc.encode_error(request.id, known)
         self.context.metrics.request(self.transport, request.method.name, code, time.perf_counter() - began)
+        if code != "ok":
+            self._note_refusal(request, code)
         try:
             if payload is not None:
                 await self._reply(payload)
