@@ -1,7 +1,8 @@
 """Describe the variables of the namespace without running user code.
 
 No ``__repr__``, no ``__len__`` and no property of an unknown class is called. Known classes are the builtin types and,
-if they are imported, those of numpy and pandas. Only exact types count, since a subclass may redefine any method.
+if they are imported, those of numpy and pandas. Only exact types count, since a subclass may redefine any method. They
+are compared by identity: ``==`` and ``in`` call methods of a class's metaclass.
 """
 
 from __future__ import annotations
@@ -19,8 +20,25 @@ MAX_NAME = 200
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = 80
-_SCALARS = (int, float, complex, bool, type(None), range)
-_SIZED = (list, tuple, dict, set, frozenset, deque, OrderedDict)
+
+
+class Types:
+    """A set of classes, which are compared by identity.
+
+    Args:
+        kinds: The classes.
+    """
+
+    def __init__(self, *kinds: type) -> None:
+        self.kinds = kinds
+        self._ids = frozenset(map(id, kinds))
+
+    def __contains__(self, kind: type) -> bool:
+        return id(kind) in self._ids
+
+
+_SCALARS = Types(int, float, complex, bool, type(None), range, str, bytes)
+_SIZED = Types(list, tuple, dict, set, frozenset, deque, OrderedDict)
 
 
 def describe(namespace: Mapping[str, Any], hidden: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -32,7 +50,7 @@ def describe(namespace: Mapping[str, Any], hidden: Mapping[str, Any]) -> list[di
     """
     found: list[dict[str, Any]] = []
     for name, value in list(namespace.items()):
-        if not isinstance(name, str) or name.startswith("_") or hidden.get(name, found) is value:
+        if type(name) is not str or name.startswith("_") or hidden.get(name, found) is value:
             continue
         if type(value) is types.ModuleType:
             continue
@@ -51,7 +69,10 @@ def describe(namespace: Mapping[str, Any], hidden: Mapping[str, Any]) -> list[di
 
 def type_name(value: object) -> str:
     """Return the name of the type, with its module unless that is ``builtins`` or ``__main__``."""
-    kind = type(value)
+    return _name_of(type(value))
+
+
+def _name_of(kind: type) -> str:
     module, name = module_of(kind), type.__dict__["__qualname__"].__get__(kind)
     plain = module in ("builtins", "__main__", "")
     return str(name)[:MAX_SUMMARY] if plain else f"{module.split('.')[0]}.{name}"[:MAX_SUMMARY]
@@ -69,7 +90,7 @@ def module_of(kind: type) -> str:
 def summary(value: Any) -> str:
     """Return one line about a value."""
     kind = type(value)
-    if kind in _SCALARS or kind in (str, bytes):
+    if kind in _SCALARS:
         return _scalar(value)
     if kind in _SIZED:
         return f"{len(value)} items"
@@ -91,39 +112,75 @@ def _scalar(value: Any) -> str:
     return _short.repr(value)
 
 
+def member(module: str, name: str) -> Any:
+    """Return what an imported library has under a name, or None. An object of the user in its place is not asked."""
+    found = sys.modules.get(module)
+    # A module may have a ``__getattr__`` (PEP 562), which its dictionary does not call.
+    return vars(found).get(name) if type(found) is types.ModuleType else None
+
+
+def of_library(kind: type, *libraries: str) -> bool:
+    """Return whether a class is one of these libraries, under its own name. Not for classes inside of others."""
+    module = module_of(kind)
+    return module.partition(".")[0] in libraries and member(module, type.__dict__["__name__"].__get__(kind)) is kind
+
+
+def foreign_array(table: Any) -> str | None:
+    """Return the type of an array in a data frame or series of pandas that is not pandas' or numpy's own, or None.
+
+    An extension array has the methods of its class, which pandas calls for everything.
+    """
+    kinds = map(type, _arrays(table))
+    return next((_name_of(kind) for kind in kinds if not of_library(kind, "numpy", "pandas")), None)
+
+
+def _arrays(table: Any) -> list[Any]:
+    """Return the arrays of a data frame or series. pandas' methods would copy its attributes, which are the user's."""
+    arrays = [block.values for block in table._mgr.blocks]
+    for axis in table.axes:
+        levels = axis.levels if type(axis) is member("pandas", "MultiIndex") else [axis]
+        arrays += [data for level in levels if (data := vars(level).get("_data")) is not None]
+    return arrays
+
+
 def _numpy(value: Any, kind: type) -> str | None:
-    numpy = sys.modules.get("numpy")
-    if numpy is None:
-        return None
-    if kind is getattr(numpy, "ndarray", None):
+    if kind is member("numpy", "ndarray"):
         return f"shape {value.shape}, {value.dtype.name}"
-    if module_of(kind) == "numpy" and issubclass(kind, numpy.generic) and not issubclass(kind, numpy.void):
+    if is_numpy_scalar(kind) and kind is not member("numpy", "void"):
         return str(_short.repr(value.item()))
     return None
 
 
+def is_numpy_scalar(kind: type) -> bool:
+    """Return whether a class is one of numpy's own for single values."""
+    return of_library(kind, "numpy") and issubclass(kind, member("numpy", "generic"))
+
+
 def _pandas(value: Any, kind: type) -> str | None:
-    pandas = sys.modules.get("pandas")
-    if pandas is None:
+    frame, series = member("pandas", "DataFrame"), member("pandas", "Series")
+    if frame is None or (kind is not frame and kind is not series):
         return None
-    if kind is getattr(pandas, "DataFrame", None):
-        names = ", ".join(_short.repr(c) if type(c) is str else type(c).__name__ for c in list(value.columns)[:8])
-        more = ", ..." if value.shape[1] > 8 else ""
-        return f"{value.shape[0]} rows x {value.shape[1]} columns: {names}{more}"
-    if kind is getattr(pandas, "Series", None):
+    if (foreign := foreign_array(value)) is not None:
+        return f"values of the type {foreign}"
+    if kind is series:
         return f"{value.shape[0]} values, {value.dtype}"
-    return None
+    text = f"{value.shape[0]} rows x {value.shape[1]} columns"
+    if type(value.columns) not in Types(member("pandas", "Index"), member("pandas", "RangeIndex")):
+        return text  # Labels that are points in time would be made with a time zone that may be the user's.
+    names = ", ".join(_short.repr(c) if type(c) is str else type_name(c) for c in list(value.columns[:8]))
+    return f"{text}: {names}{', ...' if value.shape[1] > 8 else ''}"
 
 
 def size(value: Any) -> int | None:
     """Return the bytes of the object itself without those it refers to, or None if that would run user code."""
     kind = type(value)
-    numpy, pandas = sys.modules.get("numpy"), sys.modules.get("pandas")
-    if numpy is not None and kind is getattr(numpy, "ndarray", None):
+    if kind is member("numpy", "ndarray"):
         return int(value.nbytes)
-    if pandas is not None and kind in (getattr(pandas, "DataFrame", None), getattr(pandas, "Series", None)):
-        used = value.memory_usage(deep=False)
-        return int(used if kind is pandas.Series else used.sum())
+    frame, series = member("pandas", "DataFrame"), member("pandas", "Series")
+    if frame is not None and (kind is frame or kind is series):
+        if foreign_array(value) is not None:
+            return None
+        return sum(int(each.nbytes) for each in _arrays(value))
     if module_of(kind) == "builtins":
         return sys.getsizeof(value)
     return None if "__sizeof__" in type.__dict__["__dict__"].__get__(kind) else object.__sizeof__(value)

@@ -15,7 +15,8 @@ import json
 import math
 import sys
 import zoneinfo
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from kernelsvc.guest import variables
@@ -24,12 +25,15 @@ from kernelsvc.guest import variables
 MAX_BYTES = 4 * 1024 * 1024
 #: Values that are converted first, to learn how many rows fit.
 _FIRST_VALUES = 50_000
+#: Most columns of a table that are converted one by one.
+_MAX_SINGLE = 5000
 #: Most objects of a nested value, and its depth.
 _MAX_OBJECTS, _MAX_DEPTH = 500_000, 40
-_EXACT = frozenset((str, int, float, bool, type(None)))
-_DATES = frozenset((datetime.date, datetime.datetime, datetime.time, decimal.Decimal))
+_EXACT = variables.Types(str, int, float, bool, type(None))
+_DATES = variables.Types(datetime.date, datetime.datetime, datetime.time, decimal.Decimal)
+_SIZED, _LISTS = variables.Types(list, tuple, dict), variables.Types(list, tuple, set, frozenset)
 #: Time zones whose methods are not the user's.
-_ZONES = frozenset((type(None), datetime.timezone, zoneinfo.ZoneInfo))
+_ZONES = variables.Types(type(None), datetime.timezone, zoneinfo.ZoneInfo)
 
 Encoder = Callable[[int, int], bytes]
 
@@ -127,23 +131,39 @@ def _has(module: str) -> bool:
 
 
 def _table(value: Any) -> Any:
-    """Return a data frame for a value that is a table, or None."""
-    pandas, polars, numpy = (sys.modules.get(name) for name in ("pandas", "polars", "numpy"))
-    kind = type(value)
-    if polars is not None and kind in (polars.DataFrame, polars.Series):
-        return value if kind is polars.DataFrame else value.to_frame()
-    if pandas is None:
+    """Return a data frame for a value that is a table, or None.
+
+    Raises:
+        DataRefused: pandas would call code of the session for it.
+    """
+    kind, member = type(value), variables.member
+    if kind is member("polars", "DataFrame"):
+        return value
+    if kind is member("polars", "Series"):
+        return value.to_frame()
+    frame, series = member("pandas", "DataFrame"), member("pandas", "Series")
+    if frame is None:
         return None
-    if kind is pandas.DataFrame or kind is pandas.Series:
-        return value if kind is pandas.DataFrame else value.to_frame()
-    if numpy is not None and kind is numpy.ndarray and value.ndim in (1, 2) and value.dtype.names is None:
+    if kind is member("numpy", "ndarray") and value.ndim in (1, 2) and value.dtype.names is None:
         # Without a type pandas would look for dates in objects, and ask time zones of the user.
-        return pandas.DataFrame(value, dtype=value.dtype)
-    return None
+        return frame(value, dtype=value.dtype)
+    if kind is not frame and kind is not series:
+        return None
+    if (foreign := variables.foreign_array(value)) is not None:
+        raise DataRefused(
+            "not_supported",
+            f"The table has values of the type {foreign}, whose methods are the session's code. Convert them in a "
+            "cell, for example with astype(object).",
+        )
+    # The result of a method has a copy of the attributes, for which methods of the attributes are called.
+    if kind is frame:
+        return frame(value)
+    label = "0" if value.name is None else _label(value.name)
+    return frame({label: value.array}, index=value.index, dtype=value.dtype)
 
 
 def _encoder(table: Any, form: str, columns: Sequence[str] | None) -> Encoder:
-    of_pandas = type(table).__module__.startswith("pandas")
+    of_pandas = type(table) is variables.member("pandas", "DataFrame")
     labels = _labels(table.columns) if of_pandas else list(table.columns)
     missing = [name for name in columns or () if name not in labels]
     if missing:
@@ -154,23 +174,49 @@ def _encoder(table: Any, form: str, columns: Sequence[str] | None) -> Encoder:
             "not_supported", f"The session's environment has no pyarrow, which {form} needs. Ask for csv."
         )
 
-    if of_pandas:
-        # Taking a column makes an object of its label, for which a time zone of the user would be asked.
-        table = table.set_axis(range(len(labels)), axis=1)
+    if not of_pandas:
+        return lambda start, end: _of_polars(table[:, list(chosen)].slice(start, end - start), form)
+    # Taking a column makes an object of its label, for which a time zone of the user would be asked.
+    table = table.set_axis(range(len(labels)), axis=1).iloc[:, list(chosen)]
+    # pandas needs a tenth of a millisecond for each column that is taken alone.
+    single = [at for at, dtype in enumerate(table.dtypes) if not _is_plain(dtype)]
+    if len(single) > _MAX_SINGLE:
+        why = f"{len(single)} columns of other types than numbers take too long. Ask for at most {_MAX_SINGLE} columns."
+        raise DataRefused("too_large", why)
 
     def encode(start: int, end: int) -> bytes:
-        if not of_pandas:
-            return _of_polars(table[:, list(chosen)].slice(start, end - start), form)
         part = table.iloc[start:end]
-        found = _index_columns(part.index) if columns is None else {}
-        for at in chosen:
-            label = labels[at]
-            while label in found:
-                label += "_"
-            found[label] = _column(part.iloc[:, at])
-        return _of_pandas(found, form)
+        levels = _index_columns(part.index) if columns is None else []
+        names = _apart([*(name for name, _ in levels), *(labels[at] for at in chosen)])
+        part = part.reset_index(drop=True).set_axis(names[len(levels) :], axis=1)
+        for at in single:
+            part.isetitem(at, _column(table.iloc[start:end, at]))
+        for at, (_, level) in enumerate(levels):
+            part.insert(at, names[at], _column(level))
+        return _of_pandas(part, form)
 
     return encode
+
+
+def _is_plain(dtype: Any) -> bool:
+    """Return whether values are numbers or points in time without a zone."""
+    return isinstance(dtype, variables.member("numpy", "dtype")) and dtype.kind in "biufmM"
+
+
+def _apart(labels: Iterable[str]) -> list[str]:
+    """Return the labels, of which none is there twice: the second ``a`` is ``a_``, the third ``a_2``."""
+    taken: set[str] = set()
+    repeats: Counter[str] = Counter()
+    found = []
+    for label in labels:
+        name = label
+        while name in taken:
+            # Counted for each label: 50,000 columns of one name must not cost the square of that.
+            repeats[label] += 1
+            name = f"{label}_{repeats[label] if repeats[label] > 1 else ''}"
+        taken.add(name)
+        found.append(name)
+    return found
 
 
 def _labels(index: Any) -> list[str]:
@@ -199,28 +245,24 @@ def _is_date(value: Any) -> bool:
 
 def _pandas_date(value: Any) -> str | None:
     """Return the text of a point in time, a duration or a period of pandas, or None if it is none of them."""
-    pandas = sys.modules.get("pandas")
-    if pandas is None or type(value) not in (pandas.Timestamp, pandas.Timedelta, pandas.Period):
+    kind = type(value)
+    if not any(kind is variables.member("pandas", name) for name in _POINTS):
         return None
     return str(_in_known_zone(value, getattr(value, "tz", None)))
 
 
-def _index_columns(index: Any) -> dict[str, Any]:
-    """Return the levels of an index as columns. The default index, which counts rows, has none."""
-    pandas = sys.modules["pandas"]
-    if type(index) is pandas.RangeIndex:
-        return {}
+def _index_columns(index: Any) -> list[tuple[str, Any]]:
+    """Return the names and values of an index's levels. The default index, which counts rows, has none."""
+    if type(index) is variables.member("pandas", "RangeIndex"):
+        return []
     levels = [index.get_level_values(level) for level in range(index.nlevels)]
-    return {
-        f"index_{at}" if level.name is None else _label(level.name): _column(level) for at, level in enumerate(levels)
-    }
+    return [(f"index_{at}" if level.name is None else _label(level.name), level) for at, level in enumerate(levels)]
 
 
 def _column(values: Any) -> Any:
     """Return the values of a column in types that every format converts without user code."""
     dtype = values.dtype
-    numpy = sys.modules["numpy"]
-    if isinstance(dtype, numpy.dtype) and dtype.kind in "biufmM":
+    if _is_plain(dtype):
         return values.array
     if type(dtype) is sys.modules["pandas"].DatetimeTZDtype:
         return _in_known_zone(values.array, dtype.tz)
@@ -241,6 +283,7 @@ def _in_known_zone(value: Any, zone: Any) -> Any:
     return value if type(zone) in _ZONES else value.tz_convert("UTC")
 
 
+_POINTS = ("Timestamp", "Timedelta", "Period")
 _NULLABLE, _BITS = ("Int", "UInt", "Float"), (8, 16, 32, 64)
 
 
@@ -257,19 +300,15 @@ def _plain(value: Any) -> Any:
         return base64.b64encode(value).decode()
     if _is_date(value):
         return str(value)
-    pandas = sys.modules.get("pandas")
-    if pandas is not None:
-        if value is pandas.NA or value is pandas.NaT:
-            return None
-        if (text := _pandas_date(value)) is not None:
-            return text
+    if value is variables.member("pandas", "NA") or value is variables.member("pandas", "NaT"):
+        return None
+    if (text := _pandas_date(value)) is not None:
+        return text
     copied = _copied(value)
     return copied if type(copied) in _EXACT else json.dumps(copied, ensure_ascii=False)
 
 
-def _of_pandas(columns: Mapping[str, Any], form: str) -> bytes:
-    pandas: Any = sys.modules["pandas"]
-    frame = pandas.DataFrame(dict(columns))
+def _of_pandas(frame: Any, form: str) -> bytes:
     if form == "csv":
         return bytes(frame.to_csv(index=False).encode())
     if form == "json":
@@ -304,8 +343,8 @@ def _of_polars(frame: Any, form: str) -> bytes:
 
 def _json_encoder(value: Any) -> tuple[int, int, Encoder]:
     """Return the number of parts of a value, the objects in one, and the function that encodes some of them."""
-    if type(value) in (list, tuple):
-        width = 1 + max((len(each) for each in value[:20] if type(each) in (list, tuple, dict)), default=0)
+    if type(value) is list or type(value) is tuple:
+        width = 1 + max((len(each) for each in value[:20] if type(each) in _SIZED), default=0)
         return len(value), width, lambda start, end: _as_json(value[start:end])
     return 1, 1, lambda start, end: _as_json(value)
 
@@ -325,9 +364,9 @@ def _copied(value: Any, depth: int = 0, left: list[int] | None = None) -> Any:
         return value if math.isfinite(value) else None
     if kind in _EXACT:
         return value
-    numpy = sys.modules.get("numpy")
-    if numpy is not None and kind in numpy.sctypeDict.values():
-        return _copied(value.item(), depth, left) if kind is not numpy.void else variables.summary(value)
+    if variables.is_numpy_scalar(kind):
+        is_void = kind is variables.member("numpy", "void")
+        return variables.summary(value) if is_void else _copied(value.item(), depth, left)
     if _is_date(value):
         return str(value)
     if kind is bytes:
@@ -335,9 +374,10 @@ def _copied(value: Any, depth: int = 0, left: list[int] | None = None) -> Any:
     if depth >= _MAX_DEPTH:
         return f"<{variables.type_name(value)}>"
     if kind is dict:
-        return {_label(key): _copied(each, depth + 1, left) for key, each in value.items()}
-    if kind in (list, tuple, set, frozenset):
+        names = _apart(map(_label, value))
+        return {name: _copied(each, depth + 1, left) for name, each in zip(names, value.values(), strict=True)}
+    if kind in _LISTS:
         return [_copied(each, depth + 1, left) for each in value]
-    if numpy is not None and kind is numpy.ndarray and value.size <= left[0]:
+    if kind is variables.member("numpy", "ndarray") and value.size <= left[0]:
         return _copied(value.tolist(), depth + 1, left)
     return f"<{variables.type_name(value)}>"

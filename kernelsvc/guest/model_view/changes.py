@@ -25,8 +25,8 @@ MAX_VARIABLES = 2000
 MAX_ENTRIES, MAX_SECONDS = 2000, 0.005
 #: Longest text of which a change of the content is found, in characters.
 _MAX_TEXT = 10_000
-_SCALARS = frozenset((int, float, complex, bool, type(None)))
-_SIZED = frozenset((list, dict, set, tuple, frozenset))
+_SCALARS = variables.Types(int, float, complex, bool, type(None))
+_SIZED = variables.Types(list, dict, set, tuple, frozenset)
 _EVENTS = frozenset(
     (
         *("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate"),
@@ -113,18 +113,20 @@ def _marks(namespace: Mapping[str, Any], hidden: Mapping[str, Any]) -> Iterator[
 
 def _mark(value: Any) -> Any:
     kind = type(value)
+    # Marks are compared, which would call the metaclass of a class.
+    mark = id(kind)
     if kind in _SCALARS:
-        return kind, repr(value) if kind is float or kind is complex else value
+        return mark, repr(value) if kind is float or kind is complex else value
     if kind is str:
-        return kind, len(value), value if len(value) <= _MAX_TEXT else id(value)
+        return mark, len(value), value if len(value) <= _MAX_TEXT else id(value)
     if kind in _SIZED:
-        return kind, id(value), len(value)
+        return mark, id(value), len(value)
     numpy, pandas = sys.modules.get("numpy"), sys.modules.get("pandas")
     if pandas is not None and kind is getattr(pandas, "DataFrame", None):
-        return kind, id(value), value.shape[0], tuple(each for each in value.columns if type(each) is str)
+        return mark, id(value), value.shape[0], tuple(each for each in value.columns if type(each) is str)
     if numpy is not None and kind is getattr(numpy, "ndarray", None):
-        return kind, id(value), value.shape, value.dtype.str
-    return kind, id(value)
+        return mark, id(value), value.shape, value.dtype.str
+    return mark, id(value)
 
 
 def _described(name: str, value: Any) -> str:
@@ -138,7 +140,7 @@ def _described(name: str, value: Any) -> str:
 
 def _difference(name: str, before: Any, after: Any, value: Any) -> str:
     """Return the columns that a data frame gained and lost, or the new value."""
-    is_frame = len(before) == len(after) == 4 and before[0] is after[0] and type(before[3]) is tuple
+    is_frame = len(before) == len(after) == 4 and before[0] == after[0] and type(before[3]) is tuple
     if is_frame and before[2] == after[2]:
         gained = [f"+{each}" for each in after[3] if each not in before[3]]
         lost = [f"-{each}" for each in before[3] if each not in after[3]]

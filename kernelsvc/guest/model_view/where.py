@@ -15,9 +15,10 @@ MAX_NAMES, MAX_VALUE = 4, 80
 #: Most items of a collection that are written out.
 _MAX_ITEMS = 8
 _SECRET = re.compile("key|token|secret|passw|credential", re.IGNORECASE)
-_ATOMS = frozenset((int, float, complex, bool, type(None), str, bytes))
+_ATOMS = variables.Types(int, float, complex, bool, type(None), str, bytes)
+_COLLECTIONS = variables.Types(list, tuple, dict, set)
 #: Values whose kind the code shows already.
-_CODE = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
+_CODE = variables.Types(types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 
 
 def names_in(part: str) -> list[str]:
@@ -63,7 +64,7 @@ def shown_value(name: str, value: Any) -> str:
         return ""
     if _SECRET.search(name):
         return "***"
-    text = _collection(value) if kind in (list, tuple, dict, set) else None
+    text = _collection(value) if kind in _COLLECTIONS else None
     if text is None:
         text = variables.summary(value)
         if kind not in _ATOMS:

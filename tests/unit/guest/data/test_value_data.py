@@ -7,12 +7,15 @@ import csv
 import datetime
 import io
 import json
+import sys
+import types
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from kernelsvc.guest import variables
 from kernelsvc.guest.data import value_data
 
 
@@ -118,6 +121,131 @@ def test_wide_tables_and_chosen_columns_and_rows() -> None:
 def test_columns_of_one_name_stay_apart() -> None:
     frame = pd.DataFrame([[1, 2]], columns=["a", "a"])
     assert json.loads(data(frame)) == [{"a": 1, "a_": 2}]
+    many = pd.DataFrame([range(2000)], columns=["a"] * 2000)
+    assert [*json.loads(data(many))[0]][-2:] == ["a_1998", "a_1999"]
+    assert json.loads(data({1: "int", "1": "text", (1,): "tuple"})) == {"1": "int", "1_": "text", "1_2": "tuple"}
+
+
+def test_many_columns_that_need_a_conversion_each_are_refused() -> None:
+    found = asked(pd.DataFrame([["x"] * 5001]), "csv")
+    assert found["ename"] == "too_large"
+    assert "5000" in found["evalue"]
+    assert asked(pd.DataFrame([["x"] * 5001]), "csv", columns=["7"])["status"] == "ok"
+
+
+CALLED: list[str] = []
+
+
+class Meta(type):
+    """A metaclass whose objects are equal to every class."""
+
+    def __eq__(cls, other: object) -> bool:
+        CALLED.append("==")
+        return True
+
+    def __hash__(cls) -> int:
+        CALLED.append("hash")
+        return hash(int)
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        CALLED.append("isinstance")
+        return True
+
+
+class Equal(metaclass=Meta):
+    """An object that pretends to be any other, and notes each call of a method."""
+
+    def __getattribute__(self, name: str) -> Any:
+        CALLED.append(name)
+        return object.__getattribute__(self, name)
+
+    def __repr__(self) -> str:
+        CALLED.append("repr")
+        return ""
+
+    def __hash__(self) -> int:
+        CALLED.append("hash of an object")
+        return 1
+
+    def __eq__(self, other: object) -> bool:
+        CALLED.append("== of an object")
+        return True
+
+    def __len__(self) -> int:
+        CALLED.append("len")
+        return 1
+
+
+class Numbers(pd.api.extensions.ExtensionArray):
+    """A user's own array for pandas."""
+
+    dtype = property(lambda self: CALLED.append("dtype") or pd.array([1]).dtype)
+    nbytes = property(lambda self: CALLED.append("nbytes") or 8)
+
+    def __len__(self) -> int:
+        CALLED.append("len of an array")
+        return 1
+
+    def __getitem__(self, item: Any) -> Any:
+        CALLED.append("item")
+        return 1 if isinstance(item, int) else self
+
+    def copy(self) -> Numbers:
+        return self
+
+
+class LazyModule(types.ModuleType):
+    def __getattribute__(self, name: str) -> Any:
+        CALLED.append(name)
+        raise AttributeError(name)
+
+
+def _series(named: Any) -> Any:
+    found = pd.Series([1], name="n")
+    found.name = named
+    return found
+
+
+def _frame_with_attributes() -> Any:
+    found = pd.DataFrame({"a": [1]})
+    found.attrs["x"] = Equal()
+    return found
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        Equal,
+        lambda: Equal,
+        lambda: [Equal(), {"k": Equal()}, (Equal(), {Equal()})],
+        lambda: {Equal(): 1},
+        lambda: {"a": Equal},
+        lambda: pd.DataFrame({"a": [Equal(), Equal()]}, dtype=object),
+        lambda: pd.DataFrame({"a": [1]}, index=pd.Index([Equal()], dtype=object)),
+        lambda: pd.DataFrame([[1]], columns=pd.Index([Equal()], dtype=object)),
+        lambda: pd.DataFrame({"a": pd.Series([Equal()], dtype=object).to_numpy()}, dtype=object),
+        lambda: _series(("a", Equal())),
+        _frame_with_attributes,
+        lambda: pd.Series(Numbers()),
+        lambda: pd.DataFrame({"a": Numbers()}),
+        lambda: pd.DataFrame({"a": [1]}, index=pd.Index(Numbers())),
+    ],
+)
+def test_no_method_of_a_class_of_the_session_is_called(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    value = made()
+    monkeypatch.setitem(sys.modules, "polars", LazyModule("polars"))
+    CALLED.clear()
+    asked(value, "best")
+    asked(value, "json")
+    asked(value, "csv")
+    variables.describe({"v": value}, {})
+    assert CALLED == []
+
+
+def test_a_table_with_values_of_the_sessions_own_kind_is_refused_with_its_type() -> None:
+    found = asked(pd.Series(Numbers()), "csv")
+    assert found["ename"] == "not_supported"
+    assert "Numbers" in found["evalue"]
 
 
 @pytest.mark.parametrize("form", ["parquet", "arrow"])

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kernelsvc.guest.model_view import changes
+from kernelsvc.guest.model_view import changes, where
 
 
 @pytest.fixture
@@ -84,3 +84,19 @@ def test_a_directory_with_too_many_files_is_left_out(
 ) -> None:
     monkeypatch.setattr(changes, "MAX_ENTRIES", 3)
     assert run(found, {}, "[open(f'{n}', 'w').close() for n in range(5)]", writes=True) == {}
+
+
+def test_no_method_of_a_metaclass_is_called(found: changes.Changes) -> None:
+    code = """
+called = []
+class Meta(type):
+    def __eq__(cls, other): called.append(1); return True
+    def __hash__(cls): called.append(1); return hash(int)
+class Mine(metaclass=Meta): pass
+"""
+    space: dict[str, Any] = {}
+    exec(code, space)
+    run(found, space, "mine = Mine(); n = 1")
+    run(found, space, "n = Mine(); mine = 1")
+    where.shown_value("n", [space["n"], space["Mine"]])
+    assert space["called"] == []
