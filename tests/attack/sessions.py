@@ -4,9 +4,9 @@ Also in the copies that such a session can become: a branch, and a checkpoint th
 resumed when the kernel it was made of had died. No copy may have a right that its
 original had lost.
 
-In an original, each cell has a session of its own. A copy costs two kernels, so copies run several cells, one after
-the other. Between two, the kernel must still have its working directory and hold few descriptors, so that no cell is
-blocked only by what an earlier one left.
+A session or a copy runs several cells, one after the other. Between two, the kernel must still have its working
+directory and hold few descriptors, so that no cell is blocked only by what an earlier one left. With
+``KERNELSVC_THOROUGH`` each cell has a session of its own.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ CELL_SECONDS = 40.0
 As = Literal["session", "branch", "resumed"]
 #: Sessions side by side; each must not notice the others' attacks.
 AT_ONCE = 2
-#: Cells that one copy runs. Cells that use up a limit, or end their kernel, have a copy of their own.
-CELLS_OF_A_COPY = 16
+#: Cells that one kernel runs. Cells that use up a limit, or end their kernel, have one of their own.
+CELLS_OF_A_KERNEL = 16
 #: Runs after a cell, and after each of several.
 ALIVE = "assert 1 + 1 == 2"
 UNCHANGED = "import os; assert os.getcwd() == C['inside'] and len(os.listdir('/proc/self/fd')) < 100"
@@ -113,10 +113,10 @@ async def _branch(kernel: Kernel, request: StartRequest) -> StartRequest:
 
 def batches(cells: Sequence[Cell], as_: As) -> list[list[Cell]]:
     """The cells that share a session."""
-    if as_ == "session":
+    if as_ == "session" and os.environ.get("KERNELSVC_THOROUGH"):
         return [[cell] for cell in cells]
     shared = [[cell for cell in cells if cell in group] for group in (SHARED_ATTACKS, SHARED_HARMLESS)]
-    together = [group[n : n + CELLS_OF_A_COPY] for group in shared for n in range(0, len(group), CELLS_OF_A_COPY)]
+    together = [group[n : n + CELLS_OF_A_KERNEL] for group in shared for n in range(0, len(group), CELLS_OF_A_KERNEL)]
     return together + [[cell] for cell in cells if not any(cell in group for group in shared)]
 
 
