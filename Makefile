@@ -24,7 +24,7 @@ WORKERS := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo demo-model test test-thorough test-chaos test-properties test-compat test-matrix test-vm check bench bench-smoke fix serve docs lock clean
+.PHONY: help demo demo-model test test-thorough test-chaos test-properties test-compat test-typescript test-matrix test-vm check bench bench-smoke fix serve docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | \
@@ -61,6 +61,10 @@ test-properties: $(VENV)/.dev ## the tests of properties with 20 times as many e
 test-compat: $(VENV)/.dev ## other people's clients, each from its registry in an environment of its own; NEWEST=1 for their newest
 	@scripts/bootstrap compat $(VENV)
 	@KERNELSVC_NEWEST=$(NEWEST) $(BIN)/python -m pytest tests/compat $(ARGS)
+
+test-typescript: $(VENV)/.dev ## the TypeScript client: types, package, and every scenario in Node, Deno, Bun and Chromium, each from npm
+	@scripts/bootstrap compat $(VENV)
+	@$(BIN)/python -m pytest tests/typescript $(ARGS)
 
 test-matrix: $(VENV)/.dev ## branches of sessions that hold other people's libraries, each from its registry; takes minutes
 	@scripts/bootstrap matrix $(VENV)

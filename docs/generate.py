@@ -24,6 +24,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import generate_ts
 import msgspec
 
 from kernelsvc import errors, settings
@@ -560,6 +561,8 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/objects.md": objects_page,
     "docs/reference/cli.md": cli_page,
     "docs/reference/client.md": client_page,
+    "clients/typescript/src/generated.ts": generate_ts.api_module,
+    "clients/typescript/src/ai/generated.ts": generate_ts.tools_module,
 }
 
 
@@ -570,7 +573,7 @@ def drifted(*, write: bool) -> list[str]:
         if page is cli_page and not write and sys.version_info[:2] != CLI_PYTHON:
             continue
         path = ROOT / name
-        text = NOTE + page().rstrip() + "\n"
+        text = ("" if path.suffix == ".ts" else NOTE) + page().rstrip() + "\n"
         if not path.exists() or path.read_text("utf-8") != text:
             found.append(name)
             if write:

@@ -63,6 +63,12 @@ def node_with(*packages: str) -> Path:
     return place
 
 
+def node_present(*packages: str) -> Path | None:
+    """The directory of ``node_with`` if an earlier run has made it."""
+    place = _place(f"node-{packages[0]}", packages)
+    return place if (place / ".ready").exists() else None
+
+
 def newest() -> bool:
     """Whether this run takes the newest releases and not those that the docs name."""
     return os.environ.get("KERNELSVC_NEWEST") == "1"

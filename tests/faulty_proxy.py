@@ -11,6 +11,7 @@ class FaultyProxy:
         cut_after: bytes from the server after which a connection is cut; taken from the front, one a connection.
         cuts: how many were cut.
         silent: while set, nothing passes and nothing is closed: a half-open link.
+        held: bytes that a silent proxy has got and not passed on.
     """
 
     def __init__(self, port: int, cut_after: list[int] | None = None) -> None:
@@ -19,6 +20,7 @@ class FaultyProxy:
         self.cuts = 0
         self.passed = 0
         self.silent = False
+        self.held = 0
         self._pairs: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -67,6 +69,7 @@ class FaultyProxy:
     async def _pass(self, reader, writer, budget):
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
+                self.held += len(data) if self.silent else 0
                 while self.silent:
                     await asyncio.sleep(0.01)
                 if budget is not None and len(data) >= budget:
