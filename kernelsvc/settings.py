@@ -36,6 +36,8 @@ from kernelsvc.model.objects import Scope
 from kernelsvc.model.storage.mounts import Mount, MountName, why_unsafe
 from kernelsvc.model.tokens import TokenRecord, hash_token, record_for, weakness
 from kernelsvc.model.tool_calls.mcp_servers import McpName, McpServer
+from kernelsvc.model.tracing import target
+from kernelsvc.model.tracing.target import TelemetrySettings
 
 MiB = 1024 * 1024
 ENV_PREFIX = "KERNELSVC_"
@@ -313,6 +315,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _meta("Models that answer with a code interpreter, by name: url, model, key_env and so on. * is any name."),
     ] = {}
     answers: Annotated[AnswerSettings, _meta("Rules for the answers of models.")] = AnswerSettings()
+    telemetry: Annotated[TelemetrySettings, _meta("Traces.")] = TelemetrySettings()
     sources: dict[str, str] = {}
     config_file: str = ""
 
@@ -362,6 +365,13 @@ _ANSWER_HELP: dict[str, tuple[str, str | None]] = {
     "idle_seconds": ("Idle time after which a container without expires_after ends.", "seconds"),
     "max_running": ("Answers at the same time.", None),
     "max_running_per_principal": ("Answers at the same time of one principal.", None),
+}
+
+
+#: Fields of ``Settings`` that are tables of their own, with the help of their fields.
+_SECTIONS: dict[str, tuple[type[msgspec.Struct], dict[str, tuple[str, str | None]]]] = {
+    "answers": (AnswerSettings, _ANSWER_HELP),
+    "telemetry": (TelemetrySettings, target.HELP),
 }
 
 
@@ -451,8 +461,8 @@ def rows() -> Iterator[SettingRow]:
         if field.name == "limits":
             yield from _limit_rows()
             continue
-        if field.name == "answers":
-            yield from _answer_rows()
+        if field.name in _SECTIONS:
+            yield from _section_rows(field.name)
             continue
         unit = (meta.extra or {}).get("unit")
         checked = Annotated[kind, meta] if not _nullable(kind) else _inner(kind, meta)
@@ -486,12 +496,13 @@ def _limit_rows() -> Iterator[SettingRow]:
         yield SettingRow(name=f"limits.{name}", type=kind, default=getattr(blank, name), help=help, unit=unit)
 
 
-def _answer_rows() -> Iterator[SettingRow]:
-    hints = typing.get_type_hints(AnswerSettings)
-    blank = AnswerSettings()
-    for name, (help, unit) in _ANSWER_HELP.items():
-        kind = Annotated[hints[name], Meta(gt=0)] if hints[name] in (int, float) else hints[name]
-        yield SettingRow(name=f"answers.{name}", type=kind, default=getattr(blank, name), help=help, unit=unit)
+def _section_rows(section: str) -> Iterator[SettingRow]:
+    kind, texts = _SECTIONS[section]
+    hints = typing.get_type_hints(kind, include_extras=True)
+    blank = kind()
+    for name, (help, unit) in texts.items():
+        hint = Annotated[hints[name], Meta(gt=0)] if hints[name] in (int, float) else hints[name]
+        yield SettingRow(name=f"{section}.{name}", type=hint, default=getattr(blank, name), help=help, unit=unit)
 
 
 TABLE: tuple[SettingRow, ...] = tuple(rows())
@@ -584,7 +595,7 @@ def _from_file(path: Path) -> dict[str, tuple[Any, str, bool]]:
         raise BadRequest(f"The settings file {path} is not valid TOML: {error}.") from None
     flat: dict[str, Any] = {}
     for key, value in data.items():
-        if key in ("limits", "answers") and isinstance(value, dict):
+        if (key == "limits" or key in _SECTIONS) and isinstance(value, dict):
             flat |= {f"{key}.{name}": inner for name, inner in value.items()}
         elif key == "tools" and isinstance(value, dict):
             flat |= {f"tools_{name}": inner for name, inner in value.items()}
@@ -643,12 +654,16 @@ def _hash_plain(value: Any) -> Any:
     ]
 
 
+def _take(values: dict[str, Any], section: str) -> dict[str, Any]:
+    return {name.partition(".")[2]: values.pop(name) for name in list(values) if name.startswith(f"{section}.")}
+
+
 def _assemble(found: dict[str, tuple[Any, str]], env: Mapping[str, str]) -> Settings:
     values = {name: value for name, (value, _) in found.items()}
     sources = {row.name: found[row.name][1] if row.name in found else "default" for row in TABLE}
-    limits = {name.partition(".")[2]: values.pop(name) for name in list(values) if name.startswith("limits.")}
+    limits = _take(values, "limits")
     plain = [record_for(token) for token in values.pop("token", [])]
-    answers = {name.partition(".")[2]: values.pop(name) for name in list(values) if name.startswith("answers.")}
+    sections: dict[str, Any] = {section: kind(**_take(values, section)) for section, (kind, _) in _SECTIONS.items()}
     tokens = _distinct([*values.pop("tokens", []), *plain])
     templates = DEFAULT_TEMPLATES | values.pop("templates", {})
     if values.get("data_dir") is None:
@@ -669,7 +684,7 @@ def _assemble(found: dict[str, tuple[Any, str]], env: Mapping[str, str]) -> Sett
         sources["tokens"] = sources["token"]
     settings = Settings(
         limits=Limits(**limits),
-        answers=AnswerSettings(**answers),
+        **sections,
         tokens=tokens,
         templates=templates,
         sources=sources,

@@ -18,7 +18,7 @@ from served import Served
 from waiting import wait_for
 
 from kernelsvc import Client
-from kernelsvc.cli.bridge_process import holder
+from kernelsvc.cli.companions.companion_process import holder
 from kernelsvc.client.connection import _abort
 from kernelsvc.model import events as ev
 

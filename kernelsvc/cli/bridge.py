@@ -11,7 +11,8 @@ from pathlib import Path
 
 from kernelsvc import logs
 from kernelsvc import settings as conf
-from kernelsvc.cli.bridge_process import LOCK_VARIABLE, locked
+from kernelsvc.cli.companions.bridge_process import LOCK_VARIABLE
+from kernelsvc.cli.companions.companion_process import locked
 from kernelsvc.cli.terminal import Terminal
 from kernelsvc.errors import BadRequest, KernelsvcError
 

@@ -527,6 +527,16 @@ def _machine_commands(commands: _Commands) -> None:
     restore.add_argument("directory", metavar="DIRECTORY", help="the new data directory")
     restore.add_argument("--key", metavar="KEY", help="the public key that must have signed it (see /v1/info)")
     restore.add_argument("--config", metavar="FILE", help="settings whose signing_key it needs, if it holds none")
+    traces = commands.add(
+        "traces",
+        "companions.traces:main",
+        "send spans of sessions to a receiver of OpenTelemetry's protocol",
+        "Send the spans of a data directory's sessions to the receiver telemetry.endpoint. Without SESSION it follows\n"
+        "the logs until it is ended: 'kernelsvc serve' starts it so if the settings name a receiver. With SESSION it\n"
+        "sends all spans of these sessions, also of closed ones, and ends.",
+    )
+    traces.add_argument("session", metavar="SESSION", nargs="*", help="sessions whose spans are sent")
+    _settings_options(traces, "as for 'serve'")
     kernelspec = commands.add(
         "install-kernelspec",
         "install_kernelspec:install",

@@ -27,7 +27,9 @@ from typing import Literal
 
 from kernelsvc import logs
 from kernelsvc import settings as conf
-from kernelsvc.cli import bridge_process, memory_tuning
+from kernelsvc.cli import memory_tuning
+from kernelsvc.cli.companions import bridge_process, traces
+from kernelsvc.cli.companions.companion_process import CompanionProcess
 from kernelsvc.cli.terminal import Terminal
 from kernelsvc.cli.terminal.filter import seconds
 from kernelsvc.client.address import INFO_FILE, ServerInfo, write_info
@@ -65,11 +67,19 @@ def main(args: argparse.Namespace, terminal: Terminal) -> int:
     prepare_directories(settings)
     settings, generated_token = with_kept_token(settings)
     settings, bridge = bridge_process.prepare(settings)
+    exporter = traces.prepare(settings, os.environ)
     token = generated_token or next(iter(getattr(args, "token", None) or []), None) or os.environ.get("KERNELSVC_TOKEN")
     with _data_dir_lock(settings):
         return asyncio.run(
             _ServerRun(
-                settings, args, terminal, started, generated_token=generated_token, token=token, bridge=bridge
+                settings,
+                args,
+                terminal,
+                started,
+                generated_token=generated_token,
+                token=token,
+                bridge=bridge,
+                exporter=exporter,
             ).run()
         )
 
@@ -113,11 +123,12 @@ class _ServerRun:
         *,
         generated_token: str | None,
         token: str | None,
-        bridge: bridge_process.BridgeProcess | None = None,
+        bridge: CompanionProcess | None = None,
+        exporter: CompanionProcess | None = None,
     ) -> None:
         self.settings, self.args, self.terminal = settings, args, terminal
         self.started, self.generated_token, self.token = started, generated_token, token
-        self.bridge = bridge
+        self.bridge, self.exporter = bridge, exporter
         self.systemd = Systemd(os.environ)
         self.stopping, self.draining = asyncio.Event(), asyncio.Event()
         self.on_stop: OnStop = "end"
@@ -126,7 +137,7 @@ class _ServerRun:
     async def run(self) -> int:
         """Start, serve, stop."""
         self._catch_signals()
-        service = Service(self.settings)
+        service = Service(self.settings, spans=self.exporter is not None)
         # Before the kernel host starts, because it inherits the environment.
         keys = read_model_keys(self.settings)
         server = Server(make_app(service, self.settings, service.metrics, keys), self.settings, os.environ)
@@ -142,7 +153,11 @@ class _ServerRun:
             self._announce(addresses)
             operator_log.server_started(addresses)
             tasks = [
-                *([asyncio.create_task(self.bridge.keep_running(addresses[0]))] if self.bridge is not None else []),
+                *(
+                    asyncio.create_task(each.keep_running(addresses[0]))
+                    for each in (self.bridge, self.exporter)
+                    if each is not None
+                ),
                 asyncio.create_task(self._announce_ready(service)),
                 asyncio.create_task(self.systemd.feed_watchdog()),
                 asyncio.create_task(logs.flush_regularly()),
@@ -203,6 +218,8 @@ class _ServerRun:
         if self.on_stop == "hibernate":
             await service.hibernate_all(self.settings.shutdown_seconds)
         await service.stop(end_sessions=self.on_stop == "end")
+        if self.exporter is not None:  # Last, so that it has the last entries.
+            await self.exporter.stop()
 
     # --- signals --------------------------------------------------------------------
 

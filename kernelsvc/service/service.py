@@ -93,6 +93,7 @@ from kernelsvc.store.keys import SigningKey
 from kernelsvc.store.sessions import SessionDirectories
 from kernelsvc.store.token_file import TokenFile
 from kernelsvc.telemetry.metrics import Metrics
+from kernelsvc.telemetry.tracing.status import FILE, ExportMetrics
 
 #: The Jupyter requests that a client may send to a kernel besides cells.
 REQUESTS = frozenset(
@@ -135,13 +136,19 @@ class Service:
         settings: the server's settings.
         metrics: counters to use. None makes new ones.
         launchers: start kernels. None takes those of this machine. ``kernelsvc.testing`` has fake ones.
+        spans: whether the spans of cells are exported.
 
     Attributes:
         environment, files, offers, programs, commands, leases, usage, access, workspaces: the parts of ``ServiceApi``.
     """
 
     def __init__(
-        self, settings: Settings, *, metrics: Metrics | None = None, launchers: KernelLaunchers | None = None
+        self,
+        settings: Settings,
+        *,
+        metrics: Metrics | None = None,
+        launchers: KernelLaunchers | None = None,
+        spans: bool = False,
     ) -> None:
         self.settings = settings
         self.versions = versions()
@@ -157,7 +164,11 @@ class Service:
         )
         self._index = projections.index
         self._loads = loads = BackgroundLoads(settings.start_seconds)
-        factory = SessionFactory(settings, store, self._launchers, projections, self.versions, self._observe)
+        factory = SessionFactory(
+            settings, store, self._launchers, projections, self.versions, self._observe, spans=spans
+        )
+        if spans:
+            self.metrics.registry.register(ExportMetrics(store.data / FILE))
         self._closed = ClosedSessions(store, factory, loads)
         self._registry = registry = SessionRegistry(settings, self._closed, loads)
         self.offers = offers = Offers(registry, settings)

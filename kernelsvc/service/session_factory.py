@@ -54,6 +54,7 @@ class SessionFactory:
         projections: notebooks and the index, which follow each open session.
         versions: names and versions of the software, for the journal's first entry.
         observer: called after events of any session are in its journal.
+        spans: whether the spans of cells are exported.
     """
 
     def __init__(
@@ -64,6 +65,8 @@ class SessionFactory:
         projections: Projections,
         versions: dict[str, str],
         observer: Observer,
+        *,
+        spans: bool = False,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -71,6 +74,7 @@ class SessionFactory:
         self._projections = projections
         self._versions = versions
         self._observer = observer
+        self._spans = spans
         self.offers: OfferPort | None = None
         self._budget = CheckpointBudget(len(os.sched_getaffinity(0)), asyncio.get_running_loop().time())
 
@@ -149,6 +153,7 @@ class SessionFactory:
             max_log_bytes=settings.max_log_bytes,
             hibernate_seconds=settings.hibernate_seconds,
             limits=limits,
+            spans=self._spans,
         )
         return Session(
             spec,

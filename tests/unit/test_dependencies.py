@@ -24,6 +24,7 @@ COMES_WITH = {
     "jupyter-core": "jupyter-client",
     "mcp-types": "mcp",
     "httpx2": "mcp",
+    "protobuf": "opentelemetry-proto",
 }
 
 
@@ -33,6 +34,12 @@ def canonical(name: str) -> str:
 
 def declared() -> set[str]:
     return {canonical(re.match(r"[\w.-]+", text)[0]) for text in PROJECT["dependencies"]}
+
+
+def extras() -> set[str]:
+    """Packages that only those who ask for an extra install."""
+    groups = PROJECT["optional-dependencies"]
+    return {canonical(re.match(r"[\w.-]+", text)[0]) for name in groups if name != "dev" for text in groups[name]}
 
 
 @functools.cache
@@ -55,7 +62,7 @@ def imported() -> dict[str, set[str]]:
 
 
 def test_what_is_imported_is_declared() -> None:
-    known = declared()
+    known = declared() | extras()
     undeclared = {name: sorted(users) for name, users in imported().items() if COMES_WITH.get(name, name) not in known}
     assert not undeclared
 

@@ -152,7 +152,9 @@ def importers() -> dict[str, set[Path]]:
 TESTED_THROUGH = {
     **dict.fromkeys(("kernelsvc.store.backups.backup", "kernelsvc.cli.backup"), "tests/acceptance/test_operate.py"),
     "kernelsvc.answers.conversations": "tests/unit/server/openai/test_conversations.py",
-    **dict.fromkeys(("kernelsvc.cli.bridge", "kernelsvc.cli.bridge_process"), "tests/integration/test_mcp_bridge.py"),
+    **dict.fromkeys(
+        ("kernelsvc.cli.bridge", "kernelsvc.cli.companions.bridge_process"), "tests/integration/test_mcp_bridge.py"
+    ),
     **dict.fromkeys(
         (
             "kernelsvc.cli.sessions.recorded_calls",

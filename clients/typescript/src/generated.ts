@@ -150,6 +150,8 @@ export interface CellQueuedEvent {
   reuse_calls?: string;
   /** The call whose function runs this cell. Absent if there is none. */
   within?: string;
+  /** The trace that its request carried. Absent if it carried none. */
+  trace?: CellTrace;
   session: string;
   seq: number;
   at: string;
@@ -180,6 +182,7 @@ export interface CellRequest {
   tools?: boolean | string[] | null;
   reuse_calls?: string | null;
   within?: string | null;
+  _meta?: RequestMeta | null;
 }
 
 /** The cell went to the kernel. For a kernelspec kernel: the kernel reports that it runs the cell. */
@@ -197,6 +200,14 @@ export interface CellStartedEvent {
 
 /** State of a cell. */
 export type CellState = "finished" | "queued" | "running";
+
+/** The trace that the request for a cell carried, in the log. */
+export interface CellTrace {
+  /** the caller's span (`traceparent`). */
+  parent: string;
+  /** `tracestate`. Left out if it is empty. */
+  state?: string;
+}
 
 /** Resources that one cell used. */
 export interface CellUsage {
@@ -404,7 +415,7 @@ export interface DisplayUpdatedEvent {
   prev: string;
 }
 
-/** A connection, or a plain HTTP request, that the network's rules allowed. Recorded at its end. */
+/** A connection, or a request that the proxy has read, that the network's rules allowed. Recorded at its end. */
 export interface EgressEvent {
   type: "egress";
   /** The rule that allowed it. */
@@ -415,12 +426,14 @@ export interface EgressEvent {
   address: string;
   /** The port. */
   port: number;
-  /** For plain HTTP: the request's method. */
+  /** For a request: its method. */
   method?: string;
-  /** For plain HTTP: the request's path, without its query. */
+  /** For a request: its path, without its query. */
   path?: string;
-  /** For plain HTTP: the status of the answer. */
+  /** For a request: the status of the answer. */
   status?: number;
+  /** For a request: names of the secrets that its rule allows. */
+  secrets?: string[];
   /** Bytes that the session sent. */
   sent: number;
   /** Bytes that it received. */
@@ -751,8 +764,16 @@ export interface ModelAnsweredEvent {
 export interface NetworkRule {
   /** An exact name, `*.name`, or a network. */
   host: string;
-  /** The ports. 80 and 443 if empty. */
+  /** The ports. If empty, 80 and 443, or with secrets 443. */
   ports?: number[];
+  /** Methods of HTTP that are allowed. All if empty. */
+  methods?: string[];
+  /** Paths of HTTP that are allowed, exact or with a final `*`. All if empty. */
+  paths?: string[];
+  /** Names of secrets whose placeholders in headers are replaced, see `model.network.secrets`. */
+  secrets?: string[];
+  /** Headers that each request gets, by name, with `${NAME}` for the value of a secret. */
+  inject?: Record<string, string>;
 }
 
 /** The destinations that a session may reach. Anything else is refused. */
@@ -997,6 +1018,14 @@ export interface ReportedError {
   message?: string;
   data?: unknown;
   traceback?: string | null;
+}
+
+/** `_meta` of a request, as in MCP (SEP-414). Other fields, and values of another form, are ignored. */
+export interface RequestMeta {
+  /** The caller's span, as in W3C Trace Context. */
+  traceparent?: unknown;
+  /** Further state of the caller's trace. */
+  tracestate?: unknown;
 }
 
 /** The value of the cell's last expression. */
@@ -1525,7 +1554,7 @@ export interface Methods {
   /** Environments that a session can start from. */
   "templates": { params: Record<string, never>; result: Record<string, unknown>[] };
   /** One shot: code, or a function with arguments. */
-  "call": { params: { code?: string | null; function?: string | null; args?: unknown[]; kwargs?: Record<string, unknown>; template?: string | null; files?: Record<string, string>; limits?: LimitsRequest; timeout_seconds?: number | null }; result: Record<string, unknown> };
+  "call": { params: { code?: string | null; function?: string | null; args?: unknown[]; kwargs?: Record<string, unknown>; template?: string | null; files?: Record<string, string>; limits?: LimitsRequest; timeout_seconds?: number | null; _meta?: RequestMeta | null }; result: Record<string, unknown> };
   /** A new session, ready for a cell. */
   "session.create": { params: { template?: string | null; name?: string | null; labels?: Record<string, string>; limits?: LimitsRequest; env?: Record<string, string>; idempotency_key?: string | null; sidecar_of?: string | null; beside?: string | null; checkpoint?: "auto" | "every"; tools?: ToolFilter | null; mounts?: string[]; workspace?: string | null; attach?: boolean }; result: SessionInfo };
   /** Every event after a position, old ones first, then live. */
@@ -1545,9 +1574,9 @@ export interface Methods {
   /** A new kernel with empty variables; the log goes on. */
   "session.restart": { params: { session: string }; result: SessionInfo };
   /** Run a cell; the same cell id again runs nothing. */
-  "session.execute": { params: { code: string; cell?: string | null; timeout_seconds?: number | null; on_error?: "continue" | "stop"; silent?: boolean; allow_stdin?: boolean; store_history?: boolean; user_expressions?: Record<string, string>; on_disconnect?: "interrupt" | "keep"; metadata?: Record<string, unknown>; checkpoint?: "auto" | "every" | null; changes?: boolean; max_text?: number | null; tools?: boolean | string[] | null; reuse_calls?: string | null; within?: string | null; session: string; wait?: "finished" | "queued" }; result: CellInfo };
+  "session.execute": { params: { code: string; cell?: string | null; timeout_seconds?: number | null; on_error?: "continue" | "stop"; silent?: boolean; allow_stdin?: boolean; store_history?: boolean; user_expressions?: Record<string, string>; on_disconnect?: "interrupt" | "keep"; metadata?: Record<string, unknown>; checkpoint?: "auto" | "every" | null; changes?: boolean; max_text?: number | null; tools?: boolean | string[] | null; reuse_calls?: string | null; within?: string | null; _meta?: RequestMeta | null; session: string; wait?: "finished" | "queued" }; result: CellInfo };
   /** Run several cells in one trip. */
-  "session.batch": { params: { session: string; cells: CellRequest[]; on_error?: "continue" | "stop"; wait?: "finished" | "queued" }; result: CellInfo[] };
+  "session.batch": { params: { session: string; cells: CellRequest[]; on_error?: "continue" | "stop"; wait?: "finished" | "queued"; _meta?: RequestMeta | null }; result: CellInfo[] };
   /** One cell. */
   "session.cell": { params: { session: string; cell: string }; result: CellInfo };
   /** The cells of a session. */

@@ -42,7 +42,7 @@ HEADS, SESSIONS, JOURNAL = "heads", "sessions", "journal.jsonl"
 MANIFEST, FORM = ".backup.json", 1
 #: What a server makes anew: locks, sockets and the index, which follows from the journals. Also the manifest of an
 #: archive that tar(1) unpacked.
-_LEFT_OUT = ("server.", "host.", "index.sqlite", ".")
+_LEFT_OUT = ("server.", "host.", "index.sqlite", "traces.", ".")
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

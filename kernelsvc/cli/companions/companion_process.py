@@ -1,0 +1,91 @@
+"""A process of its own beside the server, which the server starts, watches, and starts again.
+
+It outlives a server that is killed. It keeps a lock, so that the next server starts no other. A server that stops in
+order ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from kernelsvc.errors import Conflict
+
+#: Seconds between two starts, for the process to end, and between two looks at it.
+PAUSE, END_SECONDS, POLL_SECONDS = 2.0, 5.0, 0.05
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a companion, with this process's id in it.
+
+    Raises:
+        Conflict: another process holds it.
+    """
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Conflict("Another process of this kind runs for this server already. End it first.") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def holder(path: Path) -> int | None:
+    """Return the id of the process that holds a lock, or None."""
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            text = file.read()
+            return int(text) if text.isdecimal() else None
+    return None
+
+
+class CompanionProcess:
+    """A command of ``kernelsvc`` that runs beside the server.
+
+    Args:
+        words: the command and its options.
+        lock: path of the lock that the command keeps.
+        env: more environment variables. Secrets belong here, because every user can read a command line (proc(5)).
+    """
+
+    def __init__(self, words: Sequence[str], lock: Path, env: Mapping[str, str]) -> None:
+        self._command = [sys.executable, "-m", "kernelsvc", *words]
+        self._lock = lock
+        self._env = env
+
+    async def keep_running(self, url: str) -> None:
+        """Start the process, and start it again whenever it ends. Cancelling leaves it running.
+
+        Args:
+            url: address of the server.
+        """
+        env = {**os.environ, **self._env, "KERNELSVC_URL": url}
+        while True:
+            if holder(self._lock) is None:
+                # A session of its own: Ctrl-C at the server's terminal is the server's.
+                process = await asyncio.create_subprocess_exec(*self._command, env=env, start_new_session=True)
+                await process.wait()
+            await asyncio.sleep(PAUSE)
+
+    async def stop(self) -> None:
+        """End the process, also one that an earlier server started."""
+        end = asyncio.get_running_loop().time() + END_SECONDS
+        signalled = signal.SIGTERM
+        while (pid := holder(self._lock)) is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signalled)
+            await asyncio.sleep(POLL_SECONDS)
+            if asyncio.get_running_loop().time() > end:
+                signalled = signal.SIGKILL
