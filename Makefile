@@ -24,7 +24,7 @@ WORKERS := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo demo-model test test-thorough test-chaos test-properties test-compat test-typescript test-matrix test-vm check bench bench-smoke fix serve docs lock clean
+.PHONY: help demo demo-model test test-thorough test-console test-chaos test-properties test-compat test-typescript test-matrix test-vm check bench bench-smoke fix serve docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | \
@@ -51,6 +51,10 @@ test: $(VENV)/.dev ## every test but those of foreign clients: unit, integration
 
 test-thorough: $(VENV)/.dev ## make test, and tests that it leaves out because they repeat others in a further setting
 	@KERNELSVC_THOROUGH=1 $(MAKE) test ARGS='$(ARGS)'
+
+test-console: $(VENV)/.dev ## the web console in a real browser: hostile outputs, lost connections, accessibility; takes minutes
+	@scripts/bootstrap console $(VENV)
+	@$(BIN)/python -m pytest -n0 tests/console tests/acceptance/test_console.py $(ARGS)
 
 test-chaos: $(VENV)/.dev ## faults, caused for real: kills, restarts, full disks, soaks; takes minutes
 	@$(BIN)/python -m pytest tests/chaos $(ARGS)

@@ -152,6 +152,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     origins: Annotated[
         list[str], _meta("Web origins that may call the server, such as https://example.org. * allows any.")
     ] = []
+    console: Annotated[
+        Literal["on", "read-only", "off"],
+        _meta("The web console at /console/. read-only: its page offers nothing that changes a session."),
+    ] = "on"
+    console_scripts: Annotated[
+        Literal["ask", "never"],
+        _meta("Whether the web console offers to run the scripts of an output, in a frame that reaches nothing."),
+    ] = "ask"
     log_format: Annotated[
         Literal["text", "json"], _meta("Format of the server's log on standard error: text, or one JSON object a line.")
     ] = "text"

@@ -131,6 +131,16 @@ def _server_commands(commands: _Commands) -> None:
         "first such session. Under systemd the proxy has its own unit.",
     )
     _serve_options(egress)
+    console = commands.add(
+        "console",
+        "sessions.console:console",
+        "open the web console, signed in",
+        "Print the address of the server's web console with a ticket, and open it in a browser. The ticket stands for\n"
+        "your token, works once, and expires after a minute.",
+    )
+    console.add_argument("id", metavar="ID", nargs="?", help="a session to show (default: the list of sessions)")
+    console.add_argument("--no-browser", action="store_true", help="only print the address")
+    _server_options(console)
 
 
 def _serve_options(parser: argparse.ArgumentParser) -> None:

@@ -171,6 +171,42 @@ class CellRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     meta: RequestMeta | None = msgspec.field(default=None, name="_meta")
 
 
+class CellOutline(msgspec.Struct, kw_only=True):
+    """One line about a cell, for a list of many.
+
+    Attributes:
+        first_line: of its code, at most 200 characters.
+        lines: of its code.
+        at: when it was accepted.
+        principal: who sent it.
+        wall_ms: how long it ran. None if it has not ended.
+        undone: whether a rollback undid it.
+        last: position of its last entry in the log.
+    """
+
+    id: str
+    state: CellState
+    reason: Reason | None = None
+    execution_count: int | None = None
+    first_line: str = ""
+    lines: int = 0
+    at: str = ""
+    principal: str = ""
+    wall_ms: float | None = None
+    undone: bool = False
+    first: int = 0
+    last: int = 0
+
+
+class CellMatch(msgspec.Struct, frozen=True, kw_only=True):
+    """A cell whose code matches a search, with the part of the code that matches."""
+
+    session: str
+    cell: str
+    seq: int
+    snippet: str
+
+
 class CellError(msgspec.Struct, kw_only=True):
     """The exception of a cell."""
 
@@ -305,7 +341,7 @@ class Checkpoint(msgspec.Struct, kw_only=True):
 
 
 class SessionInfo(msgspec.Struct, kw_only=True):
-    """A session as the API shows it."""
+    """A session as the API shows it. ``input_cell`` waits for input. It is left out if no cell does."""
 
     id: str
     name: str | None
@@ -333,6 +369,7 @@ class SessionInfo(msgspec.Struct, kw_only=True):
     approvals_pending: int | UnsetType = UNSET
     mounts: list[str] | UnsetType = UNSET
     workspace: str | UnsetType = UNSET
+    input_cell: str | UnsetType = UNSET
 
 
 class Variable(msgspec.Struct, kw_only=True):

@@ -17,6 +17,8 @@ from kernelsvc.model.objects import (
     Call,
     CallState,
     CellInfo,
+    CellMatch,
+    CellOutline,
     CellRequest,
     CellView,
     Checkpoint,
@@ -39,6 +41,7 @@ from kernelsvc.model.objects import (
 from kernelsvc.model.storage.workspaces import MAX_SHARES, Pattern, WorkspaceInfo, WorkspaceName
 from kernelsvc.model.tool_calls.offers import MAX_OFFERS, Offer, ProviderId, ToolFilter, ToolName
 from kernelsvc.model.tracing.context import RequestMeta
+from kernelsvc.model.usage_history import UsageSample
 from kernelsvc.model.view.request import ViewRequest
 
 #: Most cells of one batch, and most branches of one call.
@@ -129,6 +132,24 @@ class CellsParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
 
     limit: PageSize = 100
     offset: Position = 0
+
+
+class OutlineParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
+    """``session.outline``: one line about each cell, a page of them, the oldest first."""
+
+    limit: PageSize = 1000
+    offset: Position = 0
+
+
+class SearchParams(Struct, kw_only=True, forbid_unknown_fields=True):
+    """``session.search``: cells whose code has all of these words, or words that begin with them.
+
+    ``principal`` names another principal, or ``*`` for every one, and needs the scope ``audit``.
+    """
+
+    text: Annotated[str, Meta(max_length=1000)] = ""
+    limit: PageSize = 50
+    principal: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
 
 
 class OutputParams(CellParams, kw_only=True, forbid_unknown_fields=True):
@@ -441,6 +462,13 @@ class CellPage(Struct, kw_only=True):
     next_offset: int | None = None
 
 
+class OutlinePage(Struct, kw_only=True):
+    """A page of lines about cells, and how many cells the session has."""
+
+    cells: list[CellOutline]
+    total: int
+
+
 class Attached(Struct, kw_only=True):
     """``session.attach`` is accepted. Events up to ``last_seq`` are old, later ones are live."""
 
@@ -637,6 +665,15 @@ _ROWS = (
     ),
     _row("session.cell", CellParams, CellInfo, "read", "One cell.", arguments=_in_order("session", "cell")),
     _row("session.cells", CellsParams, CellPage, "read", "The cells of a session.", arguments=_in_order("session")),
+    _row(
+        "session.outline", OutlineParams, OutlinePage, "read", "One line about each cell of a session.",
+        arguments=_in_order("session", "offset", "limit"),
+    ),
+    _row("session.search", SearchParams, list[CellMatch], "read", "Cells by the words of their code, best first."),
+    _row(
+        "session.usage", SessionParams, list[UsageSample], "read", "Samples of a session's use over its life.",
+        calls="usage.samples",
+    ),
     _row("session.output", OutputParams, Output, "read", "A cell's whole text, a piece at a time.", arguments=_output),
     _row("session.view", ViewParams, CellView, "read", "A cell as a language model reads it.", arguments=_view),
     _row(
@@ -735,6 +772,9 @@ def shape(method: Method, params: Any, value: Any) -> Any:
     if method.name == "session.list":
         sessions, page = value
         return SessionPage(sessions=sessions, next_page=page)
+    if method.name == "session.outline":
+        cells, total = value
+        return OutlinePage(cells=cells, total=total)
     if method.name == "session.cells":
         return page_of_cells(value, params.offset, params.limit)
     if method.name == "session.calls":

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tornado.web import Application, RequestHandler
 
 from kernelsvc.errors import BadRequest, Conflict
-from kernelsvc.server import e2b, jupyter, mcp, sandboxai, sandboxfusion
+from kernelsvc.server import console, e2b, jupyter, mcp, sandboxai, sandboxfusion
 from kernelsvc.server.connections import ConnectionLimiter, LimitedServer
 from kernelsvc.server.e2b.unsupported import StrayHandler
 from kernelsvc.server.handler import ApiHandler, ServerContext, without_token
@@ -97,7 +97,7 @@ _SPECIAL: dict[str, tuple[type[ApiHandler], dict[str, Any]]] = {
 
 def _compatibility_routes(shared: dict[str, Any]) -> list[Any]:
     """Return the routes of the APIs of other products."""
-    return [route for api in (jupyter, mcp, sandboxai, sandboxfusion, e2b) for route in api.routes(shared)]
+    return [route for api in (console, jupyter, mcp, sandboxai, sandboxfusion, e2b) for route in api.routes(shared)]
 
 
 def _model_routes(context: ServerContext, keys: Mapping[str, str]) -> list[Any]:

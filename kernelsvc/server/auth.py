@@ -1,18 +1,38 @@
 """Authentication and authorisation of requests: decisions on header values.
 
-A token is read from ``Authorization: Bearer``. WebSockets and the routes of the Jupyter
-API also take it from ``?token=``: a browser can't set the headers of a WebSocket, and
-Jupyter's clients send it so. It is never logged: the server logs paths without their query.
+A token is read from ``Authorization: Bearer``. A browser can't set that header of a WebSocket, so
+WebSockets also take the token from a subprotocol, which no proxy logs, and like the routes of the
+Jupyter API from ``?token=``, as Jupyter's clients send it. It is never logged: the server logs paths
+without their query.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import ipaddress
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from kernelsvc.errors import Forbidden
 from kernelsvc.model.objects import Principal, Scope
+
+#: The subprotocol of ``/v1/ws``, and the prefix of one that carries a token in base64url.
+SUBPROTOCOL, BEARER_SUBPROTOCOL = "kernelsvc.v1", "kernelsvc.bearer."
+
+
+def subprotocol_bearer(protocols: str | None) -> str | None:
+    """Return the token in a ``Sec-WebSocket-Protocol`` header. None if the header has none that can be read."""
+    for each in (protocols or "").split(","):
+        name = each.strip()
+        if name.startswith(BEARER_SUBPROTOCOL):
+            text = name.removeprefix(BEARER_SUBPROTOCOL)
+            try:
+                # A subprotocol is a token of RFC 9110, which may hold no "=" (RFC 6455, section 4.1).
+                return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode() or None
+            except (binascii.Error, UnicodeError):
+                return None
+    return None
 
 
 def bearer(authorization: str | None) -> str | None:

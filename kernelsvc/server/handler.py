@@ -216,6 +216,7 @@ class BaseHandler(RequestHandler):
             any(name in request.headers for name in _SECRET_HEADERS)
             or any(name in request.query_arguments for name in ("token", "signature"))
             or request.path.startswith("/t/")
+            or auth.BEARER_SUBPROTOCOL in request.headers.get("Sec-WebSocket-Protocol", "")
         )
 
     def check_host(self) -> None:

@@ -21,6 +21,8 @@ from kernelsvc.model.objects import (
     Call,
     CallState,
     CellInfo,
+    CellMatch,
+    CellOutline,
     CellRequest,
     CellView,
     Checkpoint,
@@ -55,6 +57,8 @@ Variables = list[Variable]
 ToolCallInfos = list[ToolCallInfo]
 Blocks = list[dict[str, Any]]
 Page = tuple[Sessions, str | None]
+Outline = tuple[list[CellOutline], int]
+Matches = list[CellMatch]
 #: Called in the event loop when a cell has ended, with a function that reads the cell. It must not raise.
 OnFinished = Callable[[Callable[[], CellInfo]], None]
 #: Which stream of a program wrote, and what.
@@ -451,6 +455,8 @@ class ServiceApi(Protocol):
         page: str | None = None,
         principal: str | None = None,
     ) -> Page: ...
+    def search(self, who: Principal, *, text: str, limit: int = 50, principal: str | None = None) -> Matches: ...
+    def outline(self, who: Principal, session: str, offset: int = 0, limit: int = 1000) -> Outline: ...
     async def close(self, who: Principal, session: str, *, reason: str = "closed") -> SessionInfo: ...
     async def purge(self, who: Principal, session: str, *, force: bool = False) -> Deletion: ...
     async def interrupt(self, who: Principal, session: str) -> SessionInfo: ...

@@ -53,8 +53,10 @@ from kernelsvc.service.api import (
     Cells,
     Checkpoints,
     Lines,
+    Matches,
     NotebookFormat,
     OnFinished,
+    Outline,
     Page,
     Sessions,
     Subscription,
@@ -382,14 +384,27 @@ class Service:
         Raises:
             Forbidden: the caller's token has no scope for these sessions.
         """
-        self._registry.require_scope(who, "read" if principal in (None, who.name) else "audit")
-        owner = None if principal == "*" else principal or who.name
-        rows, following = self._index.page(owner, state=state, label=label, limit=limit, page=page)
+        rows, following = self._index.page(
+            self._owner(who, principal), state=state, label=label, limit=limit, page=page
+        )
         found = []
         for row in rows:
             with contextlib.suppress(NotFound):
                 found.append(self._summary(row) or self._registry.describe(self._registry.find(who, row.id)))
         return found, following
+
+    def _owner(self, who: Principal, principal: str | None) -> str | None:
+        """Return whose sessions a caller asks for. None means those of every principal."""
+        self._registry.require_scope(who, "read" if principal in (None, who.name) else "audit")
+        return None if principal == "*" else principal or who.name
+
+    def search(self, who: Principal, *, text: str, limit: int = 50, principal: str | None = None) -> Matches:
+        """Return cells whose code has all of these words as prefixes, best match first. ``principal`` as in ``list``.
+
+        Raises:
+            Forbidden: the caller's token has no scope for these sessions.
+        """
+        return self._index.search(self._owner(who, principal), text, limit=limit)
 
     def _summary(self, row: SessionRow) -> SessionInfo | None:
         """Return how a list shows a session whose journal is large and not read. Return None for any other session."""
@@ -517,6 +532,11 @@ class Service:
         """Return all cells, in the order in which they were accepted."""
         found = self._registry.find(who, session)
         return [found.cell(cell) for cell in found.cell_ids()]
+
+    def outline(self, who: Principal, session: str, offset: int = 0, limit: int = 1000) -> Outline:
+        """Return one line about each cell of a page, and how many cells there are."""
+        found = self._registry.find(who, session)
+        return found.outline(offset, limit), len(found.cell_ids())
 
     def output(
         self, who: Principal, session: str, cell: str, *, name: str = "stdout", offset: int = 0, limit: int = 65536

@@ -10,13 +10,15 @@ from kernelsvc.errors import NotFound
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event
 from kernelsvc.model.notebook import CellFold
-from kernelsvc.model.objects import CellInfo, CellState, CellView
+from kernelsvc.model.objects import CellInfo, CellOutline, CellState, CellView
 from kernelsvc.model.state import CellRecord, MachineState
 from kernelsvc.model.view.request import ViewRequest
 from kernelsvc.session.ports import Log
 
 #: Folded cells kept in memory per session. Older ones are folded again from the journal.
 FOLDS_KEPT = 8
+#: Most characters of a line of code in an outline.
+OUTLINE_CHARACTERS = 200
 #: Most characters of a cell's output that a view reads from the journal. Of more it has the start and the end.
 VIEWED = 64 * 1024 * 1024
 
@@ -74,6 +76,31 @@ class CellViews:
             NotFound: no such cell.
         """
         return self._fold(cell).cell(self._session)
+
+    def outline(self, offset: int, limit: int) -> list[CellOutline]:
+        """Return one line about each of some cells, from the first and the last entry of each in the log."""
+        return [self._outline(record) for record in self._machine.cell_records()[offset : offset + limit]]
+
+    def _outline(self, record: CellRecord) -> CellOutline:
+        queued, ended = (self._entry(seq) for seq in (record.first_seq, record.last_seq))
+        code = queued.code if isinstance(queued, ev.CellQueued) else ""
+        return CellOutline(
+            id=record.id,
+            state=record.state,
+            reason=record.reason,
+            execution_count=record.execution_count,
+            first_line=code.strip().partition("\n")[0][:OUTLINE_CHARACTERS],
+            lines=code.count("\n") + 1,
+            at=queued.at if queued else "",
+            principal=queued.principal if isinstance(queued, ev.CellQueued) else "",
+            wall_ms=ended.usage.wall_ms if isinstance(ended, ev.CellFinished) else None,
+            undone=record.undone,
+            first=record.first_seq,
+            last=record.last_seq,
+        )
+
+    def _entry(self, seq: int) -> Event | None:
+        return next((ev.decode(line) for line in self._log.lines(seq, seq)), None)
 
     def _fold(self, cell: str) -> CellFold:
         record = self._record(cell)

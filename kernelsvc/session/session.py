@@ -16,7 +16,7 @@ from kernelsvc.kernels.port import ForkResult, Kernel, SaveResult, StartRequest
 from kernelsvc.kernels.read_budget import ReadPauses
 from kernelsvc.model import events as ev
 from kernelsvc.model.limits import Limits, Usage
-from kernelsvc.model.objects import CellInfo, CellRequest, CellView, Checkpoint, SessionInfo, SessionState
+from kernelsvc.model.objects import CellInfo, CellOutline, CellRequest, CellView, Checkpoint, SessionInfo, SessionState
 from kernelsvc.model.stimuli import Answer, BeginProgram, Close, Interrupt, ProgramBegun, Restart, Submit
 from kernelsvc.model.view.request import ViewRequest
 from kernelsvc.protocol.kernel_messages import KernelRequest
@@ -262,6 +262,10 @@ class Session(SessionRuntime):
             NotFound: no such cell.
         """
         return self.views.cell(cell)
+
+    def outline(self, offset: int, limit: int) -> list[CellOutline]:
+        """Return one line about each of some cells. See ``CellViews.outline``."""
+        return self.views.outline(offset, limit)
 
     def cell_ids(self) -> list[str]:
         """Return the ids of all cells, in the order in which they were accepted."""

@@ -81,4 +81,5 @@ def describe(
         approvals_pending=len(calls.pending()) if calls.open else UNSET,
         mounts=names_of(spec.binds) or UNSET,
         workspace=spec.workspace or UNSET,
+        input_cell=machine.waiting_for.cell if machine.waiting_for else UNSET,
     )

@@ -21,6 +21,7 @@ import msgspec
 from kernelsvc.errors import BadRequest
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event
+from kernelsvc.model.objects import CellMatch
 
 log = logging.getLogger(__name__)
 
@@ -92,15 +93,6 @@ class SessionRow(msgspec.Struct, frozen=True, kw_only=True):
     failed: int
     last_seq: int
     labels: dict[str, str]
-
-
-class CellMatch(msgspec.Struct, frozen=True, kw_only=True):
-    """A cell whose code matches a search."""
-
-    session: str
-    cell: str
-    seq: int
-    snippet: str
 
 
 class Index:
@@ -366,8 +358,14 @@ class Index:
         sql = f"SELECT {_COLUMNS} FROM session WHERE parent = ? ORDER BY created_at, id"
         return [_row(r) for r in self._query(sql, (session,))]
 
-    def search(self, principal: str, text: str, *, limit: int = 50) -> list[CellMatch]:
-        """Return a principal's cells whose code has all of these words as prefixes, best match first."""
+    def search(self, principal: str | None, text: str, *, limit: int = 50) -> list[CellMatch]:
+        """Return cells whose code has all of these words as prefixes, best match first.
+
+        Args:
+            principal: The owner of their sessions. None means any.
+            text: The words.
+            limit: Most cells.
+        """
         words = [w for w in text.split() if w]
         if not words:
             return []
@@ -375,10 +373,10 @@ class Index:
         match = " ".join('"' + w.replace('"', '""') + '"*' for w in words)
         sql = """SELECT code.session, cell, seq, snippet(code, 3, '', '', '…', 12) FROM code
                  JOIN session ON session.id = code.session
-                 WHERE code MATCH ? AND principal = ? ORDER BY rank LIMIT ?"""
+                 WHERE code MATCH ? AND (? IS NULL OR principal = ?) ORDER BY rank LIMIT ?"""
         return [
             CellMatch(session=r[0], cell=r[1], seq=r[2], snippet=r[3])
-            for r in self._query(sql, (match, principal, limit))
+            for r in self._query(sql, (match, principal, principal, limit))
         ]
 
     def _query(self, sql: str, values: Sequence[Any]) -> list[Any]:

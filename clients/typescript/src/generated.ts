@@ -123,6 +123,37 @@ export interface CellInfo {
   waits_for?: "approval" | "tool";
 }
 
+/** A cell whose code matches a search, with the part of the code that matches. */
+export interface CellMatch {
+  session: string;
+  cell: string;
+  seq: number;
+  snippet: string;
+}
+
+/** One line about a cell, for a list of many. */
+export interface CellOutline {
+  id: string;
+  state: CellState;
+  reason: Reason | null;
+  execution_count: number | null;
+  /** of its code, at most 200 characters. */
+  first_line: string;
+  /** of its code. */
+  lines: number;
+  /** when it was accepted. */
+  at: string;
+  /** who sent it. */
+  principal: string;
+  /** how long it ran. None if it has not ended. */
+  wall_ms: number | null;
+  /** whether a rollback undid it. */
+  undone: boolean;
+  first: number;
+  /** position of its last entry in the log. */
+  last: number;
+}
+
 /** A page of cells, the oldest first, and the offset of the next page. */
 export interface CellPage {
   cells: CellInfo[];
@@ -872,6 +903,12 @@ export interface OfferedTool {
   effects: string;
 }
 
+/** A page of lines about cells, and how many cells the session has. */
+export interface OutlinePage {
+  cells: CellOutline[];
+  total: number;
+}
+
 /** A piece of a cell's text, in characters. `next_offset` is None at the end. */
 export interface Output {
   name: string;
@@ -1109,7 +1146,7 @@ export interface SessionClosedEvent {
   prev: string;
 }
 
-/** A session as the API shows it. */
+/** A session as the API shows it. `input_cell` waits for input. It is left out if no cell does. */
 export interface SessionInfo {
   id: string;
   name: string | null;
@@ -1137,6 +1174,7 @@ export interface SessionInfo {
   approvals_pending?: number;
   mounts?: string[];
   workspace?: string;
+  input_cell?: string;
 }
 
 /** A page of sessions, and the name of the next page (None: this is the last). */
@@ -1381,6 +1419,14 @@ export interface Usage {
   output_bytes: number;
 }
 
+/** Usage at a moment (Unix time). Processor time is that of the present kernel. */
+export interface UsageSample {
+  at: number;
+  cpu_seconds: number;
+  memory_bytes: number;
+  disk_bytes: number;
+}
+
 /** Rows of a variable's data. */
 export interface ValueData {
   name: string;
@@ -1581,6 +1627,12 @@ export interface Methods {
   "session.cell": { params: { session: string; cell: string }; result: CellInfo };
   /** The cells of a session. */
   "session.cells": { params: { session: string; limit?: number; offset?: number }; result: CellPage };
+  /** One line about each cell of a session. */
+  "session.outline": { params: { session: string; limit?: number; offset?: number }; result: OutlinePage };
+  /** Cells by the words of their code, best first. */
+  "session.search": { params: { text?: string; limit?: number; principal?: string | null }; result: CellMatch[] };
+  /** Samples of a session's use over its life. */
+  "session.usage": { params: { session: string }; result: UsageSample[] };
   /** A cell's whole text, a piece at a time. */
   "session.output": { params: { session: string; cell: string; name?: "stderr" | "stdout"; offset?: number; limit?: number }; result: Output };
   /** A cell as a language model reads it. */
@@ -1657,6 +1709,9 @@ export const REPEATABLE: ReadonlySet<string> = new Set([
   "session.batch",
   "session.cell",
   "session.cells",
+  "session.outline",
+  "session.search",
+  "session.usage",
   "session.output",
   "session.view",
   "session.complete",

@@ -206,6 +206,14 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         """Tornado's hook. ``authenticate_request`` has checked it."""
         return True
 
+    def token(self) -> str | None:
+        """Return the token of the request, which a page in a browser sends as a subprotocol."""
+        return super().token() or auth.subprotocol_bearer(self.request.headers.get("Sec-WebSocket-Protocol"))
+
+    def select_subprotocol(self, subprotocols: list[str]) -> str | None:
+        """Tornado's hook: never repeat the subprotocol that holds the token."""
+        return auth.SUBPROTOCOL if auth.SUBPROTOCOL in subprotocols else None
+
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
         """Tornado's hook: use ``FastWebSocketProtocol``."""
         protocol = super().get_websocket_protocol()

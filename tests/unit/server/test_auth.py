@@ -6,7 +6,7 @@ import pytest
 
 from kernelsvc.errors import Forbidden
 from kernelsvc.model.objects import Principal
-from kernelsvc.server.auth import bearer, host_allowed, origin_allowed, require_scope
+from kernelsvc.server.auth import bearer, host_allowed, origin_allowed, require_scope, subprotocol_bearer
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,18 @@ from kernelsvc.server.auth import bearer, host_allowed, origin_allowed, require_
 )  # fmt: skip
 def test_bearer(header, token):
     assert bearer(header) == token
+
+
+@pytest.mark.parametrize(
+    ("header", "token"),
+    [
+        (None, None), ("", None), ("kernelsvc.v1", None), ("kernelsvc.bearer.", None), ("kernelsvc.bearer.!!!", None),
+        ("kernelsvc.bearer._w", None), ("kernelsvc.v1, kernelsvc.bearer.YWJj", "abc"), ("kernelsvc.bearer.YQ", "a"),
+        ("kernelsvc.bearer.w6TDtj8_,x", "äö??"),
+    ],
+)  # fmt: skip
+def test_a_token_in_a_subprotocol(header, token):
+    assert subprotocol_bearer(header) == token
 
 
 @pytest.mark.parametrize(

@@ -574,3 +574,37 @@ async def test_a_sidecar_shares_the_directory_and_the_old_name_of_the_field_is_a
     assert await http_server.refused("POST", "/v1/sessions", both) == (400, "bad_request")
     await http_server.json("DELETE", f"/v1/sessions/{session}", status=200)
     await wait_until(lambda: http_server.state(sidecar["id"]) == "closed")
+
+
+async def test_an_outline_has_one_line_for_each_cell(http_server):
+    session = await make(http_server)
+    base = f"/v1/sessions/{session}"
+    for code in ("\nx = 1\nprint(x)", "raise ValueError", "y = 2"):
+        await http_server.json("POST", f"{base}/cells", {"code": code}, status=200)
+    page = await http_server.json("GET", f"{base}/outline", status=200)
+    assert page["total"] == 3
+    assert [cell["first_line"] for cell in page["cells"]] == ["x = 1", "raise ValueError", "y = 2"]
+    assert [cell["reason"] for cell in page["cells"]] == ["ok", "error", "ok"]
+    one = page["cells"][0]
+    assert (one["lines"], one["principal"], one["undone"], one["first"]) == (3, "alice", False, 2)
+    assert one["wall_ms"] is not None
+    assert one["last"] < page["cells"][1]["first"]
+    part = await http_server.json("GET", f"{base}/outline?offset=1&limit=1", status=200)
+    assert part == {"cells": page["cells"][1:2], "total": 3}
+    assert (await http_server.json("GET", f"{base}/outline?offset=9", status=200))["cells"] == []
+
+
+async def test_cells_are_found_by_words_of_their_code_within_the_sessions_that_a_token_may_read(http_server):
+    session = await make(http_server)
+    await http_server.json("POST", f"/v1/sessions/{session}/cells", {"code": "penguins = 7", "cell": "c1"}, status=200)
+    (found,) = await http_server.json("GET", "/v1/search?text=peng", status=200)
+    assert (found["session"], found["cell"]) == (session, "c1")
+    assert await http_server.json("GET", "/v1/search?text=peng", status=200, token="bob-token") == []
+    assert await http_server.refused("GET", "/v1/search?text=peng&principal=*") == (403, "forbidden")
+    assert await http_server.json("GET", "/v1/search?text=", status=200) == []
+
+
+async def test_samples_of_the_use_of_a_session(http_server):
+    session = await make(http_server)
+    (sample,) = await http_server.json("GET", f"/v1/sessions/{session}/usage", status=200)
+    assert set(sample) == {"at", "cpu_seconds", "memory_bytes", "disk_bytes"}

@@ -635,3 +635,14 @@ def test_a_log_that_fails_ends_the_attachment_with_its_error() -> None:
     detached = json.loads(frame[frame.index(b"{") :])
     assert (detached["method"], detached["params"]["error"]["code"]) == ("detached", "not_found")
     assert attachment.ended
+
+
+async def test_a_page_sends_its_token_as_a_subprotocol_that_is_not_repeated(http_server):
+    url = http_server.url.replace("http", "ws") + "/v1/ws"
+    token = "kernelsvc.bearer.YWxpY2UtdG9rZW4"
+    async with websockets.connect(url, subprotocols=["kernelsvc.v1", token]) as socket:
+        assert socket.subprotocol == "kernelsvc.v1"
+        rpc = Rpc(socket)
+        assert (await rpc.call("info"))["name"] == "kernelsvc"
+    with pytest.raises(websockets.InvalidStatus):
+        await websockets.connect(url, subprotocols=["kernelsvc.v1", "kernelsvc.bearer.YWxpY2U"])

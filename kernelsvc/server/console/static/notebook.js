@@ -1,0 +1,410 @@
+// The cells of a session, as they run. The list knows one line about each cell. Code and outputs are read for the cells
+// in sight, and the outputs of running cells grow with the events.
+
+import { announce, button, clock, duration, h, link, settled, show, size } from "./dom.js";
+import { call, get, may, session } from "./api.js";
+import { bundle, outputElement } from "./outputs.js";
+import { TextView, codeElement, still } from "./text.js";
+import { WindowedList } from "./windowed.js";
+
+/** Cells whose code and outputs are kept, and lines of the outline in the document. */
+const KEPT = 200;
+const OUTLINED = 300;
+const PAGE = 1000;
+const TEXT_PAGE = 65536;
+
+/** The outputs of a cell that runs. */
+class Live {
+  /** @param {any[]} outputs those until entry `last` of the log @param {number} last */
+  constructor(outputs, last) {
+    this.element = h("div", { class: "outputs" }, outputs.map(outputElement));
+    this.last = last;
+    this.text = /** @type {{ name: string, view: TextView } | null} */ (null);
+    this.clears = false;
+    this.characters = 0;
+  }
+
+  /** @param {any} event */
+  feed(event) {
+    if (event.seq <= this.last) return;
+    this.last = event.seq;
+    if (event.type === "output_cleared") {
+      this.clears = event.wait;
+      if (!event.wait) this.clear();
+      return;
+    }
+    if (!["stream", "display", "result", "error"].includes(event.type)) return;
+    if (this.clears) this.clear();
+    if (event.type === "stream") {
+      this.characters += event.text.length;
+      if (this.text?.name !== event.name) {
+        this.text = { name: event.name, view: new TextView(event.name) };
+        this.element.append(this.text.view.element);
+      }
+      this.text.view.feed(event.text);
+      return;
+    }
+    this.text = null;
+    this.element.append(event.type === "error" ? outputElement({ ...event, output_type: "error" }) : bundle(event.data));
+    while (this.element.childElementCount > 500) this.element.firstElementChild?.remove();
+  }
+
+  clear() {
+    this.element.replaceChildren();
+    this.text = null;
+    this.clears = false;
+  }
+}
+
+const SIGNS = /** @type {Record<string, string>} */ ({ ok: "✓", error: "✗", running: "●", queued: "·" });
+/** @param {any} row */
+const status = (row) => (row.state === "finished" ? row.reason : row.state);
+/** @param {any} row */
+const failed = (row) => row.state === "finished" && row.reason !== "ok";
+
+/**
+ * @param {HTMLElement} body @param {import("./session.js").Shared} shared @param {string[]} rest
+ * @returns {import("./main.js").Screen}
+ */
+export function notebookTab(body, shared, rest) {
+  const { id } = shared;
+  let closed = false;
+  /** @type {any[]} */
+  const rows = [];
+  /** @type {Map<string, number>} */
+  const places = new Map();
+  /** @type {Map<string, any>} */
+  const details = new Map();
+  /** @type {Map<string, Live>} */
+  const lives = new Map();
+  const loading = new Set();
+  /** Questions of cells, by the cell. @type {Map<string, any>} */
+  const questions = new Map();
+  const dirty = new Set();
+  let list = /** @type {WindowedList | null} */ (null);
+  let wanted = rest[0] ?? "";
+  let runNow = /** @type {null | (() => void)} */ (null);
+
+  const scroller = h("div", { class: "cells" });
+  const filter = /** @type {HTMLSelectElement} */ (h("select", { "aria-label": "Which cells" }, ["all", "errors", "running", "undone"].map((each) => h("option", {}, each))));
+  const words = /** @type {HTMLInputElement} */ (h("input", { type: "search", "aria-label": "Filter cells", placeholder: "filter", autocomplete: "off" }));
+  const outline = h("ul", { class: "outline" });
+  const count = h("p", { class: "note" });
+  const follow = button("Follow", () => setFollow(!list?.follow), { "aria-pressed": "false", title: "f" });
+  const seq = /** @type {HTMLInputElement} */ (h("input", { type: "text", inputmode: "numeric", size: 6, "aria-label": "Number of an event or a cell", placeholder: "seq" }));
+  const aside = h("aside", { "aria-label": "Outline" }, h("div", { class: "row" }, filter, words, follow,
+    h("form", { onsubmit: (/** @type {Event} */ event) => { event.preventDefault(); toSeq(Number(seq.value)); } }, seq)), outline, count);
+  show(body, h("div", { class: "notebook" }, scroller, aside), runBox());
+
+  /** @param {boolean} on */
+  function setFollow(on) {
+    if (!list) return;
+    list.follow = on;
+    follow.setAttribute("aria-pressed", String(on));
+    if (on) list.toEnd();
+  }
+
+  /** @param {any} cell */
+  function add(cell) {
+    const known = places.get(cell.id);
+    if (known !== undefined) { Object.assign(rows[known], cell); return rows[known]; }
+    places.set(cell.id, rows.length);
+    rows.push(cell);
+    return cell;
+  }
+
+  /** Read the cell again. @param {string} cell */
+  async function load(cell) {
+    if (loading.has(cell)) return;
+    loading.add(cell);
+    try {
+      const found = await get(session(id, `/cells/${encodeURIComponent(cell)}`));
+      details.delete(cell);
+      details.set(cell, found);
+      while (details.size > KEPT) details.delete(details.keys().next().value ?? "");
+      const place = places.get(cell);
+      if (place === undefined || closed) return;
+      Object.assign(rows[place], { state: found.state, reason: found.reason, execution_count: found.execution_count, last: found.seq.last });
+      if (found.state === "finished") { rows[place].wall_ms = found.usage.wall_ms; lives.delete(cell); questions.delete(cell); }
+      else if (!lives.has(cell)) lives.set(cell, new Live(found.outputs, found.seq.last));
+      list?.renew(place);
+    } catch (error) {
+      if (!closed) details.set(cell, { failure: /** @type {Error} */ (error).message });
+    } finally {
+      loading.delete(cell);
+    }
+  }
+
+  const loadShown = settled(30, () => {
+    for (const place of list?.shown.keys() ?? []) {
+      const row = rows[place];
+      if (row && !details.has(row.id)) load(row.id);
+    }
+  });
+
+  /** @param {number} place */
+  function article(place) {
+    const row = rows[place];
+    const detail = details.get(row.id);
+    const state = status(row);
+    const number = row.execution_count ?? " ";
+    const element = h("article", {
+      tabindex: "0", "aria-posinset": place + 1, "aria-setsize": rows.length, class: `cell ${state}${row.undone ? " undone" : ""}`,
+      "aria-label": `Cell ${place + 1}, ${state}${row.undone ? ", undone by a rollback" : ""}`, "data-cell": row.id,
+    });
+    element.append(h("header", {},
+      link(`[${number}]`, `#/s/${encodeURIComponent(id)}/c/${encodeURIComponent(row.id)}`, { "aria-label": `Link to cell ${place + 1}` }),
+      h("span", { class: `state ${state}` }, `${SIGNS[state] ?? "!"} ${state}`), row.undone && h("span", { class: "state" }, "undone"),
+      h("span", { class: "facts" }, [duration(row.wall_ms), still(row.principal), clock(row.at), `seq ${row.first}–${row.last}`].filter(Boolean).join(" · ")),
+      h("span", { class: "grow" }), button("Copy code", () => copy(row.id), { class: "quiet" })));
+    element.append(detail?.code !== undefined ? codeElement(detail.code)
+      : h("pre", { class: "code", tabindex: "0", role: "group", "aria-label": "Code" }, still(row.first_line), row.lines > 1 ? `\n… ${row.lines - 1} more lines` : ""));
+    const running = lives.get(row.id);
+    if (running) element.append(running.element);
+    else if (detail?.outputs) element.append(h("div", { class: "outputs" }, detail.outputs.map(outputElement)));
+    if (detail?.failure) element.append(h("p", { class: "error" }, detail.failure, " ", button("Try again", () => { details.delete(row.id); load(row.id); })));
+    if (detail?.message) element.append(h("p", { class: "note" }, still(detail.message)));
+    const bytes = detail?.usage?.output_bytes ?? running?.characters ?? 0;
+    if (bytes > 1000 && detail?.outputs?.some((/** @type {any} */ each) => each.output_type === "stream")) {
+      element.append(button(`All of the text (${size(bytes)})`, () => fullText(row.id), { class: "quiet" }));
+    }
+    const question = questions.get(row.id);
+    if (question && state === "running") element.append(answerForm(row.id, question));
+    if (!detail) loadShown();
+    return element;
+  }
+
+  /** @param {string} cell @param {any} question */
+  function answerForm(cell, question) {
+    if (!may("run")) return h("p", { class: "note" }, `Waits for input: ${still(question.prompt)}`);
+    const field = /** @type {HTMLInputElement} */ (h("input", { type: question.password ? "password" : "text", id: `answer-${question.seq}`, autocomplete: "off" }));
+    return h("form", { class: "row question", onsubmit: async (/** @type {Event} */ event) => {
+      event.preventDefault();
+      try {
+        await call("POST", session(id, `/cells/${encodeURIComponent(cell)}/input`), { text: field.value });
+      } catch (error) {
+        shared.banner(/** @type {Error} */ (error).message, ["Close", () => shared.banner("")]);
+      }
+    } }, h("label", { for: `answer-${question.seq}` }, still(question.prompt) || "The cell asks for a line of input"), field, h("button", { type: "submit" }, "Answer"));
+  }
+
+  /** @param {string} cell */
+  async function copy(cell) {
+    const found = details.get(cell) ?? (await get(session(id, `/cells/${encodeURIComponent(cell)}`)));
+    await navigator.clipboard.writeText(found.code);
+    announce("The code is copied.");
+  }
+
+  /** Page through all text of a cell, which the log has. @param {string} cell */
+  function fullText(cell) {
+    let offset = 0;
+    let name = "stdout";
+    const place = h("div", { class: "page" });
+    const where = h("span", { class: "note", role: "status" });
+    const turn = async (/** @type {number} */ to) => {
+      const page = await get(session(id, `/cells/${encodeURIComponent(cell)}/output`), { name, offset: to, limit: TEXT_PAGE });
+      offset = page.offset;
+      show(place, new TextView(name).feed(page.text).element);
+      where.textContent = page.total ? `${name}: characters ${(offset + 1).toLocaleString()} to ${(offset + page.text.length).toLocaleString()} of ${page.total.toLocaleString()}` : `${name} is empty`;
+      before.toggleAttribute("disabled", offset === 0);
+      after.toggleAttribute("disabled", page.next_offset === null);
+      last = page.total;
+    };
+    let last = 0;
+    const before = button("Previous", () => turn(Math.max(0, offset - TEXT_PAGE)));
+    const after = button("Next", () => turn(offset + TEXT_PAGE));
+    const dialog = /** @type {HTMLDialogElement} */ (h("dialog", { class: "wide", "aria-label": "All of the text" },
+      h("div", { class: "row" }, button("First", () => turn(0)), before, after, button("Last", () => turn(Math.max(0, last - TEXT_PAGE))),
+        button("stdout / stderr", () => { name = name === "stdout" ? "stderr" : "stdout"; turn(0); }), where, h("span", { class: "grow" }), button("Close", () => dialog.close())), place));
+    dialog.addEventListener("close", () => dialog.remove());
+    document.body.append(dialog);
+    dialog.showModal();
+    turn(0);
+  }
+
+  function runBox() {
+    if (!may("run") || shared.info.state === "closed") return null;
+    const code = /** @type {HTMLTextAreaElement} */ (h("textarea", { id: "code", rows: 2, spellcheck: "false", autocapitalize: "off", placeholder: "Ctrl+Enter runs it. It is recorded as yours." }));
+    code.addEventListener("input", () => { code.rows = Math.min(12, Math.max(2, code.value.split("\n").length)); });
+    const fault = h("p", { class: "error", role: "alert" });
+    const run = async () => {
+      if (!code.value.trim()) return;
+      const sent = code.value;
+      fault.textContent = "";
+      try {
+        await call("POST", session(id, "/cells?wait=queued"), { code: sent, allow_stdin: true });
+        if (code.value === sent) code.value = "";
+        setFollow(true);
+      } catch (error) {
+        fault.textContent = /** @type {Error} */ (error).message;
+      }
+    };
+    runNow = run;
+    return h("form", { class: "run", "aria-label": "Run a cell", onsubmit: (/** @type {Event} */ event) => { event.preventDefault(); run(); } },
+      h("label", { for: "code" }, "Run a cell by hand"), code, h("button", { type: "submit" }, "Run"), fault);
+  }
+
+  const drawOutline = settled(60, () => {
+    const text = words.value.toLowerCase();
+    const kind = filter.value;
+    const fits = rows.filter((row) => (!text || row.first_line.toLowerCase().includes(text)) &&
+      (kind === "all" || (kind === "errors" && failed(row)) || (kind === "running" && row.state !== "finished") || (kind === "undone" && row.undone)));
+    show(outline, fits.slice(-OUTLINED).map((row) => h("li", {}, h("a", { href: `#/s/${encodeURIComponent(id)}/c/${encodeURIComponent(row.id)}`, class: row.undone ? "undone" : "" },
+      h("span", { class: `state ${status(row)}` }, SIGNS[status(row)] ?? "!"), ` ${row.execution_count ?? ""} ${still(row.first_line).slice(0, 60)}`))));
+    count.textContent = `${rows.length.toLocaleString()} cells · ${rows.filter(failed).length} failed · ${rows.filter((row) => row.undone).length} undone` +
+      (fits.length > OUTLINED ? ` · the last ${OUTLINED} are listed` : "");
+  });
+  filter.addEventListener("change", drawOutline);
+  words.addEventListener("input", drawOutline);
+
+  /** @param {string} cell */
+  function jump(cell) {
+    const place = places.get(cell);
+    if (place === undefined || !list) return;
+    setFollow(false);
+    list.jump(place);
+    list.shown.get(place)?.focus({ preventScroll: true });
+  }
+
+  /** @param {number} number of an event */
+  function toSeq(number) {
+    const found = rows.find((row) => row.last >= number);
+    if (found) jump(found.id);
+  }
+
+  /** @param {any} event */
+  function onEvent(event) {
+    const { cell } = event;
+    if (event.type === "cell_queued") {
+      const lines = event.code.trim().split("\n");
+      add({ id: cell, state: "queued", reason: null, execution_count: null, first_line: lines[0].slice(0, 200), lines: lines.length, at: event.at,
+        principal: event.principal, wall_ms: null, undone: false, first: event.seq, last: event.seq });
+      return;
+    }
+    if (event.type === "rolled_back") {
+      for (const [ids, undone] of /** @type {[string[], boolean][]} */ ([[event.undone, true], [event.redone, false], [event.replayed, false]])) {
+        for (const each of ids) { const place = places.get(each); if (place !== undefined) { rows[place].undone = undone; dirty.add(each); } }
+      }
+      return;
+    }
+    const place = cell === undefined ? undefined : places.get(cell);
+    if (place === undefined) return;
+    const row = rows[place];
+    row.last = event.seq;
+    if (event.type === "cell_started") {
+      row.state = "running";
+      row.execution_count = event.execution_count ?? row.execution_count;
+      lives.set(cell, new Live([], event.seq));
+      dirty.add(cell);
+    } else if (event.type === "cell_finished") {
+      Object.assign(row, { state: "finished", reason: event.reason, wall_ms: event.usage.wall_ms, execution_count: event.execution_count ?? row.execution_count });
+      questions.delete(cell);
+      // The folded cell of the server replaces the outputs that grew here.
+      details.delete(cell);
+      if (list?.shown.has(place)) load(cell); else lives.delete(cell);
+      announce(`Cell ${place + 1} ended: ${event.reason}`);
+    } else if (event.type === "input_requested") {
+      questions.set(cell, event);
+      dirty.add(cell);
+      announce(`Cell ${place + 1} asks: ${event.prompt}`);
+    } else if (event.type === "input_given") {
+      questions.delete(cell);
+      dirty.add(cell);
+    } else lives.get(cell)?.feed(event);
+  }
+
+  function turn() {
+    if (!list) return;
+    const before = list.heights.count;
+    if (rows.length !== before) { show(empty); list.grow(rows.length); feed(); loadShown(); }
+    for (const cell of dirty) { const place = places.get(cell); if (place !== undefined) list.renew(place); }
+    dirty.clear();
+    if (list.follow) list.toEnd();
+    drawOutline();
+  }
+
+  const empty = h("div", { class: "empty" });
+
+  /** A feed must hold an article (WAI-ARIA 1.2), so an empty list is none. */
+  function feed() {
+    if (!list || !rows.length) return;
+    list.space.setAttribute("role", "feed");
+    list.space.setAttribute("aria-label", "Cells");
+  }
+
+  async function begin() {
+    const early = /** @type {any[]} */ ([]);
+    const keep = (/** @type {any} */ event) => early.push(event);
+    shared.listeners.add(keep);
+    const path = session(id, "/outline");
+    const first = await get(path, { limit: PAGE });
+    const pages = [];
+    for (let offset = PAGE; offset < first.total; offset += PAGE) pages.push(get(path, { limit: PAGE, offset }));
+    for (const page of [first, ...(await Promise.all(pages))]) page.cells.forEach(add);
+    if (closed) return;
+    shared.listeners.delete(keep);
+    early.forEach(onEvent);
+    shared.listeners.add(onEvent);
+    shared.turns.add(turn);
+    performance.mark("cells-known");
+    list = new WindowedList(scroller, { count: rows.length, estimate: 96, make: article, moved: () => { loadShown(); atEnd(); } });
+    feed();
+    scroller.prepend(empty);
+    if (!rows.length) show(empty, h("p", {}, "No cell has run yet."), h("pre", { tabindex: "0", role: "group", "aria-label": "Command" }, `kernelsvc run --session ${id} -c 'print(6 * 7)'`));
+    if (wanted) jump(wanted);
+    else setFollow(true);
+    loadShown();
+    drawOutline();
+    performance.mark("cells-shown");
+    if (shared.info.input_cell) await findQuestion(shared.info.input_cell);
+  }
+
+  /** Find the question of a cell that waited before this page was opened. @param {string} cell */
+  async function findQuestion(cell) {
+    const page = await get(session(id, "/events"), { after: Math.max(0, shared.info.last_seq - 100), limit: 200 });
+    const asked = page.events.findLast((/** @type {any} */ event) => event.cell === cell && event.type === "input_requested");
+    questions.set(cell, asked ?? { prompt: "", password: false, seq: 0 });
+    const place = places.get(cell);
+    if (place !== undefined) list?.renew(place);
+  }
+
+  /** The reader who scrolls up holds the list, and the one at its end follows it. */
+  function atEnd() {
+    if (!list) return;
+    const end = scroller.scrollTop + scroller.clientHeight >= list.heights.total - 40;
+    if (!end && list.follow && scroller.matches(":hover, :focus-within")) setFollow(false);
+  }
+
+  /** @param {number} step */
+  function move(step) {
+    if (!list || !rows.length) return;
+    const focused = /** @type {HTMLElement | null} */ (document.activeElement?.closest("article"));
+    const from = focused ? Number(focused.dataset.index) : list.heights.at(scroller.scrollTop) - (step > 0 ? 1 : 0);
+    jump(rows[Math.min(rows.length - 1, Math.max(0, from + step))].id);
+  }
+
+  begin().catch((error) => { if (!closed) show(scroller, h("p", { class: "error", role: "alert" }, error.message, " ", button("Try again", () => location.reload()))); });
+
+  return {
+    close: () => { closed = true; shared.listeners.delete(onEvent); shared.turns.delete(turn); list?.close(); },
+    route: ([cell]) => { wanted = cell ?? ""; if (cell) jump(cell); return true; },
+    search: () => words.focus(),
+    key: (key) => {
+      const focused = /** @type {HTMLElement | null} */ (document.activeElement?.closest("article"));
+      if (key === "j") move(1);
+      else if (key === "k") move(-1);
+      else if (key === "f") setFollow(!list?.follow);
+      else if (key === "e") {
+        const from = focused ? Number(focused.dataset.index) : -1;
+        const next = rows.findIndex((row, place) => place > from && failed(row));
+        const found = next >= 0 ? next : rows.findIndex(failed);
+        if (found >= 0) jump(rows[found].id);
+      } else if (key === "Enter" && focused && document.activeElement === focused) {
+        /** @type {HTMLElement | null} */ (focused.querySelector(".outputs [tabindex], .outputs iframe, .outputs button") ?? focused.querySelector("[tabindex]"))?.focus();
+      } else if (key === "Escape" && focused) focused.focus();
+      else if (key === "ctrl Enter") runNow?.();
+      else return false;
+      return true;
+    },
+  };
+}

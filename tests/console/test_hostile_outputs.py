@@ -1,0 +1,131 @@
+"""Outputs of a hostile kernel in the console: no script reaches the page, and no request or packet leaves it."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+import pytest
+from browsing import run_cells
+from hostile_html import HOSTILE
+from hostile_outputs import SCRIPTS, STILL, armed, report
+from waiting import wait_for
+
+pytestmark = pytest.mark.timeout(180)
+#: Outputs in one cell. Each gets a frame of its own.
+AT_ONCE = 16
+
+
+def shown(documents: list[str]) -> str:
+    return f"from IPython.display import HTML, display\nfor each in {documents!r}: display(HTML(each))"
+
+
+def settle(page: Any, count: int) -> None:
+    """Wait until every frame has shown its document, then for what it may start."""
+    wait_for(lambda: page.locator("iframe[data-shown]").count() == count, what="the outputs in their frames")
+    page.wait_for_timeout(1000)  # proves that nothing happens
+
+
+def from_scripts(scripts: list[str]) -> list[str]:
+    return [f"<!doctype html><body><script>{each}</script>" for each in scripts]
+
+
+@pytest.mark.parametrize("start", range(0, len(STILL), AT_ONCE))
+def test_no_script_runs_and_nothing_is_asked_from_a_still_frame(console: Any, collector: Any, start: int) -> None:
+    view = console()
+    documents = armed(collector.host, collector.udp, STILL[start : start + AT_ONCE], start)
+    page = view.open(f"/s/{run_cells(view.served, shown(documents))}")
+    settle(page, len(documents))
+    assert page.evaluate("hits") == []
+    assert collector.asked == []
+    assert page.url.startswith(view.served.url)
+    assert len(view.context.pages) == 1
+
+
+@pytest.mark.parametrize("start", range(0, len(HOSTILE), 28))
+def test_the_outputs_that_exports_are_tested_with(console: Any, collector: Any, start: int) -> None:
+    view = console()
+    part = HOSTILE[start : start + 28]
+    documents = [
+        each.replace("evil", collector.host).replace("alert(1)", f"top.postMessage({{hit:{n}}},'*')")
+        for n, each in enumerate(part)
+    ]
+    page = view.open(f"/s/{run_cells(view.served, shown(documents))}")
+    settle(page, len(documents))
+    assert page.evaluate("hits") == []
+    assert collector.asked == []
+
+
+def test_scripts_that_a_person_allowed_reach_neither_the_page_nor_a_network(console: Any, collector: Any) -> None:
+    view = console()
+    documents = from_scripts(armed(collector.host, collector.udp, SCRIPTS))
+    page = view.open(f"/s/{run_cells(view.served, shown(documents))}")
+    asks = page.locator("button:text-is('Run scripts')")
+    wait_for(lambda: asks.count() == len(documents), what="the buttons")
+    while asks.count():  # each leaves the page when it is pressed
+        asks.first.click()
+    settle(page, len(documents))
+    assert page.locator("iframe[data-kind=run]").count() == len(documents)
+    # Chromium may connect for a frame of the output before its policy refuses the frame. Nothing is sent.
+    assert [line for line in collector.asked if line] == []
+    assert collector.packets == 0
+    assert [fault for fault in view.faults if fault.startswith("asked")] == []
+    view.faults.clear()  # errors of the outputs' own scripts
+    assert page.evaluate("document.documentElement.dataset.reached === undefined")
+    assert page.url.startswith(view.served.url)
+    assert len(view.context.pages) == 1
+
+
+def test_a_script_that_a_person_allowed_does_run(console: Any) -> None:
+    view = console()
+    document = (
+        "<script>top.postMessage({hit: typeof RTCPeerConnection}, '*'); document.body.textContent = 'drawn'</script>"
+    )
+    page = view.open(f"/s/{run_cells(view.served, shown([document]))}")
+    page.click("button:text-is('Run scripts')")
+    wait_for(lambda: page.evaluate("hits"), what="the script")
+    assert page.evaluate("hits") == ["undefined"]
+
+
+def test_a_frame_that_navigates_itself_to_the_frame_for_scripts_gets_nothing(console: Any) -> None:
+    view = console()
+    address = f"{view.served.url}/console/frame/run"
+    document = f"<meta http-equiv=refresh content='0;url={address}'><script>{report(1)}</script>"
+    page = view.open(f"/s/{run_cells(view.served, shown([document]))}")
+    settle(page, 1)
+    assert page.evaluate("hits") == []
+    # The same, for a frame that a script navigates.
+    page.evaluate("document.querySelector('iframe').src = 'frame/run'")
+    page.frame_locator("iframe").locator("body").wait_for(state="attached")
+    settle(page, 1)
+    assert page.evaluate("hits") == []
+
+
+def test_the_same_outputs_do_harm_in_a_plain_frame(browser: Any, collector: Any) -> None:
+    """The control: the documents are dangerous, and the collector sees it."""
+    documents = [
+        *armed(collector.host, collector.udp, STILL),
+        *from_scripts(armed(collector.host, collector.udp, SCRIPTS, len(STILL))),
+    ]
+    fired = set()
+    packets = 0
+    context = browser.new_context()
+    for n, each in enumerate(documents):
+        collector.asked.clear()
+        packets = collector.packets
+        frame = f'<iframe srcdoc="{html.escape(each)}"></iframe>'
+        listen = "<!doctype html><script>hits=[];onmessage=e=>hits.push(e.data.hit)</script>"
+        collector.pages["/page"] = (listen + frame).encode()
+        page = context.new_page()
+        page.goto(f"http://{collector.host}/page")
+        page.wait_for_timeout(350)
+        asked = [line for line in collector.asked if f"/{n} " in line or f"/{n}/" in line or not line]
+        hits = page.evaluate("window.hits ?? []") if page.url.endswith("/page") else []
+        if asked or hits or collector.packets > packets:
+            fired.add(n)
+        for each_page in context.pages:
+            each_page.close()
+    context.close()
+    missing = [documents[n] for n in range(len(documents)) if n not in fired]
+    assert len(fired) >= 0.8 * len(documents), missing
+    assert collector.packets > 0
