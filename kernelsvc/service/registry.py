@@ -124,12 +124,15 @@ class SessionRegistry:
         return [*self._open.values()]
 
     def statistics(self) -> Statistics:
-        """Return gauges of the open sessions: their number by state, their unfinished cells and promised memory."""
-        sessions = self._open.values()
+        """Return gauges of the open sessions, and how many the server may have."""
+        sessions, memory = self._open.values(), self._settings.max_total_memory_bytes
         return {
             "sessions": Counter(str(each.machine.state) for each in sessions),
             "unfinished_cells": sum(len(each.machine.queue) for each in sessions),
             "promised_memory_bytes": sum(each.limits.memory_bytes or 0 for each in sessions),
+            "approvals_pending": sum(each.approvals_pending for each in sessions),
+            "workspaces_in_use": len({each.spec.workspace for each in sessions} - {""}),
+            "capacity": {"sessions": self._settings.max_sessions, **({"memory_bytes": memory} if memory else {})},
         }
 
     def sidecars(self, session: str) -> list[Session]:

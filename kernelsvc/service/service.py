@@ -92,7 +92,7 @@ from kernelsvc.store.environments import EnvironmentStore
 from kernelsvc.store.index import SessionRow
 from kernelsvc.store.journal import Journal
 from kernelsvc.store.keys import SigningKey
-from kernelsvc.store.sessions import SessionDirectories
+from kernelsvc.store.sessions import BACKUP_MARK, SessionDirectories
 from kernelsvc.store.token_file import TokenFile
 from kernelsvc.telemetry.metrics import Metrics
 from kernelsvc.telemetry.tracing.status import FILE, ExportMetrics
@@ -183,6 +183,7 @@ class Service:
         self._launchers.on_read_pauses(self.usage.on_read_pauses)
         self.metrics.watch(self._launchers.read_statistics)
         self.metrics.watch(registry.statistics)
+        self.metrics.watch(self._read_backup_time)
         self.environment = SessionEnvironment(registry)
         self.files = SessionFiles(registry, store)
         self.programs = Programs(registry, self.environment, self._launchers)
@@ -200,6 +201,13 @@ class Service:
         self._clients: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()
         self._tasks = OwnedTasks()
         self._stopping = False
+
+    def _read_backup_time(self) -> dict[str, float]:
+        """Return the time of the last backup as a metric, 0 if there is none."""
+        try:
+            return {"last_backup_timestamp_seconds": (self._store.data / BACKUP_MARK).stat().st_mtime}
+        except OSError:
+            return {"last_backup_timestamp_seconds": 0.0}
 
     # -- start and stop ------------------------------------------------------------------
 

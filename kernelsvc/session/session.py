@@ -59,6 +59,11 @@ class Session(SessionRuntime):
         return next(iter(self.machine.queue), None)
 
     @property
+    def approvals_pending(self) -> int:
+        """Calls of clients' functions that wait for a person."""
+        return len(self.machine.calls.pending()) if self.machine.calls.open else 0
+
+    @property
     def lease(self) -> ev.Leased | None:
         """The last lease that the owner set, or None."""
         return self.machine.lease

@@ -42,6 +42,9 @@ from kernelsvc.store.journal import Journal
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 
+#: An empty file in the data directory whose time is that of the last backup.
+BACKUP_MARK = "server.backup"
+
 Action = Literal["archived", "removed", "deleted"]
 
 

@@ -9,6 +9,7 @@ than the counting.
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +19,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollecto
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from kernelsvc import __version__
 from kernelsvc.model import events as ev
 
 #: Functions that are counted by name. All others are counted together.
@@ -25,6 +27,22 @@ MAX_TOOLS = 1000
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _LONG = (0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0)
+
+#: Events that few cells cause, and that have metrics of their own.
+_RARE = frozenset(
+    (
+        ev.KernelDied,
+        ev.LimitReached,
+        ev.ToolCalled,
+        ev.ToolReturned,
+        ev.CheckpointMade,
+        ev.Egress,
+        ev.EgressDenied,
+        ev.ModelAnswered,
+    )
+)
+#: Statuses of answers (Responses API).
+_ANSWERED = frozenset(("completed", "incomplete", "failed", "cancelled"))
 
 #: Result of a ``watch`` function: gauge name to a value, or to values by one label.
 Statistics = Mapping[str, float | Mapping[str, float]]
@@ -102,6 +120,16 @@ class Metrics:
         self.kernel_deaths = counter("kernel_deaths", "Kernels that ended without a request, by cause.", "cause")
         self.limits = counter("limits_reached", "Limits that were reached, by limit.", "limit")
         self.tool_calls = counter("tool_calls", "Calls of clients' functions that ended.", "tool", "status")
+        self.tool_call_seconds = histogram("tool_call_seconds", "Time of calls of clients' functions.", _LONG)
+        self.tool_waits = histogram("tool_approval_seconds", "Time of calls until a person had decided.", _LONG)
+        self.egress = counter("egress", "Connections by the network's rules: closed, failed or denied.", "outcome")
+        self.egress_bytes = counter("egress_bytes", "Bytes of connections by the network's rules.", "direction")
+        self.checkpoint_seconds = histogram("checkpoint_seconds", "Time that kernels stand still for a fork.", _FAST)
+        self.answers = counter("answers", "Answers of models that ended, by status.", "status")
+        self.answer_seconds = histogram("answer_seconds", "Time of answers of models.", _LONG)
+        self.answer_tokens = counter("answer_tokens", "Tokens that models read and wrote in answers.", "direction")
+        build = Gauge("kernelsvc_build_info", "The server's versions.", ("version", "python"), registry=self.registry)
+        build.labels(__version__, sys.version.split()[0]).set(1)
         self._called: dict[str, str] = {}  # open calls, by id
         self._tools: set[str] = set()
         self.create_seconds = histogram("session_create_seconds", "From request to a ready session.", _FAST)
@@ -132,27 +160,45 @@ class Metrics:
             self._cell_counts[event.reason] += 1
             self._output_bytes += event.usage.output_bytes
             self.cell_seconds.observe(event.usage.wall_ms / 1000)
-        elif kind is ev.KernelDied or kind is ev.LimitReached:
+        elif kind in _RARE:
             self._record_rare(event)
-        elif kind is ev.ToolCalled or kind is ev.ToolReturned:
-            self._record_call(event)
 
     def _record_rare(self, event: ev.Event) -> None:
-        if isinstance(event, ev.KernelDied):
-            self.kernel_deaths.labels(event.cause or "lost").inc()
-        elif isinstance(event, ev.LimitReached):
-            self.limits.labels(event.limit).inc()
+        match event:
+            case ev.KernelDied():
+                self.kernel_deaths.labels(event.cause or "lost").inc()
+            case ev.LimitReached():
+                self.limits.labels(event.limit).inc()
+            case ev.ToolCalled():
+                self._called[event.call] = event.tool
+            case ev.ToolReturned():
+                self._record_call(event)
+            case ev.CheckpointMade():
+                self.checkpoint_seconds.observe(event.cost_ms / 1000)
+            case ev.Egress():
+                self.egress.labels("failed" if event.end.startswith("failed") else "closed").inc()
+                self.egress_bytes.labels("sent").inc(event.sent)
+                self.egress_bytes.labels("received").inc(event.received)
+            case ev.EgressDenied():
+                self.egress.labels("denied").inc()
+            case ev.ModelAnswered():
+                self.answers.labels(event.status if event.status in _ANSWERED else "other").inc()
+                self.answer_seconds.observe(event.seconds)
+                self.answer_tokens.labels("input").inc(event.input_tokens)
+                self.answer_tokens.labels("output").inc(event.output_tokens)
+            case _:
+                pass
 
-    def _record_call(self, event: ev.Event) -> None:
-        if isinstance(event, ev.ToolCalled):
-            self._called[event.call] = event.tool
-        elif isinstance(event, ev.ToolReturned):
-            tool = self._called.pop(event.call, "")
-            # Code chooses the names of refused calls, and a label for each would fill the memory.
-            known = event.status != "refused" and (tool in self._tools or len(self._tools) < MAX_TOOLS)
-            if known:
-                self._tools.add(tool)
-            self.tool_calls.labels(tool if known else "", event.status).inc()
+    def _record_call(self, event: ev.ToolReturned) -> None:
+        tool = self._called.pop(event.call, "")
+        # Code chooses the names of refused calls, and a label for each would fill the memory.
+        known = event.status != "refused" and (tool in self._tools or len(self._tools) < MAX_TOOLS)
+        if known:
+            self._tools.add(tool)
+        self.tool_calls.labels(tool if known else "", event.status).inc()
+        self.tool_call_seconds.observe(event.ms / 1000)
+        if event.waited_ms:
+            self.tool_waits.observe(event.waited_ms / 1000)
 
     def request(self, transport: str, method: str, code: str, seconds: float) -> None:
         """Count one request. ``code`` is ``ok`` or an error's code."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,12 @@ def test_a_backup_under_load_is_restored_elsewhere_and_every_log_is_proven(short
                 assert busy.poll() is None, "cells ran during the whole backup"
                 busy.kill()
         key = server.call("GET", "/v1/info")["public_key"]
+        with urllib.request.urlopen(server.url + "/metrics", timeout=30) as response:
+            made_at = re.search(
+                r"^kernelsvc_last_backup_timestamp_seconds (\S+)$", response.read().decode(), re.MULTILINE
+            )
+        assert made_at is not None
+        assert float(made_at[1]) == pytest.approx(archive.stat().st_mtime, abs=10)
     finally:
         server.stop()
     assert archive.stat().st_mode & 0o777 == 0o600

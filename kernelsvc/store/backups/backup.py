@@ -14,6 +14,7 @@ followed: each directory is opened relative to the one above it (``linux.nofollo
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -36,6 +37,7 @@ from kernelsvc.linux.output_file import output_file
 from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.store.heads import HeadFile, HeadRecord
 from kernelsvc.store.keys import SigningKey
+from kernelsvc.store.sessions import BACKUP_MARK
 
 HEADS, SESSIONS, JOURNAL = "heads", "sessions", "journal.jsonl"
 #: The name of the last entry, and the form of the archive.
@@ -165,6 +167,8 @@ def write_backup(data: Path, target: Path, key: SigningKey) -> BackupReport:
         file.flush()
         os.fsync(file.fileno())
         report.bytes = file.tell()
+    with contextlib.suppress(OSError):  # A user who may only read the directory can make backups, too.
+        (data / BACKUP_MARK).touch()
     return report
 
 
