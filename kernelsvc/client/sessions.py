@@ -480,6 +480,18 @@ class AsyncSession:
         found = read(answer, list[SessionInfo])
         return [AsyncSession(self._rpc.connection, self._rest, info, keep=False) for info in found]
 
+    async def update_network(self, network: Mapping[str, Any] | str | None = None) -> SessionInfo:
+        """Replace the rules of the session's network. Open connections that the new rules refuse end.
+
+        Args:
+            network: the rules, such as ``{"allow": ["pypi.org"]}``, or "none". None gives the server's rules.
+
+        Raises:
+            LimitTooHigh: a rule is more than the server allows.
+            BadRequest, Conflict: this session can't have such rules. The message says why.
+        """
+        return await self._described("network", network=network)
+
     async def hibernate(self) -> SessionInfo:
         """Save the variables to disk and free the memory. The next cell resumes the session."""
         return await self._described("hibernate")

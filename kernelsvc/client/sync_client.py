@@ -283,6 +283,7 @@ class Session:
     drop_checkpoint = _blocking(AsyncSession.drop_checkpoint)
     rollback = _blocking(AsyncSession.rollback)
     branch = _blocking_as(AsyncSession.branch, _sessions)
+    update_network = _blocking(AsyncSession.update_network)
     hibernate = _blocking(AsyncSession.hibernate)
     output = _blocking(AsyncSession.output)
     close = _blocking(AsyncSession.close)

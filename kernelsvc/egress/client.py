@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 #: Seconds for a proxy to accept its server.
 START_SECONDS = 30.0
 _RETRY_SECONDS = 0.02, 1.0
+#: Before it come a pidfd and two sockets for look-ups (``protocol``).
+_FIRST_LISTENER = 3
 
 
 class _Opened(NamedTuple):
@@ -131,6 +133,30 @@ class EgressClient:
         elif self._connecting is None:
             self._connecting = asyncio.ensure_future(self._connect())
             self._connecting.add_done_callback(self._connected)
+
+    def ports(self, container: str) -> set[int] | None:
+        """Return the ports on which a container has listeners, or None if it is not open."""
+        opened = self._opened.get(container)
+        if opened is None:
+            return None
+        found = set()
+        for fd in opened.fds[_FIRST_LISTENER:]:
+            with socket.socket(fileno=os.dup(fd)) as listener:
+                found.add(int(listener.getsockname()[1]))
+        return found
+
+    def update(self, container: str, rules: Any) -> None:
+        """Replace the rules of a container that is open, now or for the next proxy.
+
+        Args:
+            container: its id.
+            rules: its rules, as plain JSON.
+        """
+        opened = self._opened.get(container)
+        if opened is not None:
+            self._opened[container] = opened._replace(rules=rules)
+            if self._channel is not None:
+                self._channel.send({"container": container, "rules": rules, "update": True}, [])
 
     def _send(self, container: str, opened: _Opened) -> None:
         assert self._channel is not None

@@ -44,6 +44,9 @@ class ConnectionPolicy(Protocol):
     def rules_for(self, destination: str, port: int) -> _Rules:
         """Return the rules that may allow a connection, or raise ``Refused``."""
 
+    def check_address(self, address: str) -> None:
+        """Check the address of a connection, or raise ``Refused``."""
+
     async def connect(self, destination: str, port: int) -> socket.socket:
         """Connect to a destination."""
 
@@ -72,7 +75,8 @@ class EgressConnection:
         self._began = self._loop.time()
         self._sent = self._received = 0
         self._address = ""
-        self._answered = False
+        self._destination, self._port = "", 0
+        self._answered, self._cut = False, ""
 
     async def run(self) -> None:
         """Serve the connection until its end. Safe to cancel."""
@@ -82,6 +86,7 @@ class EgressConnection:
                 await self._proxy.serve_lookup(self._sock)
             return
         destination = self._proxy.destination(address.removeprefix("::ffff:"))
+        self._destination, self._port = destination, port
         try:
             rules = self._proxy.rules_for(destination, port)
             if port == HTTP_PORT or rules[0].reads_requests():
@@ -93,6 +98,22 @@ class EgressConnection:
             if not self._answered:
                 http = port == HTTP_PORT
                 await self._farewell(refusal(403, REFUSED.format(why=error)) if http else _DENIED)
+
+    def cut_if_refused(self) -> bool:
+        """Whether the present rules refuse this connection. The caller then cancels ``run``."""
+        if not self._destination:
+            return False
+        try:
+            rules = self._proxy.rules_for(self._destination, self._port)
+            if self._address:
+                self._proxy.check_address(self._address)
+        except Refused:
+            self._cut = "the rules have changed"
+        else:
+            # Each request gets its own decision. Bytes that are passed on unread can't.
+            if rules[0].reads_requests() and not self._answered:
+                self._cut = "the rules have changed"
+        return bool(self._cut)
 
     def _denied(self, destination: str, port: int, error: Refused) -> None:
         via = "http" if self._answered else {HTTP_PORT: "http", HTTPS_PORT: "tls"}.get(port, "tcp")
@@ -150,6 +171,9 @@ class EgressConnection:
             sock = await self._connect(destination, port)
             return await interception.connect(sock, destination) if tls else PlainChannel(sock)
 
+        def present() -> _Rules:
+            return self._proxy.rules_for(destination, port)
+
         def on_exchange(exchange: HttpExchange) -> None:
             request = {"method": exchange.method, "path": exchange.path, "status": exchange.status}
             used = {"secrets": exchange.secrets} if exchange.secrets else {}
@@ -159,7 +183,7 @@ class EgressConnection:
         secrets = interception.secrets if tls else None
         self._answered = True  # the relay answers requests that it refuses
         try:
-            await HttpRelay(client, destination, port, rules, connect, self._count, on_exchange, secrets).run()
+            await HttpRelay(client, destination, port, present, connect, self._count, on_exchange, secrets).run()
         except (QuotaUsed, OSError) as error:
             end = "quota" if isinstance(error, QuotaUsed) else f"failed: {error}"[:200]
             self._report(rules[0], destination, port, end=end)
@@ -239,5 +263,5 @@ class EgressConnection:
             sent=self._sent,
             received=self._received,
             seconds=round(self._loop.time() - self._began, 6),
-            **more,
+            **more | ({"end": self._cut} if self._cut else {}),
         )

@@ -75,6 +75,9 @@ class EgressDaemon:
     def _received(self, body: dict[str, Any], fds: list[int]) -> None:
         try:
             request = msgspec.convert(body, OpenRequest)
+            if request.update:
+                self._update(request, fds)
+                return
             if len(fds) < 3:
                 raise ValueError(f"{len(fds)} descriptors came, at least 3 were expected")
         except (msgspec.ValidationError, ValueError) as error:
@@ -94,6 +97,12 @@ class EgressDaemon:
         self._pidfds[name] = pidfd
         # pidfd_open(2): it becomes readable when the process ends. Sockets would keep the network namespace alive.
         self._loop.add_reader(pidfd, self._ended, name)
+
+    def _update(self, request: OpenRequest, fds: list[int]) -> None:
+        seqpacket.close_all(fds)
+        proxy = self._proxies.get(request.container)
+        if proxy is not None:  # else its init has ended meanwhile
+            proxy.update(request.rules)
 
     def _report(self, container: str, kind: str, fields: dict[str, Any]) -> None:
         if self._server is not None:

@@ -116,7 +116,7 @@ class HttpRelay:
         client: the session's connection.
         name: see ``check_request``.
         port: see ``check_request``.
-        rules: the rules of the connection. Each request needs one that allows it.
+        rules: returns the present rules of the connection. Each request needs one that allows it.
         connect: connects to the server. Called at the first request that passes.
         count: see ``relay.Count``.
         on_exchange: called at the end of each request that was passed on.
@@ -128,7 +128,7 @@ class HttpRelay:
         client: ByteChannel,
         name: str,
         port: int,
-        rules: Sequence[ParsedRule],
+        rules: Callable[[], Sequence[ParsedRule]],
         connect: Callable[[], Awaitable[ByteChannel]],
         count: Count,
         on_exchange: Callable[[HttpExchange], None],
@@ -175,7 +175,7 @@ class HttpRelay:
             return False
         check_request(request, self._name, self._port)
         method, path = request.method.decode("latin-1"), request.target.partition(b"?")[0].decode("latin-1")
-        exchange = HttpExchange(rule_for_request(self._rules, method, path), method, path[:MAX_PATH])
+        exchange = HttpExchange(rule_for_request(self._rules(), method, path), method, path[:MAX_PATH])
         headers, hidden = self._with_secrets(exchange, forwarded(request.headers, request=True))
         if self._server is None:
             try:

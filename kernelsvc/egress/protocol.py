@@ -38,15 +38,17 @@ class EgressSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OpenRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """``open``: accept the connections of a container's sessions.
+    """``open``: accept the connections of a container's sessions. Or change the rules of one that is open.
 
     Attributes:
         container: id of the container.
         rules: its network rules.
+        update: whether the container is open. Then no descriptors come with the message.
     """
 
     container: str
     rules: NetworkRules
+    update: bool = False
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -18,7 +18,7 @@ from kernelsvc.egress.token_bucket import TokenBucket
 from kernelsvc.egress.upstream import Upstream, bound_buffers
 from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model.network.policy import NetworkPolicy, Refused
-from kernelsvc.model.network.rules import ParsedRule
+from kernelsvc.model.network.rules import NetworkRules, ParsedRule
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ class SessionProxy:
         self._loop = asyncio.get_running_loop()
         self._bucket = TokenBucket(RATE, BURST, self._loop.time())
         self._tasks = OwnedTasks()
+        self._open: dict[EgressConnection, asyncio.Task[None]] = {}
         self._connections = self._bytes = 0
         self._summary = request.rules.summary()
         self._closed = self._accepting = False
@@ -80,6 +81,16 @@ class SessionProxy:
         self._tasks.cancel()
         for sock in self._sockets:
             sock.close()
+
+    def update(self, rules: NetworkRules) -> None:
+        """Use other rules from now on. Connections that they do not allow end."""
+        self._rules = rules
+        self._policy.use(rules)
+        self._summary = rules.summary()
+        for connection, task in list(self._open.items()):
+            if connection.cut_if_refused():
+                task.cancel()
+        self._accept_more()
 
     # -- accepting -----------------------------------------------------------------------
 
@@ -119,15 +130,17 @@ class SessionProxy:
             # Without it each small packet of a handshake waits for an acknowledgement, about 40 ms (tcp(7)).
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._connections += 1
-            self._tasks.start(self._serve(sock))
+            connection = EgressConnection(self, sock)
+            self._open[connection] = self._tasks.start(self._serve(connection, sock))
 
-    async def _serve(self, sock: socket.socket) -> None:
+    async def _serve(self, connection: EgressConnection, sock: socket.socket) -> None:
         try:
             with sock:
-                await EgressConnection(self, sock).run()
+                await connection.run()
         except OSError as error:
             log.debug("a connection ended: %s", error)
         finally:
+            self._open.pop(connection, None)
             self._connections -= 1
             self._accept_more()
 
@@ -153,6 +166,10 @@ class SessionProxy:
             return self._policy.rules_for(ipaddress.ip_address(destination), port)
         except ValueError:
             return self._policy.rules_for(destination, port)
+
+    def check_address(self, address: str) -> None:
+        """Check the address of a connection. See ``NetworkPolicy.check_address``."""
+        self._policy.check_address(address)
 
     async def connect(self, destination: str, port: int) -> socket.socket:
         """Connect to a destination. See ``Upstream.connect``."""

@@ -37,6 +37,7 @@ from kernelsvc.linux.acceptor import inherited_descriptor_limits
 from kernelsvc.linux.stopped_process import ResumeIfStopped
 from kernelsvc.model.events import SandboxReport
 from kernelsvc.model.exit_status import Exit, exit_of
+from kernelsvc.model.limits import Network
 from kernelsvc.model.network.rules import MAX_PORTS
 
 log = logging.getLogger(__name__)
@@ -333,14 +334,21 @@ class HostClient:
             raise TooLarge(f"The environment takes {size} bytes and may take {MAX_ENV_BYTES}. Put data into a file.")
         return self._handle(*await self.request(op, fds, **msgspec.to_builtins(request)))
 
-    async def find(self, kernel: str) -> KernelHandle:
+    async def find(self, kernel: str, network: Network = "none") -> KernelHandle:
         """Return a running kernel, which this server holds from now on.
+
+        Args:
+            kernel: its id.
+            network: the present rules of its network. The host knows only the first ones.
 
         Raises:
             NotFound: the kernel has ended. ``details["exit"]`` if the host knows how.
             KernelsvcError: see ``spawn``.
         """
-        return self._handle(*await self._request_idempotent("find", kernel=kernel))
+        answer, fds = await self._request_idempotent("find", kernel=kernel)
+        if answer.get("egress") and not isinstance(network, str):
+            answer["egress"]["rules"] = msgspec.to_builtins(network)
+        return self._handle(answer, fds)
 
     def _handle(self, answer: dict[str, Any], fds: list[int]) -> KernelHandle:
         report = msgspec.convert(answer["sandbox"], SandboxReport)

@@ -17,6 +17,7 @@ from msgspec import UNSET, UnsetType
 
 from kernelsvc.model.limits import CellUsage, Limits
 from kernelsvc.model.tracing.context import CellTrace
+from kernelsvc.model.network.rules import NetworkRules
 
 #: Version of the journal's format. A reader refuses a larger one.
 SCHEMA = 1
@@ -180,6 +181,16 @@ class Egress(Event):
     received: int = 0
     seconds: float = 0.0
     end: str = ""
+
+
+class NetworkChanged(Event):
+    """The owner replaced the rules of the session's network.
+
+    Attributes:
+        network: The rules from now on.
+    """
+
+    network: NetworkRules = NetworkRules(allow=())
 
 
 class EgressDenied(Event):
@@ -707,6 +718,7 @@ AnyEvent = (
     | LimitReached
     | Egress
     | EgressDenied
+    | NetworkChanged
     | ClientAttached
     | ClientDetached
     | FilesChanged

@@ -449,6 +449,7 @@ RULES: dict[type[Event], Rule | None] = {
     ev.SessionAdopted: None,
     ev.LimitReached: NotebookFold._on_limit,
     ev.Egress: None,
+    ev.NetworkChanged: None,
     ev.EgressDenied: NotebookFold._on_denied,
     ev.ClientAttached: None,
     ev.ClientDetached: None,

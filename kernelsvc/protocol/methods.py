@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct, field, to_builtins
 
 from kernelsvc.errors import BadRequest
-from kernelsvc.model.limits import LimitsRequest
+from kernelsvc.model.limits import LimitsRequest, Network
 from kernelsvc.model.objects import (
     Call,
     CallState,
@@ -97,6 +97,12 @@ class CloseParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
     """``session.close``."""
 
     reason: Annotated[str, Meta(min_length=1, max_length=256)] = "closed"
+
+
+class NetworkParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
+    """``session.network``. Without ``network`` the session gets the server's rules."""
+
+    network: Network | None = None
 
 
 class PurgeParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
@@ -759,6 +765,11 @@ _ROWS = (
     _row(
         "workspace.remove", WorkspaceParams, None, "run", "Remove a workspace with its files.", arguments=_workspace,
         calls="workspaces.remove",
+    ),
+    _row(
+        "session.network", NetworkParams, SessionInfo, "run",
+        "Replace the rules of the session's network, within the server's; open connections that they refuse end.",
+        calls="network.update",
     ),
     _row("session.hibernate", SessionParams, SessionInfo, "run", "Give the memory back; the next cell wakes it."),
 )  # fmt: skip

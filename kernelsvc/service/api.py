@@ -16,7 +16,7 @@ import msgspec
 
 from kernelsvc.model.events import ModelAnswered
 from kernelsvc.model.files import FileEvent, FileStatus, StoredFile
-from kernelsvc.model.limits import LimitsRequest
+from kernelsvc.model.limits import LimitsRequest, Network
 from kernelsvc.model.objects import (
     Call,
     CallState,
@@ -205,6 +205,12 @@ class LeaseApi(Protocol):
     def pause(self, who: Principal, session: str) -> SessionInfo: ...
     def keep(self, who: Principal, session: str) -> SessionInfo: ...
     def sidecars(self, who: Principal, session: str) -> list[SessionInfo]: ...
+
+
+class NetworkApi(Protocol):
+    """The network rules of running sessions."""
+
+    async def update(self, who: Principal, session: str, *, network: Network | None = None) -> SessionInfo: ...
 
 
 class UsageApi(Protocol):
@@ -427,6 +433,10 @@ class ServiceApi(Protocol):
     @property
     def leases(self) -> LeaseApi:
         """Leases, pauses and sidecars."""
+
+    @property
+    def network(self) -> NetworkApi:
+        """The rules of sessions' networks."""
 
     @property
     def usage(self) -> UsageApi:

@@ -68,6 +68,7 @@ from kernelsvc.service.creation import SessionCreator
 from kernelsvc.service.disposal.deletion import SessionDeleter
 from kernelsvc.service.disposal.retention import Retention
 from kernelsvc.service.egress.connector import EgressConnector
+from kernelsvc.service.egress.network_updates import NetworkUpdates
 from kernelsvc.service.environment import SessionEnvironment
 from kernelsvc.service.file_access.files import SessionFiles
 from kernelsvc.service.file_access.workspaces import Workspaces
@@ -192,6 +193,7 @@ class Service:
         self._principals = Principals(settings.tokens, TokenFile(store.data / "keys"))
         self.access = SessionTokens(projections.secret("access"), self._principals.callers, registry)
         self._egress = egress = EgressConnector(settings, registry, self._launchers)
+        self.network = NetworkUpdates(settings, registry, store, egress)
         self._creator = SessionCreator(
             settings, registry, factory, self._warm_pool, self.leases, workspaces, self.metrics, egress
         )

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from kernelsvc.kernels.port import StartRequest
-from kernelsvc.model.limits import Limits
+from kernelsvc.model.limits import Limits, Network
 from kernelsvc.model.objects import CheckpointMode
 from kernelsvc.model.storage.mounts import Bind
 from kernelsvc.model.tool_calls.offers import ToolFilter
@@ -61,6 +61,10 @@ class SessionSpec(msgspec.Struct, kw_only=True):
         self.family = family or self.family
         self.home = home or self.home
         self.copy_from = copy_from or self.copy_from
+
+    def use_network(self, network: Network) -> None:
+        """Set the rules of the session's network."""
+        self.limits = msgspec.structs.replace(self.limits, network=network)
 
     def leave_family(self) -> None:
         """Make this the specification of a session with a sandbox of its own."""

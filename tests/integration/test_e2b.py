@@ -263,7 +263,7 @@ def test_a_snapshot_survives_its_sandbox(e2b: E2bApi) -> None:
 def test_unsupported_operations_get_an_error(e2b: E2bApi, box: Box) -> None:
     assert e2b.ask("POST", "/v2/sandboxes", {"templateID": "nothing-of-mine"})[0] == 404
     assert e2b.ask("POST", "/v2/sandboxes", {"mcp": {"x": {}}})[0] == 501
-    assert e2b.ask("PUT", f"/sandboxes/{box.id}/network", {})[0] == 501
+    assert e2b.ask("PUT", f"/sandboxes/{box.id}/network", {})[0] == 409  # it began without rules
     assert e2b.ask("POST", "/v2/sandboxes", [1])[0] == 400
     assert e2b.raw("POST", "/v2/sandboxes", None, {"X-API-KEY": "test-token"})[0] == 201
 

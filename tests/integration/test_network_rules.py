@@ -209,6 +209,7 @@ def test_sessions_keep_their_network_when_the_server_is_killed(short_tmp: Path, 
     try:
         with Client(served.url, served.token) as client:
             session = client.create_session()
+            session.update_network({"allow": ["ok.test"]})
             session.run(SETUP.format(authority=servers.authority))
             assert session.run(TLS).ok
             name = session.id
@@ -217,6 +218,8 @@ def test_sessions_keep_their_network_when_the_server_is_killed(short_tmp: Path, 
         with Client(served.url, served.token) as client:
             session = client.session(name)
             assert session.run(TLS).text == "GET /over-tls 0\n"
+            # The host knows the first rules only.
+            assert "Allowed: ok.test]" in session.run("get('http://other.test/')").text
             session.close()
     finally:
         served.stop()
@@ -248,6 +251,50 @@ def test_e2bs_allow_out_is_an_allow_list(filtered: Served, servers: Servers) -> 
     asked["network"]["allowOut"] = ["evil.example"]
     with pytest.raises(urllib.error.HTTPError, match="400"):
         filtered.call("POST", "/v2/sandboxes", asked, headers=headers)
+
+
+def test_the_rules_of_a_running_session_can_be_replaced(filtered: Served, client: Client, servers: Servers) -> None:
+    with session_with(client, servers, "ok.test", "other.test") as session:
+        (branch,) = session.branch()
+        session.run("kept = {name: socket.create_connection((name, 443)) for name in ('ok.test', 'other.test')}")
+        session.run("kept = {name: context.wrap_socket(one, server_hostname=name) for name, one in kept.items()}")
+        info = session.update_network({"allow": ["ok.test"]})
+        assert info.limits.network.allow == ("ok.test",)
+        # The connection to the other host ends, and that to this one does not.
+        ask = (
+            "kept[{0!r}].sendall(b'GET /kept HTTP/1.1\\r\\nHost: {0}\\r\\n\\r\\n')\n"
+            "print(kept[{0!r}].recv(12).decode())"
+        )
+        assert session.run(ask.format("ok.test")).text == "HTTP/1.1 200\n"
+        assert session.run(ask.format("other.test")).text != "HTTP/1.1 200\n"
+        for one in (session, branch):
+            assert one.run(TLS).text == "GET /over-tls 0\n"
+            assert "other.test was refused: no rule. Allowed: ok.test" in one.run("get('http://other.test/')").text
+        branch.close()
+        refused = [
+            ({"allow": ["evil.example"]}, "limit_too_high", "evil.example is more than"),
+            ("host", "limit_too_high", "network = host"),
+            ({"allow": ["*.com"]}, "bad_request", "many owners"),
+        ]
+        for rules, code, words in refused:
+            with pytest.raises(KernelsvcError, match=words) as raised:
+                session.update_network(rules)
+            assert raised.value.code == code
+        session.hibernate()
+        session.run(SETUP.format(authority=servers.authority))
+        assert "other.test was refused" in session.run("get('http://other.test/')").text
+        put = {"allowOut": ["a.wild.test"], "denyOut": ["0.0.0.0/0"]}
+        filtered.call("PUT", f"/sandboxes/{session.id}/network", put, headers={"X-API-Key": filtered.token})
+        assert session.run("print(get('https://a.wild.test/w').decode())").text == "GET /w 0\n"
+        assert "ok.test was refused" in session.run("get('http://ok.test/')").text
+        session.update_network("none")
+        assert "a.wild.test was refused: no rule. Allowed: nothing" in session.run("get('http://a.wild.test/')").text
+        assert session.update_network().limits.network.allow == tuple(RULES["allow"])
+        changed = events(filtered, session.id, "network_changed")
+        assert [one["network"]["allow"] for one in changed[:2]] == [["ok.test"], ["a.wild.test"]]
+    with client.create_session(limits={"network": "none"}) as closed, pytest.raises(KernelsvcError) as raised:
+        closed.update_network({"allow": ["ok.test"]})
+    assert raised.value.code == "conflict"
 
 
 def test_pip_installs_from_an_allowed_index(client: Client, servers: Servers) -> None:

@@ -158,7 +158,7 @@ ROWS = [
     Row("POST", f"/sandboxes/{S}/fork", "run", {}),
     Row("POST", f"/sandboxes/{S}/snapshots", "run", {}),
     Row("GET", f"/sandboxes/{S}/metrics", "read"),
-    Row("PUT", f"/sandboxes/{S}/network", "read", {}),  # answers 501 and changes nothing
+    Row("PUT", f"/sandboxes/{S}/network", "run", {}),
     Row("GET", "/snapshots", "read"),
     Row("DELETE", f"/templates/{S}", "run"),
     *_sandbox_rows(),

@@ -254,6 +254,7 @@ TESTED_THROUGH = {
     "kernelsvc.service.api": "tests/unit/protocol/test_jsonrpc.py",
     "kernelsvc.service.service": "tests/acceptance/test_docs.py",
     "kernelsvc.egress.connection": "tests/attack/test_egress.py",
+    "kernelsvc.service.egress.network_updates": "tests/integration/test_network_rules.py",
     "kernelsvc.service.egress.proxy_settings": "tests/integration/test_network_rules.py",
     "kernelsvc.service.host_settings": "tests/acceptance/test_cli.py",
     "kernelsvc.service.loading.session_loading": "tests/chaos/test_server_dies.py",

@@ -791,6 +791,20 @@ export interface ModelAnsweredEvent {
   prev: string;
 }
 
+/** The owner replaced the rules of the session's network. */
+export interface NetworkChangedEvent {
+  type: "network_changed";
+  /** The rules from now on. */
+  network: NetworkRules;
+  session: string;
+  seq: number;
+  at: string;
+  cell?: string;
+  frame?: number;
+  request?: string;
+  prev: string;
+}
+
 /** One entry of an allow-list, in its long form. */
 export interface NetworkRule {
   /** An exact name, `*.name`, or a network. */
@@ -1503,6 +1517,7 @@ export type EventType =
   | "limit_reached"
   | "egress"
   | "egress_denied"
+  | "network_changed"
   | "client_attached"
   | "client_detached"
   | "files_changed"
@@ -1553,6 +1568,7 @@ export type KnownEvent =
   | LimitReachedEvent
   | EgressEvent
   | EgressDeniedEvent
+  | NetworkChangedEvent
   | ClientAttachedEvent
   | ClientDetachedEvent
   | FilesChangedEvent
@@ -1693,6 +1709,8 @@ export interface Methods {
   "workspace.set": { params: { name: string; owner?: string | null; shared_with?: string[] | null; max_bytes?: number | null }; result: WorkspaceInfo };
   /** Remove a workspace with its files. */
   "workspace.remove": { params: { name: string; owner?: string | null }; result: null };
+  /** Replace the rules of the session's network, within the server's; open connections that they refuse end. */
+  "session.network": { params: { session: string; network?: "host" | "none" | NetworkRules | null }; result: SessionInfo };
   /** Give the memory back; the next cell wakes it. */
   "session.hibernate": { params: { session: string }; result: SessionInfo };
 }

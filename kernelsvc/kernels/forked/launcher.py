@@ -175,7 +175,7 @@ class ForkedLauncher:
     async def adopt(self, request: StartRequest, sink: Sink, *, last_frame: int) -> ForkedKernel | None:
         """See ``port.Launcher``."""
         try:
-            handle = await self.host.find(request.kernel)
+            handle = await self.host.find(request.kernel, request.limits.network)
         except NotFound:
             self.path(request.kernel).unlink(missing_ok=True)
             return None
@@ -220,7 +220,7 @@ class ForkedLauncher:
             AtCapacity: the branch can't copy its parent's directory. It has ended.
         """
         try:
-            handle = await self.host.find(request.kernel)
+            handle = await self.host.find(request.kernel, request.limits.network)
         except NotFound:
             self.path(request.kernel).unlink(missing_ok=True)
             raise KernelDead("The checkpoint's process is gone.") from None

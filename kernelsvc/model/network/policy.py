@@ -19,13 +19,17 @@ class Refused(Exception):
 
 
 class NetworkPolicy:
-    """The rules of one session, ready for decisions. It holds no state.
+    """The rules of one session, ready for decisions.
 
     Args:
         rules: The session's rules.
     """
 
     def __init__(self, rules: NetworkRules) -> None:
+        self.use(rules)
+
+    def use(self, rules: NetworkRules) -> None:
+        """Decide by these rules from now on."""
         self._allow = rules.parsed()
         self._deny = rules.denied()
         self._private = rules.private_networks()

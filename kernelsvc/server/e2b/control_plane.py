@@ -26,6 +26,7 @@ from kernelsvc.protocol import e2b
 from kernelsvc.server.e2b import models
 from kernelsvc.server.e2b.directory_watch import WatcherRegistry
 from kernelsvc.server.e2b.handler import E2bHandler, SandboxHandler
+from kernelsvc.server.e2b.network import network_of
 
 #: Most sandboxes that one listing searches, and most on one page.
 MAX_LISTED, MAX_PAGE = 10_000, 100
@@ -321,12 +322,16 @@ class SandboxesMetricsHandler(ControlPlaneHandler):
 
 
 class NetworkHandler(ControlPlaneHandler):
-    """Handler of ``/sandboxes/{id}/network``, which this server does not support."""
+    """Handler of ``/sandboxes/{id}/network``."""
 
     async def put(self, sandbox: str) -> None:
-        """Refuse rules for the network."""
-        self.find(sandbox)
-        raise NotSupported("The network of a sandbox is the server's setting and can't be changed while it runs.")
+        """Replace the rules of a sandbox's network. What the request leaves out is the server's."""
+        self.auth_scope("run")
+        found = self.find(sandbox)
+        asked = self.json_body()
+        network = network_of(asked, asked.get("allow_internet_access"))
+        await self.context.service.network.update(self.who, found.id, network=network)
+        self.answer(None)
 
 
 class SandboxHealthHandler(SandboxHandler):

@@ -227,6 +227,7 @@ ROUTES: tuple[Route, ...] = (
     _native("POST", f"{_S}/interrupt", "session.interrupt"),
     _native("POST", f"{_S}/restart", "session.restart"),
     _native("POST", f"{_S}/hibernate", "session.hibernate"),
+    _native("POST", f"{_S}/network", "session.network"),
     Route(
         verb="POST", path=f"{_S}/cells", id="session.execute", scope="run", query=WaitQuery,
         summary="Run a cell, or several ('cells'); answers when they have ended, or streams their events.",

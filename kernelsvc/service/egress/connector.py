@@ -68,10 +68,27 @@ class EgressConnector:
         """Disconnect, because the server stops. New connections of sessions wait for the next server's proxy."""
         await self._client.close()
 
+    def family_of(self, session: Session) -> tuple[list[Session], set[int] | None]:
+        """Return the sessions that share a session's network, and the ports with listeners (None without a kernel)."""
+        for name, container in self._containers.items():
+            if session.spec.kernel in container.kernels:
+                family = [one for one in self._registry.open_sessions() if one.spec.kernel in container.kernels]
+                return family, self._client.ports(name)
+        return [session], None
+
+    def update(self, session: Session, rules: NetworkRules) -> None:
+        """Let the proxy use other rules for a session and those that share its network."""
+        for name, container in self._containers.items():
+            if session.spec.kernel in container.kernels:
+                self._client.update(name, msgspec.to_builtins(rules))
+
     def _on_listeners(self, about: dict[str, Any], fds: list[int]) -> None:
-        container = str(about["container"])
-        self._containers.setdefault(container, _Container()).kernels.add(str(about["kernel"]))
-        self._client.open(container, about["rules"], fds)
+        container, kernel = str(about["container"]), str(about["kernel"])
+        self._containers.setdefault(container, _Container()).kernels.add(kernel)
+        # The rules may have been replaced since the request that started the kernel.
+        present = (one.limits.network for one in self._registry.open_sessions() if one.spec.kernel == kernel)
+        rules = next((msgspec.to_builtins(one) for one in present if isinstance(one, NetworkRules)), about["rules"])
+        self._client.open(container, rules, fds)
 
     def _on_report(self, report: Report) -> None:
         container = self._containers.get(report.container)

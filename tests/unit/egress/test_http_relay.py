@@ -103,7 +103,7 @@ async def exchange(raw: bytes, answer: bytes = ANSWER, rules=RULES) -> tuple[byt
 
     async def relay() -> None:
         with contextlib.suppress(Refused, BadHttp, OSError):
-            await HttpRelay(PlainChannel(ours), NAME, 80, rules, connect, lambda *_: None, lambda _: None).run()
+            await HttpRelay(PlainChannel(ours), NAME, 80, lambda: rules, connect, lambda *_: None, lambda _: None).run()
         ours.close()
         theirs.close()
 
@@ -178,7 +178,7 @@ async def test_an_answer_that_is_there_already_does_not_end_the_connection():
         return PlainChannel(theirs)
 
     client.sendall(b"GET /a HTTP/1.1\r\nHost: ok.test\r\n\r\n")
-    relay = HttpRelay(PlainChannel(ours), NAME, 80, RULES, connect, lambda *_: None, lambda _: None)
+    relay = HttpRelay(PlainChannel(ours), NAME, 80, lambda: RULES, connect, lambda *_: None, lambda _: None)
     assert await relay._exchange()
     for one in (ours, client, theirs, server):
         one.close()
