@@ -19,6 +19,8 @@
     ├── QuotaExceeded         the principal has used up its quota
     ├── AtCapacity            the server has no room for another session
     ├── Recovering            the server is still reading the session's log
+    ├── NodeUnreachable       the session's node does not answer
+    ├── SessionLost           the session's node has not answered for long, or does not belong to the cluster
     ├── TemplateFailed        the template's fork server can't start
     ├── MountUnavailable      a directory that the session asked for can't be shown to it
     ├── SandboxUnavailable    the policy is ``required``, and this machine can't confine
@@ -168,6 +170,18 @@ class Recovering(KernelsvcError):
     """The server has restarted and is still reading this session's log. Try again in a few seconds."""
 
     code, http_status, retryable = "recovering", 503, True
+
+
+class NodeUnreachable(KernelsvcError):
+    """The node that has this does not answer. Nothing is lost. Try again in a few seconds."""
+
+    code, http_status, retryable = "node_unreachable", 503, True
+
+
+class SessionLost(KernelsvcError):
+    """The node that has this session is gone. Create a new session, or start the node's server again."""
+
+    code, http_status = "session_lost", 410
 
 
 class TemplateFailed(KernelsvcError):

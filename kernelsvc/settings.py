@@ -324,8 +324,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = {}
     answers: Annotated[AnswerSettings, _meta("Rules for the answers of models.")] = AnswerSettings()
     telemetry: Annotated[TelemetrySettings, _meta("Traces.")] = TelemetrySettings()
+    workers: Annotated[
+        Annotated[int, Meta(ge=1, le=256)] | Literal["auto"],
+        _meta("Server processes on this machine behind one address, each with its share of the sessions. auto: cores."),
+    ] = 1
+    join: Annotated[list[str], _meta("Addresses of the fronts of a cluster that this server joins, as a node.")] = []
+    advertise: Annotated[str | None, _meta("Address under which fronts reach this node, if not that of host.")] = None
+    cluster_key_file: Annotated[
+        Path | None, _meta("File with the key of the cluster. Default: $KERNELSVC_CLUSTER_KEY.")
+    ] = None
     sources: dict[str, str] = {}
     config_file: str = ""
+    #: The name of this node, from its data directory. Empty: no node of a cluster.
+    node: str = ""
 
     def data_path(self) -> Path:
         """Return the data directory, absolute."""
@@ -463,7 +474,7 @@ def rows() -> Iterator[SettingRow]:
         yield SettingRow(name=name, type=kind, default=[], help=help)
     blank = Settings()
     for field in msgspec.structs.fields(Settings):
-        if field.name in ("sources", "config_file"):
+        if field.name in ("sources", "config_file", "node"):
             continue
         kind, meta = _split(hints[field.name])
         if field.name == "limits":

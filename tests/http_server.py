@@ -77,7 +77,7 @@ class HttpServer:
     def __init__(
         self, settings: Settings, kernels: FakeLauncher | None = None, keys: dict[str, str] | None = None
     ) -> None:
-        settings = msgspec.structs.replace(settings, tokens=TOKENS, journal_sync="off")
+        settings = msgspec.structs.replace(settings, tokens=settings.tokens or TOKENS, journal_sync="off")
         self.inner = InProcessServer(settings, kernels=kernels, keys=keys)
         self.service, self.settings, self.app = self.inner.service, self.inner.settings, self.inner.app
         self.server, self.kernels = self.inner.server, self.inner.kernels

@@ -53,9 +53,9 @@ _UNKNOWN = "[The result of this call is not known: the server stopped before it 
 _RUNS = "[The server stopped while this code ran. It may still run.]"
 
 
-def new_id(prefix: str) -> str:
-    """Return a random id in the form of OpenAI's: 32 hexadecimal digits."""
-    return f"{prefix}_{os.urandom(16).hex()}"
+def new_id(prefix: str, node: str = "") -> str:
+    """Return a random id in the form of OpenAI's: 32 hexadecimal digits. On a node of a cluster, its name is first."""
+    return f"{prefix}_{node}{os.urandom(16).hex()[len(node) :]}"
 
 
 def item_id(response: str, prefix: str) -> str:
@@ -168,6 +168,10 @@ class Answers:
         self._reserved: Counter[str] = Counter()
         self._tasks = OwnedTasks()
 
+    def new_id(self, prefix: str) -> str:
+        """Return an id for an object that clients ask for later."""
+        return new_id(prefix, self._settings.node)
+
     async def stop(self) -> None:
         """End all answers, and wait until the store has them."""
         for running in list(self._running.values()):
@@ -206,7 +210,7 @@ class Answers:
             KernelsvcError: The request names an object that does not exist, or a limit is reached.
         """
         request = self._resolved(who, request)
-        head = ResponseHead(id=new_id("resp"), created=int(time.time()), request=request)
+        head = ResponseHead(id=self.new_id("resp"), created=int(time.time()), request=request)
         earlier = self._history(who, request.previous)
         if request.conversation is not None:
             earlier = self.conversations.begin(who.name, request.conversation, head.id)

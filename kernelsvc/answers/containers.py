@@ -13,6 +13,7 @@ from typing import Any
 
 from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, NotFound, NotSupported, SessionClosed, TooLarge
 from kernelsvc.model.answers.values import Citation, MessageItem
+from kernelsvc.model.cluster.ids import DIGITS
 from kernelsvc.model.files import FileStatus
 from kernelsvc.model.limits import LimitsRequest
 from kernelsvc.model.objects import Principal, SessionInfo, SessionRequest, SessionState
@@ -34,7 +35,7 @@ GONE = (
     "Files that are still there: {}."
 )
 _LINK = re.compile(r"sandbox:(?:/mnt/data/)?([^)\s\"'<>\]]+)")
-_CONTAINER = re.compile(r"cntr_[0-9a-f]{16}\Z")
+_CONTAINER = re.compile(rf"cntr_{DIGITS}\Z")
 
 
 class Containers:

@@ -114,7 +114,37 @@ def _server_commands(commands: _Commands) -> None:
         "keep sessions: the next server on the same data directory adopts them. A second Ctrl-C stops immediately.",
     )
     serve.add_argument("--while-fd", type=int, metavar="N", help="stop when the other end of this pipe closes")
+    serve.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     _serve_options(serve)
+    front = commands.add(
+        "front",
+        "cluster.front:main",
+        "start a front: one address for the nodes of a cluster",
+        "Start a front. Nodes join it ('kernelsvc serve --join URL'), and clients use it like a server. It keeps no\n"
+        "session, so several fronts can run beside each other. It needs the settings file of the nodes, with the same\n"
+        "tokens, and the same key in KERNELSVC_CLUSTER_KEY.",
+    )
+    front.add_argument(
+        "--hold-seconds", type=float, default=10.0, metavar="N",
+        help="requests wait so long for a node that does not answer (default: 10)",
+    )  # fmt: skip
+    front.add_argument(
+        "--lost-seconds", type=float, default=600.0, metavar="N",
+        help="after this silence the sessions of a node count as lost (default: 600)",
+    )  # fmt: skip
+    _serve_options(front)
+    nodes = commands.add("nodes", "cluster.nodes:nodes", "list the nodes of a cluster, and what is wrong with them")
+    _server_options(nodes)
+    _json_option(nodes)
+    drain = commands.add(
+        "drain",
+        "cluster.nodes:drain",
+        "have a node of a cluster save its sessions and stop",
+        "Ask a node to create no more sessions, to wait for its cells, to save its sessions and to stop. Nothing is\n"
+        "lost: the sessions go on when a server runs on its data directory again.",
+    )
+    drain.add_argument("node", help="its name, from 'kernelsvc nodes'")
+    _server_options(drain)
     host = commands.add(
         "kernel-host",
         "doctor:kernel_host",

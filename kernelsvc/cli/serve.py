@@ -25,6 +25,8 @@ import time
 from collections.abc import Iterator
 from typing import Literal
 
+import msgspec
+
 from kernelsvc import logs
 from kernelsvc import settings as conf
 from kernelsvc.cli import memory_tuning
@@ -39,7 +41,7 @@ from kernelsvc.linux.systemd import Systemd, ready_fd
 from kernelsvc.model.events import SandboxReport
 from kernelsvc.server.app import Server, make_app
 from kernelsvc.service import Service
-from kernelsvc.service.directories import prepare_directories, with_kept_token
+from kernelsvc.service.directories import cluster_key, node_name, prepare_directories, with_kept_token
 from kernelsvc.telemetry import operator_log
 
 #: Interval of the check whether the first template is ready.
@@ -66,9 +68,19 @@ def main(args: argparse.Namespace, terminal: Terminal) -> int:
     raise_descriptor_limit()
     prepare_directories(settings)
     settings, generated_token = with_kept_token(settings)
-    settings, bridge = bridge_process.prepare(settings)
-    exporter = traces.prepare(settings, os.environ)
     token = generated_token or next(iter(getattr(args, "token", None) or []), None) or os.environ.get("KERNELSVC_TOKEN")
+    if settings.workers != 1:
+        workers = importlib.import_module("kernelsvc.cli.cluster.workers")
+        if workers.count(settings) > 1:
+            shown = f" with token {generated_token}" if generated_token else ""
+            with _data_dir_lock(settings, "workers.lock"):
+                return int(workers.run(args, terminal, settings, token=token, shown=shown))
+    settings, bridge = (settings, None) if args.worker else bridge_process.prepare(settings)
+    exporter = traces.prepare(settings, os.environ)
+    key = ""
+    if settings.join:
+        key = cluster_key(settings, os.environ)
+        settings = msgspec.structs.replace(settings, node=node_name(settings))
     with _data_dir_lock(settings):
         return asyncio.run(
             _ServerRun(
@@ -80,19 +92,20 @@ def main(args: argparse.Namespace, terminal: Terminal) -> int:
                 token=token,
                 bridge=bridge,
                 exporter=exporter,
+                cluster_key=key,
             ).run()
         )
 
 
 @contextlib.contextmanager
-def _data_dir_lock(settings: conf.Settings) -> Iterator[None]:
+def _data_dir_lock(settings: conf.Settings, name: str = "server.lock") -> Iterator[None]:
     """Lock the data directory: two servers would both write its journals.
 
     Raises:
         BadRequest: the directory is not writable.
         Conflict: another server has the lock.
     """
-    path = settings.data_path() / "server.lock"
+    path = settings.data_path() / name
     try:
         lock = path.open("w")
     except OSError as error:
@@ -125,13 +138,16 @@ class _ServerRun:
         token: str | None,
         bridge: CompanionProcess | None = None,
         exporter: CompanionProcess | None = None,
+        cluster_key: str = "",
     ) -> None:
         self.settings, self.args, self.terminal = settings, args, terminal
         self.started, self.generated_token, self.token = started, generated_token, token
         self.bridge, self.exporter = bridge, exporter
+        self.cluster_key = cluster_key
         self.systemd = Systemd(os.environ)
         self.stopping, self.draining = asyncio.Event(), asyncio.Event()
         self.on_stop: OnStop = "end"
+        self.on_drained: OnStop = settings.on_stop
         self.stop_requested_at = 0.0
 
     async def run(self) -> int:
@@ -162,6 +178,7 @@ class _ServerRun:
                 asyncio.create_task(self.systemd.feed_watchdog()),
                 asyncio.create_task(logs.flush_regularly()),
                 asyncio.create_task(self._drain(service)),
+                *([asyncio.create_task(self._stay_joined(service, addresses[0]))] if self.settings.join else []),
             ]
             await self.stopping.wait()
         except BaseException:
@@ -171,7 +188,8 @@ class _ServerRun:
         finally:
             for task in tasks:
                 task.cancel()
-            info.unlink(missing_ok=True)
+            if not self.args.worker:
+                info.unlink(missing_ok=True)
             await self._stop(server, service)
         return 0
 
@@ -179,7 +197,8 @@ class _ServerRun:
         url = addresses[0]
         token = f" with token {self.generated_token}" if self.generated_token else ""
         self.terminal.line(f"kernelsvc listens on {' and '.join(addresses)}{token}")
-        write_info(self.settings.runtime_path(), ServerInfo(url=url, token=self.token, pid=os.getpid()))
+        if not self.args.worker:
+            write_info(self.settings.runtime_path(), ServerInfo(url=url, token=self.token, pid=os.getpid()))
         self.systemd.tell("STATUS=starting the template", f"MAINPID={os.getpid()}")
 
     async def _announce_ready(self, service: Service) -> None:
@@ -200,6 +219,27 @@ class _ServerRun:
         ready_fd(self.args.ready_fd)
         self.systemd.tell("READY=1", f"STATUS=ready; templates: {names}")
 
+    async def _stay_joined(self, service: Service, address: str) -> None:
+        """Be a node of a cluster, until cancelled."""
+        joining = importlib.import_module("kernelsvc.server.joining")
+        settings = self.settings
+        membership = joining.Membership(
+            settings.join,
+            self.cluster_key,
+            settings.node,
+            settings.advertise or address,
+            service.info()["public_key"],
+            service.node_state(),
+            self._on_drain_of_front,
+        )
+        await membership.run()
+
+    def _on_drain_of_front(self) -> None:
+        # Whoever drains a node wants its sessions back later.
+        if self.settings.on_stop == "end":
+            self.on_drained = "hibernate"
+        self.draining.set()
+
     async def _drain(self, service: Service) -> None:
         await self.draining.wait()
         seconds_left = seconds(self.settings.drain_seconds)
@@ -207,7 +247,7 @@ class _ServerRun:
         self.systemd.tell("STATUS=draining")
         await service.drain(self.settings.drain_seconds)
         if not self.stopping.is_set():
-            self._on_stop_signal(self.settings.on_stop)
+            self._on_stop_signal(self.on_drained)
 
     async def _stop(self, server: Server, service: Service) -> None:
         self.systemd.tell("STOPPING=1")
@@ -247,7 +287,8 @@ class _ServerRun:
     def _on_while_fd_closed(self) -> None:
         asyncio.get_running_loop().remove_reader(self.args.while_fd)
         if not self.stopping.is_set():
-            self._on_stop_signal("end")
+            # A worker's front may have been killed. The next one finds the sessions.
+            self._on_stop_signal("keep" if self.args.worker else "end")
 
 
 def read_model_keys(settings: conf.Settings) -> dict[str, str]:

@@ -16,8 +16,8 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from kernelsvc.model.limits import CellUsage, Limits
-from kernelsvc.model.tracing.context import CellTrace
 from kernelsvc.model.network.rules import NetworkRules
+from kernelsvc.model.tracing.context import CellTrace
 
 #: Version of the journal's format. A reader refuses a larger one.
 SCHEMA = 1

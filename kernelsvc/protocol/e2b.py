@@ -18,6 +18,7 @@ from typing import Any, Literal
 import msgspec
 
 from kernelsvc.errors import Unauthenticated
+from kernelsvc.model.cluster.ids import DIGITS
 
 #: Ports inside a sandbox that E2B's clients speak to.
 FILES_PORT, INTERPRETER_PORT = 49983, 49999
@@ -27,8 +28,8 @@ ENVD, TRAFFIC = "envd", "traffic"
 DEFAULT_USER = "user"
 
 _HOST = re.compile(r"(?P<port>\d{1,5})-(?P<sandbox>[A-Za-z0-9_-]{1,64})\.")
-#: A sandbox's id, made from a session's (``s_`` and 16 hexadecimal digits). Host names may come in capitals.
-_SHOWN = re.compile(r"s-[0-9a-f]{16}")
+#: A sandbox's id, made from a session's (``s_`` and hexadecimal digits). Host names may come in capitals.
+_SHOWN = re.compile(rf"s-{DIGITS}")
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 #: Characters of a signature: "v1_" and a SHA-256 in base64 without padding.

@@ -69,7 +69,7 @@ def make_app(
         ],
         default_handler_class=StrayHandler,
         default_handler_args=shared,
-        log_function=_log_request,
+        log_function=log_request,
         websocket_max_message_size=settings.max_frame_bytes,
         compress_response=False,
     )
@@ -124,7 +124,7 @@ def _rest_routes(shared: dict[str, Any]) -> list[Any]:
     return routes
 
 
-def _log_request(handler: RequestHandler) -> None:
+def log_request(handler: RequestHandler) -> None:
     """Log one line for each request at debug level, without the query, which may hold a token."""
     request = handler.request
     log.debug(

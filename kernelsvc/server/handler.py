@@ -49,6 +49,7 @@ from kernelsvc.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from kernelsvc.service.api import ServiceApi
+    from kernelsvc.tools import ToolBackend
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -86,6 +87,7 @@ class ServerContext:
         stopping: Whether new requests are refused.
         on_loopback: Whether the server listens on loopback addresses only.
         wrong_tokens: Recent wrong tokens.
+        tool_backend: Returns the backend of a caller's tools. None: the service.
     """
 
     def __init__(self, service: ServiceApi, settings: Settings, metrics: Metrics) -> None:
@@ -103,6 +105,7 @@ class ServerContext:
         self.stopping = False
         self.on_loopback = False
         self.wrong_tokens = WrongTokens()
+        self.tool_backend: Callable[[Principal], ToolBackend] | None = None
 
 
 async def invoke(

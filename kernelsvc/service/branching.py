@@ -17,6 +17,7 @@ import msgspec
 from kernelsvc.errors import AtCapacity, BadRequest, Conflict, TooLarge
 from kernelsvc.kernels.port import ForkResult
 from kernelsvc.model import events as ev
+from kernelsvc.model.cluster.ids import node_of
 from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.limits import Limits, LimitsRequest
 from kernelsvc.model.objects import Checkpoint, Principal
@@ -28,7 +29,7 @@ from kernelsvc.service.creation import SessionCreator
 from kernelsvc.service.isolated_branch import begin_isolated
 from kernelsvc.service.projections import Projections
 from kernelsvc.service.registry import SessionRegistry
-from kernelsvc.session import Session, SessionSpec, new_id, new_kernel_id, start_request_of
+from kernelsvc.session import Session, SessionSpec, new_kernel_id, new_session_id, start_request_of
 from kernelsvc.store.sessions import SessionDirectories
 
 MiB = 1024 * 1024
@@ -203,7 +204,7 @@ def branch_spec(
     about = parent.spec
     return msgspec.structs.replace(
         about,
-        id=new_id("s"),
+        id=new_session_id(node_of(about.id) or ""),
         kernel=new_kernel_id(),
         spare=new_kernel_id(),
         created_at=timestamp(now),

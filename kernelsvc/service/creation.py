@@ -25,7 +25,7 @@ from kernelsvc.service.leases import Leases
 from kernelsvc.service.registry import SessionRegistry, request_digest
 from kernelsvc.service.session_factory import PreparedSession, SessionFactory
 from kernelsvc.service.warm_pool import WarmPool, WarmSession
-from kernelsvc.session import Session, SessionSpec, new_id, new_kernel_id
+from kernelsvc.session import Session, SessionSpec, new_kernel_id, new_session_id
 from kernelsvc.settings import Settings
 from kernelsvc.store.sessions import SessionDirectory
 from kernelsvc.telemetry.metrics import Metrics
@@ -123,7 +123,7 @@ class SessionCreator:
                 self._warm_pool.put_back(member)
             raise
         spec = SessionSpec(
-            id=new_id("s"),
+            id=new_session_id(self._settings.node),
             principal=who.name,
             template=template,
             workdir="",

@@ -6,12 +6,14 @@ import contextlib
 import os
 import secrets
 import stat
+from collections.abc import MutableMapping
 from pathlib import Path
 
 import msgspec
 
 from kernelsvc.errors import BadRequest
 from kernelsvc.linux import atomic_file
+from kernelsvc.model.cluster.ids import NODE_DIGITS, is_node
 from kernelsvc.model.tokens import record_for, weakness
 from kernelsvc.settings import Settings
 
@@ -87,6 +89,62 @@ def with_kept_token(settings: Settings) -> tuple[Settings, str | None]:
     except OSError as error:
         raise BadRequest(f"Can't keep a token in {path}: {error.strerror}. Set one with --token.") from None
     return _with_local(settings, token), token
+
+
+#: The file below the data directory with the name of a node, and most bytes of a cluster's key.
+NODE_FILE = Path("node")
+MAX_KEY, MIN_KEY = 1024, 16
+KEY_ENV = "KERNELSVC_CLUSTER_KEY"
+
+
+def node_name(settings: Settings) -> str:
+    """Return the name of the node that this data directory is: six hexadecimal digits. The first call makes it.
+
+    The directory is the node's identity, whatever machine and address its server has.
+
+    Raises:
+        BadRequest: the file can't be made, or holds something else.
+    """
+    path = settings.data_path() / NODE_FILE
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            kept = path.read_text("ascii").strip()
+            if not is_node(kept):
+                raise BadRequest(f"{path} does not hold the name of a node (six hexadecimal digits). Restore the file.")
+            return kept
+        made = secrets.token_hex(NODE_DIGITS // 2)
+        atomic_file.replace_bytes(path, made.encode(), durable=True)
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadRequest(f"Can't keep the node's name in {path}: {error}. Make the file readable.") from None
+    return made
+
+
+def cluster_key(settings: Settings, env: MutableMapping[str, str]) -> str:
+    """Return the key by which nodes and fronts of a cluster know each other, and remove it from the environment.
+
+    Args:
+        settings: may name a file with the key.
+        env: the environment, which child processes inherit.
+
+    Raises:
+        BadRequest: there is no key, it is too short, or other users can read the file.
+    """
+    key = env.pop(KEY_ENV, "")
+    if (file := settings.cluster_key_file) is not None:
+        try:
+            with file.open("rb") as opened:
+                if os.fstat(opened.fileno()).st_mode & 0o007:
+                    raise BadRequest(f"Other users can read or write the cluster's key {file}. Give it the mode 600.")
+                key = opened.read(MAX_KEY).decode("ascii", "replace")
+        except OSError as error:
+            raise BadRequest(f"Can't read the cluster's key {file}: {error.strerror}.") from None
+    key = key.strip()
+    if len(key) < MIN_KEY or not key.isascii() or not key.isprintable() or " " in key:
+        raise BadRequest(
+            f"A cluster needs a key of {MIN_KEY} or more characters, the same on each node and front. Set {KEY_ENV} or "
+            "cluster_key_file. Make one with 'openssl rand -hex 32'."
+        )
+    return key
 
 
 def _with_local(settings: Settings, token: str) -> Settings:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import importlib
 import logging
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -114,6 +115,9 @@ HIBERNATING = 8
 
 #: Events after which the service itself has work. The events of an ordinary cell are none of them.
 _OBSERVED = frozenset((ev.ToolReturned, ev.Leased, ev.SessionClosed, ev.JournalSigned, ev.NotAsWritten))
+
+if TYPE_CHECKING:
+    from kernelsvc.service.node_state import NodeState
 
 log = logging.getLogger(__name__)
 
@@ -313,6 +317,20 @@ class Service:
     def void_tokens(self, hashes: frozenset[str]) -> frozenset[str]:
         """Return those of these tokens' hashes that are not valid any more."""
         return self._principals.void(hashes)
+
+    def node_state(self) -> NodeState:
+        """Return what fronts of a cluster read of this server."""
+        module = importlib.import_module("kernelsvc.service.node_state")
+        state: NodeState = module.NodeState(
+            self.settings,
+            self._registry,
+            self._principals.callers,
+            self.access,
+            self.templates,
+            self.ready,
+            lambda: self._stopping,
+        )
+        return state
 
     def info(self) -> dict[str, Any]:
         """Return the server's versions, limits and sandbox."""

@@ -36,7 +36,7 @@ from kernelsvc.model.limits import Limits
 from kernelsvc.model.pool_policy import PoolDemand
 from kernelsvc.service.registry import SessionRegistry
 from kernelsvc.service.session_factory import PreparedSession, SessionFactory
-from kernelsvc.session import SessionSpec, new_id, new_kernel_id, start_request_of
+from kernelsvc.session import SessionSpec, new_kernel_id, new_session_id, start_request_of
 from kernelsvc.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class WarmPool:
     def __init__(
         self, settings: Settings, registry: SessionRegistry, factory: SessionFactory, launchers: KernelLaunchers
     ) -> None:
-        self._most = settings.warm_pool
+        self._most, self._node = settings.warm_pool, settings.node
         self._limits = settings.limits
         self._registry = registry
         self._factory = factory
@@ -167,7 +167,7 @@ class WarmPool:
 
     async def _make(self, template: str) -> WarmSession:
         spec = SessionSpec(
-            id=new_id("s"),
+            id=new_session_id(self._node),
             principal="",
             template=template,
             workdir="",

@@ -32,6 +32,11 @@ def new_id(prefix: str) -> str:
     return f"{prefix}_{os.urandom(8).hex()}"
 
 
+def new_session_id(node: str = "") -> str:
+    """Return an id for a session. On a node of a cluster it names the node (``model.cluster.ids``)."""
+    return f"s_{node}{os.urandom(8).hex()}"
+
+
 def new_kernel_id() -> str:
     """Return an id for a kernel. It is short because a socket's path contains it (unix(7): 108 bytes)."""
     return new_id("k")

@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from kernelsvc.errors import NotFound
+from kernelsvc.model.cluster.ids import DIGITS
 from kernelsvc.model.objects import SessionInfo, SessionState
 from kernelsvc.protocol.methods import SessionPage
 from kernelsvc.tools.backend import ToolBackend
@@ -15,7 +16,7 @@ from kernelsvc.tools.backend import ToolBackend
 #: The label with a session's name. Another connection, or a later server, finds the session by it.
 LABEL = "tool-session"
 #: Form of a session's id. A name of this form counts as an id.
-_ID = re.compile(r"^s_[0-9a-f]{16}$")
+_ID = re.compile(rf"^s_{DIGITS}$")
 _PAGE = 20
 #: Most cells of a caller whose last line is known.
 MAX_READ = 256

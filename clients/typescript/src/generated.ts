@@ -1866,6 +1866,20 @@ export class Recovering extends KernelsvcError {
   static override readonly retryable: boolean = true;
 }
 
+/** The node that has this does not answer. Nothing is lost. Try again in a few seconds. */
+export class NodeUnreachable extends KernelsvcError {
+  static override readonly code: string = "node_unreachable";
+  static override readonly status: number = 503;
+  static override readonly retryable: boolean = true;
+}
+
+/** The node that has this session is gone. Create a new session, or start the node's server again. */
+export class SessionLost extends KernelsvcError {
+  static override readonly code: string = "session_lost";
+  static override readonly status: number = 410;
+  static override readonly retryable: boolean = false;
+}
+
 /** The template can't start. Correct its settings, or choose another template. */
 export class TemplateFailed extends KernelsvcError {
   static override readonly code: string = "template_failed";
@@ -1926,6 +1940,8 @@ export const ERRORS: Readonly<Record<string, typeof KernelsvcError>> = {
   quota_exceeded: QuotaExceeded,
   at_capacity: AtCapacity,
   recovering: Recovering,
+  node_unreachable: NodeUnreachable,
+  session_lost: SessionLost,
   template_failed: TemplateFailed,
   mount_unavailable: MountUnavailable,
   sandbox_unavailable: SandboxUnavailable,

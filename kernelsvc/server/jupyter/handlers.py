@@ -11,6 +11,7 @@ from tornado.web import RequestHandler
 
 from kernelsvc import __version__
 from kernelsvc.errors import BadRequest, NotFound
+from kernelsvc.model.cluster.ids import kernel_id, session_of_kernel
 from kernelsvc.model.objects import SessionInfo, SessionRequest, SessionState
 from kernelsvc.protocol.jupyter import parse_json
 from kernelsvc.server.handler import ApiHandler, BaseHandler
@@ -51,7 +52,7 @@ def find(handler: BaseHandler, kernel: str) -> SessionInfo:
     Raises:
         NotFound: The caller has no such session, or it is closed.
     """
-    found = handler.context.service.get(handler.who, models.session_id(kernel))
+    found = handler.context.service.get(handler.who, session_of_kernel(kernel))
     if found.state is SessionState.CLOSED:
         raise NotFound(f"The kernel {kernel!r} has ended. Start another.")
     return found
@@ -177,7 +178,7 @@ class KernelsHandler(JupyterHandler):
         """Create a session."""
         asked = self.json_body()
         made = await self.create(asked.get("name"), asked.get("env"), labels=models.labels(asked))
-        self.set_header("Location", f"{self.prefix}/api/kernels/{models.kernel_id(made.id)}")
+        self.set_header("Location", f"{self.prefix}/api/kernels/{kernel_id(made.id)}")
         self.answer(models.kernel_model(made), 201)
 
 

@@ -6,12 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
+from kernelsvc.model.cluster.ids import kernel_id
 from kernelsvc.model.objects import SessionInfo, SessionState
-
-#: jupyter_server routes only ids with the shape of a UUID. "ksvc" in hexadecimal, and version 8: a custom one.
-_UUID = "6b737663-0000-8000-"
-#: A session's id is "s_" and 16 hexadecimal digits.
-_DIGITS = 16
 
 _STATES = {
     SessionState.STARTING: "starting",
@@ -35,21 +31,6 @@ LOGO = (
     '<rect width="64" height="64" rx="12" fill="#306998"/>'
     '<path d="M18 14v36M18 34l24-20M26 28l18 22" stroke="#ffd43b" stroke-width="7" fill="none"/></svg>'
 )
-
-
-def kernel_id(session: str) -> str:
-    """Return a session's id in the format that Jupyter's routes require."""
-    digits = session.removeprefix("s_")
-    if len(digits) != _DIGITS or digits == session:
-        return session
-    return f"{_UUID}{digits[:4]}-{digits[4:]}"
-
-
-def session_id(kernel: str) -> str:
-    """Return the session id of a kernel id. A session id is returned unchanged."""
-    if not kernel.startswith(_UUID):
-        return kernel
-    return "s_" + kernel.removeprefix(_UUID).replace("-", "")
 
 
 def kernel_model(session: SessionInfo, connections: int = 0) -> dict[str, Any]:

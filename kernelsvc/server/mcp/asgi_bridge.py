@@ -134,7 +134,8 @@ class McpService:
         if request is None:
             raise RuntimeError("the MCP request has no HTTP request")
         who: Principal = request.scope[PRINCIPAL]
-        backend = ServiceToolBackend(self._context, who)
+        made = self._context.tool_backend
+        backend = made(who) if made is not None else ServiceToolBackend(self._context, who)
         return Toolbox(backend, self._caller_state(who, request.headers.get(SESSION_HEADER), ctx)), backend
 
     def _caller_state(self, who: Principal, connection: str | None, ctx: server.Context) -> CallerState:

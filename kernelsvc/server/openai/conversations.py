@@ -46,7 +46,9 @@ class ConversationsHandler(OpenAiHandler):
                 raise unsupported(name)
         entries, metadata = _entries(body.get("items")), read_metadata(body)
         self.answer(
-            conversation_json(self.answers.conversations.create(self.who.name, new_id("conv"), metadata, entries))
+            conversation_json(
+                self.answers.conversations.create(self.who.name, self.answers.new_id("conv"), metadata, entries)
+            )
         )
 
 

@@ -6,7 +6,6 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from kernelsvc.answers.answers import new_id
 from kernelsvc.answers.containers import file_name
 from kernelsvc.answers.kept import KeptFile
 from kernelsvc.errors import BadRequest, QuotaExceeded
@@ -49,7 +48,7 @@ class UploadsHandler(OpenAiHandler):
         if len(kept) >= MAX_FILES or sum(each.size for each in kept) + len(data) > MAX_BYTES:
             raise QuotaExceeded("There are too many uploaded files. Delete some.")
         file = KeptFile(
-            id=new_id("file").replace("_", "-"),
+            id=self.answers.new_id("file").replace("_", "-"),
             created=int(time.time()),
             filename=file_name(name).decode("utf-8", "replace"),
             purpose=fields.get("purpose", "user_data")[:64],

@@ -15,6 +15,7 @@ from kernelsvc.model.answers.values import ModelFault
 from kernelsvc.protocol.anthropic import error_json
 from kernelsvc.protocol.jupyter import check_json
 from kernelsvc.protocol.multipart import Form, Part, PartEnd, boundary_of
+from kernelsvc.protocol.openai.lists import page_of
 from kernelsvc.server.handler import ApiHandler, as_error
 from kernelsvc.server.native.sse import start_stream
 
@@ -114,24 +115,8 @@ class OpenAiHandler(ApiHandler):
         Raises:
             BadRequest: A value of the query is not valid.
         """
-        given, order = self.get_query_argument("limit", str(limit)), self.get_query_argument("order", order)
-        if not given.isdecimal() or not 1 <= int(given) <= 10_000 or order not in ("asc", "desc"):
-            raise BadRequest("'limit' is a number from 1 to 10000, and 'order' is 'asc' or 'desc'.", param="limit")
-        items = items if order == "desc" else items[::-1]
-        after = self.get_query_argument("after", "")
-        if after:
-            at = next((number for number, each in enumerate(items) if each["id"] == after), None)
-            if at is None:
-                raise BadRequest("'after' is not the id of an element of the list.", param="after")
-            items = items[at + 1 :]
-        page = items[: int(given)]
-        return {
-            "object": "list",
-            "data": page,
-            "first_id": page[0]["id"] if page else None,
-            "last_id": page[-1]["id"] if page else None,
-            "has_more": len(items) > len(page),
-        }
+        defaults = {"limit": str(limit), "order": order, "after": ""}
+        return page_of(items, {name: self.get_query_argument(name, value) for name, value in defaults.items()})
 
     def form(self) -> tuple[dict[str, str], str | None, bytes]:
         """Return the fields of a form, and the name and content of its file.

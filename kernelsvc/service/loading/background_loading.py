@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from kernelsvc.errors import Recovering
+from kernelsvc.model.cluster.ids import DIGITS
 from kernelsvc.model.events import SandboxReport
 from kernelsvc.model.limits import Usage
 from kernelsvc.model.objects import SessionInfo, SessionState
@@ -33,7 +34,7 @@ def ids_in(text: str) -> list[str]:
     return [f"s_{digits}" for digits in _ID.findall(text)]
 
 
-_ID = re.compile(r"s[-_]([0-9a-f]{16})")
+_ID = re.compile(rf"s[-_]({DIGITS})")
 
 
 class BackgroundLoads:

@@ -12,18 +12,10 @@ from kernelsvc.model import events as ev
 from kernelsvc.model.events import Reason
 from kernelsvc.model.objects import CellInfo
 from kernelsvc.protocol import jupyter, kernel_messages
-from kernelsvc.server.jupyter import channels, models
+from kernelsvc.server.jupyter import channels
 from kernelsvc.server.jupyter.event_translator import KEPT, EventTranslator, joined, kept_header, portions
 
 HEADER = {"msg_id": "m1", "msg_type": "execute_request", "session": "me", "username": "u", "version": "5.0"}
-
-
-def test_a_session_has_one_id_in_both_shapes() -> None:
-    kernel = models.kernel_id("s_0123456789abcdef")
-    assert kernel == "6b737663-0000-8000-0123-456789abcdef"
-    assert models.session_id(kernel) == "s_0123456789abcdef"
-    assert models.session_id("s_0123456789abcdef") == "s_0123456789abcdef"
-    assert models.kernel_id("other") == "other"
 
 
 def none(cell: str) -> CellInfo:

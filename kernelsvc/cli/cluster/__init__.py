@@ -1,0 +1,1 @@
+"""Commands of clusters: a front, its nodes, and several workers on one machine."""

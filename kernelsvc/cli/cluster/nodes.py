@@ -1,0 +1,66 @@
+"""``kernelsvc nodes`` and ``kernelsvc drain``: the nodes of a cluster."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from kernelsvc.cli.terminal import Terminal
+from kernelsvc.client.address import find
+from kernelsvc.client.http import Rest
+from kernelsvc.errors import BadRequest, NotFound
+
+_MIB = 1024 * 1024
+
+
+def _rest(args: argparse.Namespace) -> Rest:
+    return Rest(find(args.url, args.token), connect_seconds=5.0, retry_seconds=0.0)
+
+
+async def nodes(args: argparse.Namespace, terminal: Terminal) -> int:
+    """List the nodes. The exit code is 1 if one of them needs attention."""
+    found = await _ask(_rest(args), "GET", "/v1/nodes")
+    if args.json:
+        terminal.line(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+    else:
+        for line in lines(found):
+            terminal.line(line)
+    well = all(each["state"] in ("ready", "draining") and not each["warnings"] for each in found["nodes"])
+    return 0 if well and not found["refused"] else 1
+
+
+async def drain(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Ask a node to drain."""
+    await _ask(_rest(args), "POST", f"/v1/nodes/{quote(args.node, safe='')}/drain")
+    terminal.message(
+        f"{args.node} creates no more sessions, waits for its cells, saves its sessions and stops. "
+        "Its sessions go on when its server runs again."
+    )
+    return 0
+
+
+async def _ask(rest: Rest, verb: str, path: str) -> Any:
+    try:
+        return await rest.json(verb, path)
+    except NotFound:
+        raise BadRequest("This server is no front. Give the address of one with --url.") from None
+    finally:
+        rest.close()
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """Return the table of ``kernelsvc nodes``."""
+    shown = [f"{'NODE':<8}{'STATE':<13}{'SESSIONS':>12}  {'MEMORY PROMISED':>18}  {'VERSION':<10}ADDRESS"]
+    for each in found["nodes"]:
+        whole = each["memory_bytes"]
+        memory = f"{each['promised_bytes'] // _MIB}" + (f" / {whole // _MIB}" if whole else "") + " MiB"
+        sessions = f"{each['sessions']} / {each['max_sessions']}"
+        shown.append(
+            f"{each['node']:<8}{each['state']:<13}{sessions:>12}  {memory:>18}  {each['version']:<10}{each['url']}"
+        )
+        shown += [f"        ! {warning}" for warning in each["warnings"]]
+    shown += [f"refused: {why}" for why in found["refused"]]
+    return shown

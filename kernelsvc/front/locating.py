@@ -1,0 +1,200 @@
+"""Which node a request is for: by ids where they say it, else by asking the nodes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from kernelsvc.errors import AtCapacity, NodeUnreachable
+from kernelsvc.front.members import Member, Members, ask
+from kernelsvc.front.upstream import NoAnswer, NodeHttp, NotSent, Response
+from kernelsvc.model.cluster import ids, placing
+
+_PAGE = 100
+
+
+class _Found(msgspec.Struct):
+    id: str
+    state: str
+    created_at: str
+
+
+class _SessionIds(msgspec.Struct):
+    sessions: list[_Found]
+
+
+_page = msgspec.json.Decoder(_SessionIds).decode
+
+
+@dataclass
+class Cluster:
+    """The nodes, and connections to them: what the handlers of a front share.
+
+    Attributes:
+        members: The nodes.
+        upstream: HTTP to them.
+    """
+
+    members: Members
+    upstream: NodeHttp
+
+    # --- sessions ---------------------------------------------------------------------------
+
+    async def node_of(self, session: str, token: str | None) -> Member:
+        """Return the node of a session. Waits for one that is away for a moment. Safe to cancel.
+
+        Args:
+            session: Its id.
+            token: The caller's, to ask nodes about an id that names none.
+
+        Raises:
+            NodeUnreachable, SessionLost: Its node does not answer.
+            AtCapacity: No node does.
+        """
+        members = self.members
+        owner = members.owner(session)
+        if owner is None:
+            await members.wait_for_any()
+            owner = members.owner(session)
+        if owner is None and token is not None:
+            owner = await self._ask_for(f"/v1/sessions/{quote(session, safe='')}", token, session)
+            if owner is not None:
+                members.remember(session, owner)
+        if owner is None:
+            self._must_be_complete(session)
+            return members.any()
+        return await members.wait_for(owner, session)
+
+    async def node_of_object(self, name: str, path: str, token: str) -> Member:
+        """Return the node of an object of OpenAI's API.
+
+        Args:
+            name: Its id, which may hint at the node.
+            path: Where the object can be read.
+            token: The caller's.
+        """
+        if session := ids.session_of_container(name):
+            return await self.node_of(session, token)
+        hint = ids.node_hint(name)
+        if hint is not None and self.members.get(hint) is not None:
+            return await self.members.wait_for(hint, name)
+        await self.members.wait_for_any()
+        return self.members.any(await self._ask_for(path, token, name))
+
+    async def node_of_workspace(self, address: str, token: str) -> Member:
+        """Return the node that has a workspace. One that does not exist yet has the node that its address decides.
+
+        Raises:
+            NodeUnreachable: No node has it, and one that may have it does not answer.
+        """
+        await self.members.wait_for_any()
+        name = address.rpartition("/")[2]
+        listed = await self.everywhere("GET", "/v1/workspaces", token)
+        for member, response in listed:
+            for each in _json_list(response):
+                if isinstance(each, dict) and each.get("workspace") == address:
+                    return member
+        if "/" not in address:
+            return await self._workspace_by_name(name, token, listed)
+        self._must_be_complete(address)
+        return self._ranked(address)
+
+    async def _workspace_by_name(self, name: str, token: str, listed: Iterable[tuple[Member, Response]]) -> Member:
+        for member, response in listed:
+            for each in _json_list(response):
+                if isinstance(each, dict) and str(each.get("workspace", "")).partition("/")[2] == name:
+                    return member
+        self._must_be_complete(name)
+        return self._ranked(name)
+
+    def _ranked(self, key: str) -> Member:
+        found = placing.rank(self.members.candidates(), key)
+        return self.members.any(found[0].node if found else None)
+
+    async def home_of(self, principal: str) -> Member:
+        """Return the node that a principal always gets, while the same nodes answer."""
+        await self.members.wait_for_any()
+        return self._ranked(principal)
+
+    async def node_of_label(self, label: str, token: str) -> Member | None:
+        """Return the node of the newest open session with a label, or None.
+
+        Raises:
+            NodeUnreachable: There is none, and a node that may have it does not answer.
+        """
+        await self.members.wait_for_any()
+        path = f"/v1/sessions?limit={_PAGE}&label={quote(label, safe='')}"
+        found: list[tuple[str, Member]] = []
+        for member, response in await self.everywhere("GET", path, token):
+            try:
+                sessions = _page(response.body).sessions if response.status == 200 else []
+            except msgspec.MsgspecError:
+                continue
+            found += [(each.created_at, member) for each in sessions if each.state != "closed"]
+        if found:
+            return max(found, key=lambda pair: pair[0])[1]
+        self._must_be_complete(label)
+        return None
+
+    async def node_of_signed(self, signed: tuple[str, str, str, str, int | None]) -> tuple[Member, str] | None:
+        """Return the node and the session of a signed address, or None."""
+        await self.members.wait_for_any()
+        members = self.members.reachable()
+        answers = await asyncio.gather(*(ask(each, signed=signed) for each in members))
+        return next(((each, found) for each, found in zip(members, answers, strict=True) if found), None)
+
+    def _must_be_complete(self, named: str) -> None:
+        """Check that all nodes were asked: an absent one may have what no other has."""
+        absent = self.members.unreachable()
+        if absent:
+            raise NodeUnreachable(
+                f"No node that answers has {named!r}, and these do not answer: {', '.join(absent)}. Try again later.",
+                nodes=absent,
+            )
+
+    async def _ask_for(self, path: str, token: str, named: str) -> str | None:
+        found = [
+            member.name for member, response in await self.everywhere("GET", path, token) if response.status == 200
+        ]
+        if not found:
+            self._must_be_complete(named)
+        return found[0] if found else None
+
+    async def everywhere(self, verb: str, path: str, token: str) -> list[tuple[Member, Response]]:
+        """Send one request to all nodes that answer, with a caller's token. A node that fails is left out."""
+        members = self.members.reachable()
+        headers = {"Authorization": f"Bearer {token}"}
+
+        async def one(member: Member) -> tuple[Member, Response] | None:
+            try:
+                return member, await self.upstream.fetch(member, verb, path, headers)
+            except (NotSent, NoAnswer, OSError):
+                return None
+
+        answers = await asyncio.gather(*(one(each) for each in members))
+        return [each for each in answers if each is not None]
+
+    # --- drain ------------------------------------------------------------------------------
+
+    async def drain(self, node: str) -> None:
+        """Ask a node to drain.
+
+        Raises:
+            AtCapacity: It does not answer.
+        """
+        member = self.members.get(node)
+        if member is None or await ask(member, drain=True) is None:
+            raise AtCapacity(f"The node {node} does not answer. 'kernelsvc nodes' lists the nodes.")
+
+
+def _json_list(response: Response) -> list[Any]:
+    try:
+        found = msgspec.json.decode(response.body) if response.status == 200 else []
+    except msgspec.MsgspecError:
+        return []
+    return found if isinstance(found, list) else []

@@ -1,0 +1,412 @@
+"""Requests that are passed on to a node: heads are read, bodies pass in pieces, at the pace of whoever reads them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any
+
+from tornado.http1connection import HTTP1Connection
+from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, RequestStartLine, ResponseStartLine
+from tornado.iostream import StreamClosedError
+from tornado.web import HTTPError, stream_request_body
+
+from kernelsvc.errors import AtCapacity, NodeUnreachable
+from kernelsvc.front.locating import Cluster
+from kernelsvc.front.members import Member
+from kernelsvc.front.placing import Placing
+from kernelsvc.front.routes import Action, Match, sandbox_in, session_in, token_of, wanted
+from kernelsvc.front.splice import splice
+from kernelsvc.front.upstream import HOP_BY_HOP, Collector, NoAnswer, NotSent, Response
+from kernelsvc.protocol import jsonrpc
+from kernelsvc.server import sandboxai
+from kernelsvc.server.handler import DISCARD_BYTES, BaseHandler, ServerContext, as_error
+
+#: Pieces of a body that wait for a node.
+MAX_PIECES = 4
+#: Attempts to reach a node that reports but does not accept, each after a pause.
+PAUSE_SECONDS = 0.1
+_UNLIMITED = 1 << 60
+
+
+class FrontHandler(BaseHandler):
+    """Base of the front's handlers: tokens in the forms of all APIs, and errors in their formats."""
+
+    transport = "front"
+    match: Match
+    cluster: Cluster
+    placing: Placing
+
+    async def prepare(self) -> None:
+        """Tornado's hook: authenticate."""
+        await self.admit_request()
+
+    def token(self) -> str | None:
+        """Return the token that the request carries."""
+        given = self.request.query_arguments.get("token")
+        query = given[-1].decode("utf-8", "replace") if given else None
+        return token_of(self.request.path, self.request.headers, query)
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Tornado's hook: write an error in the format of the request's API."""
+        if self.match.row.form != "e2b":
+            super().write_error(status_code, **kwargs)
+            return
+        info = kwargs.get("exc_info")
+        raised = info[1] if info else HTTPError(status_code)
+        known = as_error(raised)
+        self._code = known.code
+        status = raised.status_code if isinstance(raised, HTTPError) else known.http_status
+        self.set_status(status)
+        if known.retryable and status in (429, 503):
+            self.set_header("Retry-After", "1")
+        self.finish({"code": status, "message": known.message})
+
+    def compute_etag(self) -> str | None:
+        """Tornado's hook: the node makes the tags."""
+        return None
+
+
+@stream_request_body
+class RelayHandler(FrontHandler):
+    """Handler of every request that a node answers."""
+
+    _work: asyncio.Task[None] | None = None
+    _spliced = _read_whole = False
+
+    def initialize(self, context: ServerContext, **more: Any) -> None:
+        """Tornado's hook."""
+        super().initialize(context, **more)
+        self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue(MAX_PIECES)
+        self._kept: list[bytes] = []
+        self._size = 0
+        row = self.match.row
+        self.route = row.path.pattern
+        if row.open or self.request.method == "OPTIONS":
+            self.scope, self.own_authentication = None, row.action is Action.SANDBOX
+
+    # --- the request ------------------------------------------------------------------------
+
+    async def prepare(self) -> None:
+        """Tornado's hook: authenticate, and find the node of a request that names it before its body is read."""
+        self.context.requests.add(self)
+        connection = self.request.connection
+        if isinstance(connection, HTTP1Connection):
+            connection.set_max_body_size(DISCARD_BYTES)
+        await self.admit_request()
+        action = Action.ANY if self.request.method == "OPTIONS" else self.match.row.action
+        if action is Action.PLACE:
+            return
+        member = await self._find(action)
+        if "websocket" in self.request.headers.get("Upgrade", "").lower():
+            self._spliced = True
+            await splice(self, member)
+            return
+        if action is Action.GATHER:
+            return
+        if isinstance(connection, HTTP1Connection):
+            connection.set_max_body_size(_UNLIMITED)
+        self._work = asyncio.ensure_future(self._pass_on(member))
+
+    async def _find(self, action: Action) -> Member:
+        cluster, values, token = self.cluster, self.match.values, self.token()
+        match action:
+            case Action.SESSION:
+                session = session_in(self.match)
+                if session is not None:
+                    return await cluster.node_of(session, token)
+            case Action.SANDBOX:
+                return await self._find_sandbox()
+            case Action.OBJECT:
+                path = self.request.path.partition(values["object"])[0] + values["object"]
+                return await cluster.node_of_object(values["object"], path, token or "")
+            case Action.WORKSPACE if "name" in values:
+                return await cluster.node_of_workspace(f"{values['owner']}/{values['name']}", token or "")
+            case Action.NAMED:
+                label = f"{sandboxai.LABEL}={values['space']}/{values['name']}"
+                if found := await cluster.node_of_label(label, token or ""):
+                    return found
+            case Action.SNAPSHOT:
+                named = values.get("snapshot") or values["template"]
+                if found := await self.placing.node_of_snapshot(named, token or ""):
+                    return found
+            case Action.HOME:
+                return await cluster.home_of(self.who.name)
+            case _:
+                pass
+        await cluster.members.wait_for_any()
+        return cluster.members.any()
+
+    async def _find_sandbox(self) -> Member:
+        if session := sandbox_in(self.request.headers):
+            return await self.cluster.node_of(session, self.token())
+        if (given := self._argument("signature")) is not None:
+            operation = {"GET": "read", "HEAD": "read", "POST": "write"}.get(self.request.method or "", "")
+            user = self._argument("username") or ""
+            expiry = self._argument("signature_expiration")
+            expires = int(expiry) if expiry and expiry.isdecimal() and len(expiry) < 16 else None
+            signed = (given, self._argument("path") or "", operation, user, expires)
+            if found := await self.cluster.node_of_signed(signed):
+                return found[0]
+        await self.cluster.members.wait_for_any()
+        return self.cluster.members.any()
+
+    def _argument(self, name: str) -> str | None:
+        given = self.request.query_arguments.get(name)
+        return given[-1].decode("utf-8", "replace") if given else None
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        """Tornado's hook: a piece of the body."""
+        if self._work is not None:
+            return None if self._work.done() else self._put(chunk)
+        self._size += len(chunk)
+        if self._size <= self.context.settings.max_body_bytes:
+            self._kept.append(chunk)
+        else:
+            self._kept.clear()
+        return None
+
+    async def _put(self, chunk: bytes | None) -> None:
+        """Hand a piece to the node's connection, unless the exchange ends first."""
+        assert self._work is not None
+        putting = asyncio.ensure_future(self._pieces.put(chunk))
+        await asyncio.wait({putting, self._work}, return_when=asyncio.FIRST_COMPLETED)
+        putting.cancel()
+
+    async def _flowing(self) -> AsyncIterator[bytes]:
+        while not self._read_whole:
+            piece = await self._pieces.get()
+            if piece is None:
+                self._read_whole = True
+                return
+            yield piece
+
+    # --- the answer -------------------------------------------------------------------------
+
+    async def _serve(self, *_: str, **__: str) -> None:
+        """Wait for the node's answer, or place the request."""
+        if self._spliced:
+            return
+        try:
+            if self._work is not None:
+                await self._put(None)
+                await self._work
+            elif self.match.row.action is Action.GATHER:
+                await self._gather()
+            else:
+                await self._place()
+        except asyncio.CancelledError:
+            return
+
+    get = post = put = delete = head = patch = options = _serve  # type: ignore[assignment]
+
+    async def _pass_on(self, member: Member) -> None:
+        start, headers = self._head()
+        deadline = asyncio.get_running_loop().time() + self.cluster.members.hold_seconds
+        while True:
+            try:
+                await self.cluster.upstream.exchange(member, start, headers, self._flowing, Passing(self))
+                break
+            except NotSent:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise NodeUnreachable(
+                        f"The node {member.name} does not accept connections. Try again in a few seconds."
+                    ) from None
+                await asyncio.sleep(PAUSE_SECONDS)
+                member = await self.cluster.members.wait_for(member.name, "this")
+            except NoAnswer:
+                if start.method not in ("GET", "HEAD") or "Content-Length" in headers:
+                    self.abort()
+                    return
+                member = await self.cluster.members.wait_for(member.name, "this")
+            except StreamClosedError:
+                self.abort()
+                return
+        if not self._finished:
+            self.finish()
+
+    def _head(self) -> tuple[RequestStartLine, HTTPHeaders]:
+        request = self.request
+        headers = HTTPHeaders()
+        for name, value in request.headers.get_all():
+            if name.lower() not in HOP_BY_HOP:
+                headers.add(name, value)
+        if "chunked" in request.headers.get("Transfer-Encoding", "").lower():
+            headers["Transfer-Encoding"] = "chunked"
+        headers.setdefault("Host", "localhost")
+        return RequestStartLine(request.method or "", request.uri or "", "HTTP/1.1"), headers
+
+    def abort(self) -> None:
+        """Close the client's connection in the middle of a response, as when a server ends.
+
+        Whether the node has carried out the request is not known, so no error may say that it has not.
+        """
+        stream = getattr(self.request.connection, "stream", None)
+        if stream is not None:
+            stream.close()
+        if not self._finished:
+            self._finished = True
+            self.on_finish()
+
+    async def _gather(self) -> None:
+        parts = await self.cluster.everywhere("GET", self.request.uri or "", self.token() or "")
+        bodies = [response.body.strip() for _, response in parts if response.status == 200]
+        if parts and not bodies:
+            self.copy(parts[0][1])
+            return
+        self.answer_gaps()
+        self.set_header("Content-Type", "application/json")
+        lists = [body[1:-1] for body in bodies if body.startswith(b"[") and body[1:-1].strip()]
+        self.finish(b"[" + b",".join(lists) + b"]")
+
+    def answer_gaps(self) -> None:
+        """Name the nodes that are missing in a list, in a header."""
+        if absent := self.cluster.members.unreachable():
+            self.set_header("X-Kernelsvc-Unreachable", ",".join(absent))
+
+    async def _place(self) -> None:
+        if self._size > self.context.settings.max_body_bytes:
+            raise jsonrpc.too_large("The body", self._size, self.context.settings.max_body_bytes)
+        body = b"".join(self._kept)
+        start, headers = self._head()
+        headers.pop("Transfer-Encoding", None)
+        headers["Content-Length"] = str(len(body))
+        asked = wanted(body, self.request.headers.get("Idempotency-Key"))
+        if (space := self.match.values.get("space")) and asked.name:
+            named = await self.cluster.node_of_label(f"{sandboxai.LABEL}={space}/{asked.name}", self.token() or "")
+            tries = [named] if named else await self.placing.choose(self.who, self.token() or "", asked)
+        else:
+            tries = await self.placing.choose(self.who, self.token() or "", asked)
+
+        async def whole() -> AsyncIterator[bytes]:
+            if body:
+                yield body
+
+        for number, member in enumerate(tries):
+            last = number + 1 == len(tries)
+            passing = Passing(self, refuse=None if last else is_full)
+            member.candidate.note_sent(self.who.name)
+            try:
+                await self.cluster.upstream.exchange(member, start, headers, whole, passing)
+            except NotSent:
+                if last:
+                    raise AtCapacity("No node accepts this now. Try again in a few seconds.") from None
+                continue
+            except (NoAnswer, StreamClosedError):
+                self.abort()
+                return
+            if passing.refused is None or not is_full(passing.refused):
+                break
+        if not self._finished:
+            self.finish()
+
+    def copy(self, response: Response) -> None:
+        """Answer with a node's whole response."""
+        passing = Passing(self)
+        passing.copy_head(response.status, response.headers)
+        self.finish(response.body)
+
+    # --- the end ----------------------------------------------------------------------------
+
+    def on_finish(self) -> None:
+        """Tornado's hook."""
+        self.context.requests.discard(self)
+        if not self._spliced:
+            super().on_finish()
+
+    def on_connection_close(self) -> None:
+        """Tornado's hook: the client disconnected, so the node's connection ends."""
+        self.context.requests.discard(self)
+        if self._work is not None:
+            self._work.cancel()
+
+    def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
+        """Tornado's hook."""
+        if self._headers_written:
+            self.abort()
+            return
+        if not getattr(self.request.connection, "_read_finished", True):
+            self.keep_headers(Connection="close")
+        super().send_error(status_code, **kwargs)
+
+
+def is_full(response: Response) -> bool:
+    """Return whether a node refused a creation because it has no room, so that another node may be tried.
+
+    Each API has its own format of errors, but only a node without room asks clients to try again.
+    """
+    return response.status == 503 and "Retry-After" in response.headers
+
+
+class Passing(HTTPMessageDelegate):
+    """Passes a node's response to a client.
+
+    Args:
+        handler: The client's request.
+        refuse: If given, a response with the status 503 is kept. It is passed on unless this says that another node
+            is tried.
+    """
+
+    def __init__(self, handler: RelayHandler, refuse: Any = None) -> None:
+        self._handler = handler
+        self._refuse = refuse
+        self._collector: Collector | None = None
+        self._length: str | None = None
+        self.refused: Response | None = None
+
+    def copy_head(self, status: int, headers: HTTPHeaders, reason: str | None = None) -> None:
+        """Set status and headers."""
+        handler = self._handler
+        handler.set_status(status, reason)
+        for name in [*handler._headers]:
+            handler.clear_header(name)
+        seen: set[str] = set()
+        for name, value in headers.get_all():
+            if name.lower() in HOP_BY_HOP:
+                continue
+            (handler.add_header if name in seen else handler.set_header)(name, value)
+            seen.add(name)
+        self._length = headers.get("Content-Length")
+
+    async def headers_received(self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders) -> None:
+        """Tornado's hook."""
+        assert isinstance(start_line, ResponseStartLine)
+        if self._refuse is not None and start_line.code == 503:
+            self._collector = Collector()
+            self._collector.headers_received(start_line, headers)
+            return
+        self.copy_head(start_line.code, headers, start_line.reason)
+        if self._length is None and start_line.code not in (204, 304):
+            stream = getattr(self._handler.request.connection, "stream", None)
+            if stream is not None and not stream.closed():
+                stream.set_nodelay(True)
+            await self._flush()
+
+    async def data_received(self, chunk: bytes) -> None:
+        """Tornado's hook."""
+        if self._collector is not None:
+            self._collector.data_received(chunk)
+            return
+        self._handler.write(bytes(chunk))
+        # A short body of known length leaves with the head.
+        if self._length is None or int(self._length) > len(chunk):
+            await self._flush()
+
+    async def _flush(self) -> None:
+        try:
+            await self._handler.flush()
+        except StreamClosedError:
+            raise asyncio.CancelledError from None
+
+    def finish(self) -> None:
+        """Tornado's hook."""
+        if self._collector is None:
+            return
+        self._collector.finish()
+        self.refused = self._collector.response
+        if not self._refuse(self.refused):
+            self.copy_head(self.refused.status, self.refused.headers)
+            self._handler.write(self.refused.body)
+
+    def on_connection_close(self) -> None:
+        """Tornado's hook."""

@@ -1,0 +1,40 @@
+"""Pages of lists in the format of OpenAI's API."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kernelsvc.errors import BadRequest
+
+#: Most items of a page.
+MAX_LIMIT = 10_000
+
+
+def page_of(items: list[dict[str, Any]], asked: Mapping[str, str]) -> dict[str, Any]:
+    """Return a page of a list.
+
+    Args:
+        items: All items, the newest first.
+        asked: ``limit``, ``order``, and ``after`` or an empty text.
+
+    Raises:
+        BadRequest: One of them is not valid.
+    """
+    limit, order, after = asked["limit"], asked["order"], asked["after"]
+    if not limit.isdecimal() or not 1 <= int(limit) <= MAX_LIMIT or order not in ("asc", "desc"):
+        raise BadRequest(f"'limit' is a number from 1 to {MAX_LIMIT}, and 'order' is 'asc' or 'desc'.", param="limit")
+    items = items if order == "desc" else items[::-1]
+    if after:
+        at = next((number for number, each in enumerate(items) if each["id"] == after), None)
+        if at is None:
+            raise BadRequest("'after' is not the id of an element of the list.", param="after")
+        items = items[at + 1 :]
+    page = items[: int(limit)]
+    return {
+        "object": "list",
+        "data": page,
+        "first_id": page[0]["id"] if page else None,
+        "last_id": page[-1]["id"] if page else None,
+        "has_more": len(items) > len(page),
+    }

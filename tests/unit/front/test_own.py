@@ -1,0 +1,58 @@
+"""The routes that a front answers itself."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from fleet import Fleet
+
+from kernelsvc.front import own
+from kernelsvc.model.cluster import ids
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/v1/openapi.json", "/console/x"])
+async def test_open_routes_need_no_token(fleet: Fleet, path: str) -> None:
+    assert (await fleet.fetch("GET", path, token=None)).code in (200, 404)
+
+
+async def test_metrics_and_info_describe_the_cluster(fleet: Fleet) -> None:
+    text = (await fleet.fetch("GET", "/metrics", token=None)).body.decode()
+    assert 'kernelsvc_front_nodes{kind="ready"} 2' in text
+    info = await fleet.json("GET", "/v1/info", status=200)
+    assert info["nodes"] == 2
+    assert set(info["public_keys"]) == {"000000", "000001"}
+
+
+async def test_the_tools_of_mcp_find_sessions_on_all_nodes(fleet: Fleet) -> None:
+    made = await fleet.on_each()
+    headers = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
+
+    async def call(number: int, method: str, params: dict[str, object]) -> dict[str, object]:
+        body = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
+        response = await fleet.fetch("POST", "/mcp", body, headers=headers)
+        assert response.code == 200, response.body
+        if "Mcp-Session-Id" in response.headers:
+            headers["Mcp-Session-Id"] = response.headers["Mcp-Session-Id"]
+        text = response.body.decode()
+        lines = [line[6:] for line in text.splitlines() if line.startswith("data: {")]
+        return json.loads(lines[-1] if lines else text)["result"]
+
+    client = {"name": "test", "version": "1"}
+    await call(1, "initialize", {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": client})
+    for number, session in enumerate(made, 2):
+        arguments = {"session": session["id"], "code": "print(6 * 7)"}
+        answer = await call(number, "tools/call", {"name": "run_code", "arguments": arguments})
+        assert "42" in json.dumps(answer), answer
+    assert len({ids.node_of(each["id"]) for each in made}) == 2
+
+
+async def test_the_tokens_of_callers_are_remembered_up_to_a_bound(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own, "MAX_TOKENS", 1)
+    service = fleet.front._service
+    alice = service.authenticate("alice-token")
+    assert service.token_of(alice) == "alice-token"
+    service.authenticate("bob-token")
+    assert service.token_of(alice) == ""

@@ -1,0 +1,114 @@
+"""Requests through a front, by REST and the APIs of other products."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from fleet import Fleet
+from http_server import SLEEP
+from waiting import wait_until
+
+from kernelsvc.model.cluster import ids
+
+
+async def test_a_session_on_each_node_works_by_rest(fleet: Fleet) -> None:
+    for session in await fleet.on_each():
+        path = f"/v1/sessions/{session['id']}"
+        assert (await fleet.json("GET", path, status=200))["id"] == session["id"]
+        cell = await fleet.json("POST", f"{path}/cells", {"code": "print(6 * 7)"}, status=200)
+        assert cell["reason"] == "ok", cell
+        assert (await fleet.fetch("PUT", f"{path}/files/a/b.bin", b"x" * 300_000)).code == 201
+        part = await fleet.fetch("GET", f"{path}/files/a/b.bin", headers={"Range": "bytes=2-5"})
+        assert (part.code, part.body) == (206, b"xxxx")
+        head = await fleet.fetch("HEAD", f"{path}/files/a/b.bin")
+        assert (head.code, head.headers["Content-Length"]) == (200, "300000")
+        assert len((await fleet.fetch("GET", f"{path}/files/a/b.bin")).body) == 300_000
+        assert (await fleet.fetch("GET", f"{path}/notebook")).code == 200
+        assert (await fleet.fetch("DELETE", f"{path}/files/a/b.bin")).code == 204
+        assert (await fleet.json("DELETE", path, status=200))["state"] == "closed"
+
+
+async def test_events_stream_and_resume_through_the_front(fleet: Fleet) -> None:
+    (session, _) = await fleet.on_each()
+    path = f"/v1/sessions/{session['id']}"
+    await fleet.json("POST", f"{path}/cells", {"code": "print(1)"}, status=200)
+    got: list[bytes] = []
+    enough = asyncio.Event()
+
+    def take(chunk: bytes) -> None:
+        got.append(chunk)
+        if b"cell_finished" in b"".join(got):
+            enough.set()
+
+    headers = {"Accept": "text/event-stream", "Last-Event-ID": "1"}
+    stream = asyncio.ensure_future(fleet.fetch("GET", f"{path}/events", headers=headers, streaming_callback=take))
+    async with asyncio.timeout(10):
+        await enough.wait()
+    text = b"".join(got).decode()
+    assert "id: 2\n" in text
+    assert "id: 1\n" not in text
+    stream.cancel()
+
+
+async def test_a_one_shot_call_runs_somewhere(fleet: Fleet) -> None:
+    answer = await fleet.json("POST", "/v1/execute", {"code": "1 + 1"}, status=200)
+    assert answer["reason"] == "ok"
+
+
+async def test_tokens_are_checked_at_the_front(fleet: Fleet) -> None:
+    (session, _) = await fleet.on_each()
+    path = f"/v1/sessions/{session['id']}"
+    assert await fleet.refused("GET", path, token="wrong") == (401, "unauthenticated")
+    assert await fleet.refused("GET", path, token=None) == (401, "unauthenticated")
+    assert await fleet.refused("GET", path, token="bob-token") == (404, "not_found")
+    assert await fleet.refused("GET", "/v1/none") == (404, "not_found")
+
+
+async def test_jupyter_through_the_front(fleet: Fleet) -> None:
+    kernels = [await fleet.json("POST", "/api/kernels", {}, status=201) for _ in range(4)]
+    assert len({ids.node_of(ids.session_of_kernel(each["id"])) for each in kernels}) == 2
+    listed = await fleet.json("GET", "/t/alice-token/api/kernels", status=200, token=None)
+    assert {each["id"] for each in listed} == {each["id"] for each in kernels}
+    body = {"kernel": {"id": kernels[0]["id"]}, "path": "a.ipynb", "type": "notebook"}
+    assert (await fleet.json("POST", "/api/sessions", body, status=201))["kernel"]["id"] == kernels[0]["id"]
+    assert (await fleet.fetch("DELETE", f"/api/kernels/{kernels[1]['id']}")).code == 204
+    assert "python3" in (await fleet.json("GET", "/api/kernelspecs", status=200))["kernelspecs"]
+
+
+async def test_e2b_through_the_front(fleet: Fleet) -> None:
+    made = [await fleet.json("POST", "/sandboxes", {"templateID": "base"}, status=201) for _ in range(4)]
+    names = [each["sandboxID"] for each in made]
+    assert len({ids.node_of(ids.session_of(name) or "") for name in names}) == 2
+    shown: list[str] = []
+    after = ""
+    while True:
+        response = await fleet.fetch("GET", f"/v2/sandboxes?limit=3{after}")
+        shown += [each["sandboxID"] for each in json.loads(response.body)]
+        if "x-next-token" not in response.headers:
+            break
+        after = f"&nextToken={response.headers['x-next-token']}"
+    assert shown == names[::-1]
+    usage = await fleet.json("GET", f"/sandboxes/metrics?sandbox_ids={','.join(names)}", status=200)
+    assert set(usage["sandboxes"]) == set(names)
+    for each in made:
+        secret = {"E2b-Sandbox-Id": each["sandboxID"], "X-Access-Token": each["envdAccessToken"]}
+        assert (await fleet.fetch("GET", "/health", headers=secret, token=None)).code == 204
+        host = {"Host": f"49983-{each['sandboxID']}.example.org", "X-Access-Token": each["envdAccessToken"]}
+        assert (await fleet.fetch("GET", "/health", headers=host, token=None)).code == 204
+        assert (await fleet.fetch("DELETE", f"/sandboxes/{each['sandboxID']}")).code == 204
+    assert (await fleet.fetch("GET", "/health", headers={"E2b-Sandbox-Id": names[0]}, token=None)).code == 401
+
+
+async def test_a_client_that_goes_ends_its_request_at_the_node(fleet: Fleet) -> None:
+    (session, _) = await fleet.on_each()
+    node = fleet.node(session["id"])
+    lost = node.losses()
+    call = asyncio.ensure_future(
+        fleet.fetch(
+            "POST", f"/v1/sessions/{session['id']}/cells", {"code": SLEEP, "on_disconnect": "interrupt"},
+            request_timeout=0.5,
+        )
+    )  # fmt: skip
+    await asyncio.gather(call, return_exceptions=True)
+    await wait_until(lambda: lost, what="the node notices")

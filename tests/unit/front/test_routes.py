@@ -1,0 +1,182 @@
+"""The table of a front: every real route has a row, and each row finds the right node."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+from tornado.web import RequestHandler
+
+from kernelsvc.front import routes
+from kernelsvc.front.routes import Action, Wanted, find, sandbox_in, session_in, token_of, wanted
+from kernelsvc.model.cluster import ids
+from kernelsvc.server.app import make_app
+from kernelsvc.settings import ModelSettings, Settings
+
+PLAIN, OF_NODE = "s_0123456789abcdef", "s_a1b2c30123456789abcdef"
+KERNEL = ids.kernel_id(OF_NODE)
+RESPONSE = "resp_a1b2c3" + "0" * 26
+#: What stands for a group of a route's pattern, by its name.
+_SAMPLES = {"kernel": KERNEL, "sandbox": OF_NODE, "path_token": "TOKEN", "action": None}
+
+
+def real_routes() -> list[tuple[str, type[RequestHandler]]]:
+    settings = Settings(models={"m": ModelSettings(url="http://localhost:1")})
+    application = make_app(MagicMock(), settings)
+    rules = application.default_router.rules[0].target.rules
+    return [(rule.matcher.regex.pattern, rule.target) for rule in rules if hasattr(rule.matcher, "regex")]
+
+
+def sample(pattern: str) -> str:
+    """A path that a route's pattern matches."""
+    text = pattern.removesuffix("$")
+    text = re.sub(r"\(\?:/t/[^)]*\)(?:[^)]*\))?\?", "", text)
+    text = re.sub(r"\((?:\?P<(\w+)>|\?:)?([^()]*)\)\??", lambda found: one_of(found[1], found[2]), text)
+    return re.sub(r"\\(.)", r"\1", text).replace("/?", "").replace("(", "").replace(")", "")
+
+
+def one_of(name: str | None, group: str) -> str:
+    given = _SAMPLES.get(name or "")
+    if given:
+        return given
+    return group.split("|")[0] if re.fullmatch(r"[\w/|]+", group) else "x1"
+
+
+def verbs_of(handler: type[RequestHandler]) -> list[str]:
+    unset = RequestHandler._unimplemented_method
+    return [verb for verb in handler.SUPPORTED_METHODS if getattr(handler, verb.lower()) is not unset]
+
+
+@pytest.mark.parametrize(("pattern", "handler"), real_routes(), ids=lambda value: getattr(value, "__name__", value))
+def test_every_route_of_the_server_has_a_row(pattern: str, handler: type[RequestHandler]) -> None:
+    path = sample(pattern)
+    assert re.fullmatch(pattern, path), f"the test makes no path for {pattern}"
+    for verb in verbs_of(handler):
+        assert find(verb, path), f"{verb} {pattern} has no row in front/routes.py"
+        if pattern.startswith("(?:/t/"):
+            prefixed = f"/t/TOKEN{path}"
+            assert re.fullmatch(pattern, prefixed)
+            assert find(verb, prefixed), f"{verb} {pattern} has no row that takes a token in the path"
+
+
+def test_a_route_without_a_row_is_noticed() -> None:
+    assert find("GET", "/v1/surprise") is None
+    assert find("GET", "/t/TOKEN/v1/sessions") is None
+
+
+@pytest.mark.parametrize(
+    ("verb", "path", "action"),
+    [
+        ("GET", "/v1/sessions", Action.OWN),
+        ("POST", "/v1/sessions", Action.PLACE),
+        ("GET", f"/v1/sessions/{OF_NODE}/events", Action.SESSION),
+        ("PUT", f"/v1/sessions/{OF_NODE}/files/a/b.txt", Action.SESSION),
+        ("GET", f"/v1/workspaces/alice/w/files/{OF_NODE}", Action.WORKSPACE),
+        ("POST", "/v1/responses", Action.PLACE),
+        ("GET", f"/v1/responses/{RESPONSE}", Action.OBJECT),
+        ("POST", "/v1/files", Action.HOME),
+        ("GET", f"/t/TOKEN/api/kernels/{KERNEL}/channels", Action.SESSION),
+        ("POST", "/sandboxes", Action.PLACE),
+        ("GET", "/sandboxes/metrics", Action.OWN),
+        ("GET", "/v2/sandboxes", Action.OWN),
+        ("POST", f"/v2/sandboxes/{OF_NODE}/connect", Action.SESSION),
+        ("DELETE", "/templates/name", Action.SNAPSHOT),
+        ("GET", "/templates", Action.ANY),
+        ("POST", "/process.Process/Start", Action.SANDBOX),
+        ("GET", "/health", Action.SANDBOX),
+        ("GET", "/t/TOKEN/v1/spaces/s/sandboxes/n", Action.NAMED),
+        ("POST", "/t/TOKEN/mcp", Action.OWN),
+        ("GET", "/console/", Action.ANY),
+    ],
+)
+def test_what_is_done(verb: str, path: str, action: Action) -> None:
+    match = find(verb, path)
+    assert match is not None
+    assert match.row.action is action
+
+
+@pytest.mark.parametrize(
+    ("path", "session"),
+    [
+        (f"/v1/sessions/{OF_NODE}", OF_NODE),
+        (f"/v1/sessions/{PLAIN}/cells", PLAIN),
+        ("/v1/sessions/nonsense/cells", None),
+        (f"/api/kernels/{KERNEL}", OF_NODE),
+        (f"/api/sessions/{ids.kernel_id(PLAIN)}", PLAIN),
+        (f"/sandboxes/{OF_NODE.replace('_', '-')}/fork", OF_NODE),
+    ],
+)
+def test_the_session_of_a_path(path: str, session: str | None) -> None:
+    match = find("POST", path)
+    assert match is not None
+    assert session_in(match) == session
+
+
+def test_the_sandbox_of_headers_and_host_names() -> None:
+    assert sandbox_in({"E2b-Sandbox-Id": "s-a1b2c30123456789abcdef"}) == OF_NODE
+    assert sandbox_in({"Host": "49999-S-A1B2C30123456789ABCDEF.example.org"}) == OF_NODE
+    assert sandbox_in({"Host": "localhost:8888"}) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "query"),
+    [
+        ("/v1/ws", {"Authorization": "Bearer T"}, None),
+        ("/api/kernels", {"Authorization": "token T"}, None),
+        ("/t/T/api/kernels", {}, None),
+        ("/sandboxes", {"X-API-KEY": "T"}, None),
+        ("/v1/ws", {}, "T"),
+    ],
+)
+def test_a_token_is_found_in_each_form(path: str, headers: dict[str, str], query: str | None) -> None:
+    assert token_of(path, headers, query) == "T"
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"", Wanted()),
+        (b"no json", Wanted()),
+        (b"[1]", Wanted()),
+        (b'{"template":"t","idempotency_key":"k","name":"n"}', Wanted(template="t", key="k", name="n")),
+        (b'{"sidecar_of":"%s"}' % OF_NODE.encode(), Wanted(session=OF_NODE)),
+        (b'{"kernel":{"id":"%s"}}' % KERNEL.encode(), Wanted(session=OF_NODE)),
+        (b'{"templateID":"%s"}' % OF_NODE.encode(), Wanted(session=OF_NODE, snapshot=OF_NODE)),
+        (b'{"templateID":"base"}', Wanted(snapshot="base")),
+        (b'{"previous_response_id":"%s"}' % RESPONSE.encode(), Wanted(node="a1b2c3")),
+        (b'{"conversation":{"id":"conv_a1b2c3%s"}}' % (b"0" * 26), Wanted(node="a1b2c3")),
+        (b'{"tools":[{"container":"cntr_0123456789abcdef"}]}', Wanted(session=PLAIN)),
+        (b'{"input":[{"file_id":"file-a1b2c3%s"}]}' % (b"0" * 26), Wanted(node="a1b2c3")),
+        (b'{"workspace":"w"}', Wanted(workspace="w")),
+        (b'{"kernel":7,"tools":[1],"container":["x"],"template":null}', Wanted()),
+    ],
+    ids=str,
+)
+def test_what_a_body_says_about_its_node(body: bytes, expected: Wanted) -> None:
+    assert wanted(body, None) == expected
+
+
+def test_a_key_in_the_header_counts() -> None:
+    assert wanted(b'{"idempotency_key":"body"}', "header").key == "header"
+
+
+def test_only_rows_that_let_the_node_authenticate_are_open() -> None:
+    """An open row passes requests of strangers to nodes. Each one is named here for a reason."""
+    opened = {row.path.pattern for row in routes.ROWS if row.open}
+    assert opened == {
+        r"/healthz|/readyz",
+        r"/metrics",
+        r"/v1/cluster/join",
+        r"/v1/openapi\.json|/v1/openrpc\.json",
+        r"/console(?:/.*)?",
+        r"/api/?",
+        r"/v1/healthz",
+        r"/files|/health|/execute|/contexts(?:/.*)?|/(?:process\.Process|filesystem\.Filesystem)/.*",
+    }
+
+
+def test_rows_of_own_handlers_name_one() -> None:
+    rows: list[Any] = [row for row in routes.ROWS if (row.action is Action.OWN) != bool(row.own)]
+    assert rows == []
