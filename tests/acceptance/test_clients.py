@@ -28,8 +28,6 @@ def relay(request: pytest.FixtureRequest, served: Served) -> Iterator[Relay]:
         yield relay
 
 
-@pytest.mark.parametrize(
-    "scenario", [each for each in suite.SCENARIOS if each.get("smoke")], ids=lambda each: each["name"]
-)
+@pytest.mark.parametrize("scenario", [each for each in suite.SCENARIOS if each.get("smoke")], ids=suite.name_of)
 def test_a_scenario(relay: Relay, scenario: dict) -> None:
     suite.check(relay, scenario)

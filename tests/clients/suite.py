@@ -32,6 +32,10 @@ DENO, BUN = ("deno@2.9.6",), ("bun@1.4.5",)
 _RUNS_TYPESCRIPT = (22, 18)
 
 
+def name_of(scenario: dict[str, Any]) -> str:
+    return str(scenario["name"])
+
+
 def modules() -> Path:
     """The node_modules with what the TypeScript client is tested with; skips the test where they can't be had."""
     return node_with(*PACKAGES) / "node_modules"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from kernelsvc import __version__
 from kernelsvc.client import AsyncClient, AsyncProgram, AsyncSession, AsyncStream
 
 SOURCES = Path(__file__).parents[2] / "clients" / "typescript" / "src"
@@ -61,6 +62,7 @@ def test_both_clients_have_the_same_methods(kind: type, file: str, name: str) ->
 def test_the_package_has_no_dependency_and_exports_what_is_there() -> None:
     package = json.loads((SOURCES.parent / "package.json").read_text("utf-8"))
     assert "dependencies" not in package
+    assert package["version"] == __version__
     for entry in package["exports"].values():
         for path in entry.values():
             source = re.sub(r"\.(d\.ts|js)$", ".ts", path.removeprefix("./dist/"))

@@ -46,6 +46,8 @@ export interface CreateOptions {
   mounts?: readonly string[];
   /** A folder that outlives the session, at `/workspace`: `NAME`, or another principal's as `OWNER/NAME`. */
   workspace?: string;
+  /** A repeated key returns the session that the first request created. Default: a random one. */
+  idempotencyKey?: string;
   /** Leave the session open at the end of its `await using` block. */
   keep?: boolean;
 }
@@ -152,8 +154,8 @@ export class Client implements AsyncDisposable {
    * @throws KernelsvcError `at_capacity`, `quota_exceeded`, `limit_too_high`, `sandbox_unavailable`, …
    */
   async createSession(options: CreateOptions = {}): Promise<Session> {
-    const { sidecarOf, keep = false, ...request } = options;
-    const params = given({ ...request, sidecar_of: sidecarOf, idempotency_key: newId("create"), attach: false });
+    const { sidecarOf, keep = false, idempotencyKey = newId("create"), ...request } = options;
+    const params = given({ ...request, sidecar_of: sidecarOf, idempotency_key: idempotencyKey, attach: false });
     return new Session(this.#rpc, this.#rest, await this.#rpc.call("session.create", params), keep);
   }
 

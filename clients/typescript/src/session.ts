@@ -46,6 +46,8 @@ export interface CellOptions {
   metadata?: Record<string, unknown>;
   /** `every` makes a checkpoint after this cell, before any later one. Default: the session's mode. */
   checkpoint?: "auto" | "every";
+  /** The cell is a model's: `cell_finished` has the changes of variables and files. */
+  changes?: boolean;
   /** Ends the wait. The cell continues, unless `onAbort` is `interrupt`. */
   signal?: AbortSignal;
   /** Whether an abort of `signal` also interrupts the cell. */
@@ -54,8 +56,6 @@ export interface CellOptions {
 
 /** Options of `Session.run`. */
 export interface RunOptions extends CellOptions {
-  /** The cell is a model's: `cell_finished` has the changes of variables and files. */
-  changes?: boolean;
   /** Most characters of `text`, which keeps its head and its tail. The log has all of it (`output`). */
   maxText?: number;
   /** `queued` returns when the server has accepted the cell. */

@@ -1,0 +1,1 @@
+"""Tests of the TypeScript client with programs from npm: ``make test-typescript``."""
