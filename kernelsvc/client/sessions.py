@@ -401,7 +401,7 @@ class AsyncSession:
             cwd: the directory to start in. Default: the session's.
             stdin: whether it has a standard input. Otherwise it reads an empty one.
             terminal: columns and rows of a terminal for it. Without one it gets pipes.
-            background: drop the oldest output that nobody reads, instead of making the program wait.
+            background: drop the oldest unread output, instead of making the program wait.
 
         Raises:
             BadRequest: there is no such program or directory.

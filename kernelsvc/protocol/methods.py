@@ -398,7 +398,7 @@ class StartProgramParams(SessionParams, kw_only=True, forbid_unknown_fields=True
     terminal: Annotated[PtySize, Meta(description="Give it a terminal of this size.")] | None = None
     background: Annotated[
         bool,
-        Meta(description="Drop the oldest output that nobody reads. Otherwise the program waits for its reader."),
+        Meta(description="Drop the oldest unread output. Otherwise the program waits for its reader."),
     ] = False
 
 

@@ -33,7 +33,7 @@ export interface ProgramOptions {
   stdin?: boolean;
   /** Size of a terminal for it, in characters. Without one it gets pipes. */
   terminal?: { columns: number; rows: number };
-  /** Drop the oldest output that nobody reads, instead of making the program wait. */
+  /** Drop the oldest unread output, instead of making the program wait. */
   background?: boolean;
 }
 

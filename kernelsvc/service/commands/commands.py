@@ -151,7 +151,7 @@ class Commands:
             cwd: a directory as seen inside the sandbox, or "" for the session's own.
             stdin: whether the program has a standard input.
             terminal: size of a terminal for the program. With None it gets pipes.
-            background: drop the oldest output that nobody reads, instead of making the program wait.
+            background: drop the oldest unread output, instead of making the program wait.
 
         Raises:
             Conflict: the id names another program.
