@@ -25,7 +25,17 @@ from cryptography.x509.oid import NameOID
 
 ADDRESS = "127.77.0.1"
 #: Names that resolve to the servers, and names that resolve to addresses no rule may reach.
-NAMES = ("ok.test", "other.test", "a.wild.test", "late.test", "read.test", "api.test", "hub.test")
+NAMES = (
+    "ok.test",
+    "other.test",
+    "a.wild.test",
+    "late.test",
+    "read.test",
+    "api.test",
+    "hub.test",
+    "packages.test",
+    "models.test",
+)
 #: The servers' certificate is not for this name.
 UNVERIFIED = "unverified.test"
 HOSTS = dict.fromkeys((*NAMES, UNVERIFIED), ADDRESS) | {

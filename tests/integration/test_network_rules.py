@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import tempfile
 import urllib.error
@@ -297,8 +298,8 @@ def test_the_rules_of_a_running_session_can_be_replaced(filtered: Served, client
     assert raised.value.code == "conflict"
 
 
-def test_pip_installs_from_an_allowed_index(client: Client, servers: Servers) -> None:
-    """The only name that it may reach is that of a local index."""
+def offer_a_package(servers: Servers) -> None:
+    """Let the servers be an index with one package."""
     wheel = io.BytesIO()
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("fromindex.py", "VALUE = 42\n")
@@ -309,9 +310,27 @@ def test_pip_installs_from_an_allowed_index(client: Client, servers: Servers) ->
     name = "fromindex-1.0-py3-none-any.whl"
     servers.files["/simple/fromindex/"] = ("text/html", f'<a href="/{name}">{name}</a>'.encode())
     servers.files[f"/{name}"] = ("application/zip", wheel.getvalue())
-    install = "!pip install --quiet --trusted-host {0} --index-url http://{0}/simple fromindex"
-    with session_with(client, servers, "ok.test") as session:
-        refused = session.run(install.format("other.test"))
-        assert "[network: other.test was refused: no rule. Allowed: ok.test]" in refused.text
-        installed = session.run(install.format("ok.test"))
-        assert session.run("import fromindex; fromindex.VALUE").text == "42\n", installed.text
+
+
+def test_the_guide_works_as_it_is_written(
+    short_tmp: Path, servers: Servers, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pip from the one index, another name refused in words, and a key that arrives and is never inside."""
+    offer_a_package(servers)
+    page = Path(__file__).parents[2] / "docs" / "howto" / "network.md"
+    section = page.read_text().partition("## Try it with")[2].partition("\n## ")[0]
+    settings, code = re.findall(r"```(?:toml|python)\n(.*?)```", section, re.DOTALL)
+    for name, text in (("authorities.pem", servers.authority), ("models.key", "key-0123456789\n")):
+        (short_tmp / name).write_text(text)
+        settings = settings.replace(f'"{name}"', f'"{short_tmp / name}"')
+    config = short_tmp / "kernelsvc.toml"
+    config.write_text(settings)
+    with serving(short_tmp / "guide", "--config", str(config)) as served:
+        monkeypatch.setenv("KERNELSVC_URL", served.url)
+        monkeypatch.setenv("KERNELSVC_TOKEN", served.token)
+        exec(compile(code, str(page), "exec"), {})
+    printed = capsys.readouterr().out
+    assert printed.startswith("42\n")
+    assert "[network: evil.example was refused: no rule. Allowed: packages.test, models.test (GET; secret" in printed
+    assert printed.endswith("200\n\nFalse False\n\n")
+    assert servers.headers["/v1/models"]["authorization"] == "Bearer key-0123456789"
