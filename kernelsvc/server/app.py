@@ -185,7 +185,9 @@ class Server:
                 else self._bind_tcp()
             )
         self.addresses = [address_of(each) for each in self._sockets]
-        self._context.on_loopback = all(_is_loopback(each) for each in self._sockets)
+        # A Unix socket beside TCP, for nodes of a front, is no way for a page in a browser.
+        tcp = [each for each in self._sockets if each.family != socket.AF_UNIX]
+        self._context.on_loopback = bool(tcp) and all(_is_loopback(each) for each in tcp)
         for each in self._sockets:
             if each.family != socket.AF_UNIX and not _is_loopback(each):
                 log.warning(

@@ -40,7 +40,7 @@ class NodeState:
         refusing: Callable[[], bool],
     ) -> None:
         self._settings, self._registry, self._access = settings, registry, access
-        self._callers, self._templates = callers, templates
+        self._keys, self._callers, self._templates = registry.keys, callers, templates
         self._ready, self._refusing = ready, refusing
 
     def report(self) -> NodeReport:
@@ -63,7 +63,7 @@ class NodeState:
     def knows_key(self, principal: str, key: str) -> bool:
         """Return whether this idempotency key has created a session here, or is about to."""
         try:
-            return self._registry.keys.get(principal, key) is not None
+            return self._keys.get(principal, key) is not None
         except Conflict:
             return True
 

@@ -26,7 +26,14 @@ def read(name: str) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize(
     ("unit", "most"),
-    [("kernelsvc.service", 2.0), ("kernelsvc-kernels.service", 4.0), ("kernelsvc-egress.service", 2.0)],
+    [
+        ("kernelsvc.service", 2.0),
+        ("kernelsvc-kernels.service", 4.0),
+        ("kernelsvc-egress.service", 2.0),
+        ("kernelsvc-front.service", 2.0),
+        ("kernelsvc-node@.service", 2.0),
+        ("kernelsvc-kernels@.service", 4.0),
+    ],
 )
 def test_exposure(unit: str, most: float) -> None:
     tool = shutil.which("systemd-analyze")
@@ -55,6 +62,21 @@ def test_a_restart_of_the_server_can_not_end_the_kernel_host() -> None:
     for key in ("PartOf", "BindsTo", "Requires"):
         assert "kernelsvc-kernels.service" not in " ".join(server.get(key, []))
         assert "kernelsvc.service" not in " ".join(host.get(key, []))
+
+
+def test_the_unit_of_a_node_is_confined_as_the_servers() -> None:
+    """A setting that is added to a unit is added to its template."""
+    own = {"Description", "Documentation", "Before", "After", "Wants", "Requires", "WantedBy", "Also", "Environment"}
+    own |= {"EnvironmentFile", "StateDirectory", "RuntimeDirectory", "Restart"}
+    for unit in ("kernelsvc.service", "kernelsvc-kernels.service"):
+        template = unit.replace(".service", "@.service").replace("kernelsvc@", "kernelsvc-node@")
+        plain, of_node = read(unit), read(template)
+        assert {key: value for key, value in plain.items() if key not in own} == {
+            key: value for key, value in of_node.items() if key not in own
+        }
+    node, host = read("kernelsvc-node@.service"), read("kernelsvc-kernels@.service")
+    for key in ("User", "StateDirectory", "RuntimeDirectory", "RuntimeDirectoryPreserve", "UMask"):
+        assert node[key] == host[key], key
 
 
 def test_the_kernel_host_may_do_what_confinement_needs() -> None:
