@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from kernelsvc.errors import Internal, MountUnavailable, SandboxUnavailable
+from kernelsvc.guest.confine.neutral_paths import TOP
 from kernelsvc.linux.nofollow import stat_directory
 from kernelsvc.model.events import SandboxReport
 from kernelsvc.model.limits import Limits
@@ -27,7 +28,7 @@ from kernelsvc.sandbox import quota
 from kernelsvc.sandbox.branch_dirs import branch_count
 from kernelsvc.sandbox.cgroup import Cgroup, CgroupManager, open_cgroups
 from kernelsvc.sandbox.idmap import can_map, make_map, make_owned
-from kernelsvc.sandbox.own_inodes import mount_of, mount_points, overlay_dirs
+from kernelsvc.sandbox.own_inodes import mount_of, mount_points, overlay_dirs, with_neutral_paths
 from kernelsvc.sandbox.plan import OWN_INODES, SPARE_TASKS, ConfinementRequest, Policy, confine
 from kernelsvc.sandbox.probe import OVERLAYS_TRIED, probe, try_overlays
 from kernelsvc.sandbox.probe_result import Layer, Probe
@@ -383,18 +384,20 @@ class SandboxManager:
             found = find_paths(python, prefixes=prefixes, moves=moves)
             found = msgspec.structs.replace(
                 found,
-                overlays=self._find_overlays(source for source, _ in found.readonly),
+                overlays=self._find_overlays((source for source, _ in found.readonly), moved=bool(moves)),
                 hidden=paths_inside(self._hidden, found.readonly),
             )
             self._paths[key] = found, is_reachable(source for source, _ in found.readonly)
         return self._paths[key]
 
-    def _find_overlays(self, sources: Iterable[str]) -> dict[str, tuple[str, str]]:
-        """Return the overlays that work here, for ``RootfsPaths``."""
+    def _find_overlays(self, sources: Iterable[str], *, moved: bool) -> dict[str, tuple[str, str]]:
+        """Return the overlays that work here, for ``RootfsPaths``. ``moved``: the fork server has neutral paths."""
         if not self.probe.works(OWN_INODES):
             return {}
         real = {source: os.path.realpath(source) for source in sources}
         mounts = mount_points(Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace"))
+        if moved and not self.probe.root:
+            mounts = with_neutral_paths(mounts, os.listdir(TOP))
         files = {path for path in real.values() if not os.path.isdir(path)}
         chosen = overlay_dirs(real.values(), mounts, locked=not self.probe.root, files=files)
         # A filesystem refuses or allows overlays as a whole. On most machines the probe has tried all that are needed.

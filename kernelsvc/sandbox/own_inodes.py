@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
+from kernelsvc.guest.confine.neutral_paths import TOP
 from kernelsvc.sandbox.rootfs_paths import is_beneath
 
 #: Each overlay costs a start 0.1 ms and the machine a superblock.
@@ -64,6 +65,19 @@ def overlay_dirs(
     # Those that show the most paths, if there are too many.
     frequent = [directory for directory, _ in Counter(found.values()).most_common(MAX_OVERLAYS)]
     return {path: directory for path, directory in found.items() if directory in frequent}
+
+
+def with_neutral_paths(mounts: Sequence[str], entries: Iterable[str]) -> list[str]:
+    """Return the mount points in the namespace of a fork server with neutral paths, from which sessions take theirs.
+
+    Args:
+        mounts: mount points of the machine.
+        entries: names in the machine's ``/opt``, each of which is a mount there (``guest.confine.neutral_paths``).
+
+    >>> with_neutral_paths(["/"], ["kernelsvc"])
+    ['/', '/opt', '/opt/kernelsvc']
+    """
+    return [*mounts, TOP, *(f"{TOP}/{entry}" for entry in entries)]
 
 
 def mount_of(path: str, mounts: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kernelsvc.sandbox.own_inodes import MAX_OVERLAYS, overlay_dirs
+from kernelsvc.sandbox.own_inodes import MAX_OVERLAYS, overlay_dirs, with_neutral_paths
 
 MOUNTS = ["/", "/proc", "/usr/share/fonts", "/opt/a:b", "/opt"]
 
@@ -17,6 +17,15 @@ def test_in_a_user_namespace_no_directory_holds_a_mount() -> None:
     assert overlay_dirs(["/usr/share/doc", "/usr/lib/a/b"], MOUNTS, locked=True) == {
         "/usr/share/doc": "/usr/share/doc",
         "/usr/lib/a/b": "/usr/lib",
+    }
+
+
+def test_an_environment_in_opt_has_an_overlay_of_its_own() -> None:
+    """The fork server binds each entry of /opt again, so its namespace refuses an ordinary user an overlay of /opt."""
+    mounts = with_neutral_paths(["/", "/proc"], ["kernelsvc", "other"])
+    assert overlay_dirs(["/opt/kernelsvc", "/opt/other/env"], mounts, locked=True) == {
+        "/opt/kernelsvc": "/opt/kernelsvc",
+        "/opt/other/env": "/opt/other",
     }
 
 
