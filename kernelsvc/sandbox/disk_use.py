@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
+from kernelsvc.linux import procfs
 from kernelsvc.linux.nofollow import open_directory
 
 #: Deepest directory that is measured. The walk holds a descriptor for each level.
@@ -230,6 +231,11 @@ def measure_deleted(pids: Iterable[int], *, workdir: str, home: str = "") -> Dis
             _open_files(pid, found, memory)
             _mapped_files(pid, found, os.fsencode(home))
         except PermissionError:
+            # proc(5): once a process has no memory any more, its files belong to root, until its parent waits for it.
+            # Other threads of a process whose first one has ended still have the files open.
+            ended = procfs.stat(pid)
+            if ended is None or (ended.exiting and ended.threads <= 1):
+                continue
             if number == 0:
                 # The processes belong to another user, or this Linux hides them all. Only a quota counts there.
                 return DiskUse()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -96,6 +97,41 @@ assert measure_directory(os.path.abspath("top")).bytes >= 200_000
 
 def test_a_directory_without_permissions_is_counted_by_its_owner(open_tmp: Path) -> None:
     command = [sys.executable, "-c", _CLOSED]
+    if os.geteuid() == 0:
+        command = as_ordinary_user(command)
+    paths = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=open_tmp, env=paths, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+_ENDED = """
+import os, subprocess, sys, threading, time
+from kernelsvc.linux import procfs
+from kernelsvc.sandbox.disk_use import measure_deleted
+
+def started(code):
+    process = subprocess.Popen([sys.executable, "-c", code])
+    while not (stat := procfs.stat(process.pid)) or stat.state != "Z":
+        time.sleep(0.01)
+    return process
+
+def unseen(process):
+    return measure_deleted([os.getpid(), process.pid], workdir=os.getcwd()).unseen
+
+zombie = started("")
+assert unseen(zombie) == "", unseen(zombie)
+# The first thread has ended (_exit(2)), and another one can write.
+alive = started("import ctypes, threading, time\\n"
+                "threading.Thread(target=time.sleep, args=(60,)).start()\\n"
+                "ctypes.CDLL(None).syscall(60, 0)")
+assert "hides" in unseen(alive), unseen(alive)
+alive.kill()
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the number of the system call is that of x86-64")
+def test_a_process_that_has_ended_hides_nothing_and_one_whose_first_thread_has_ended_does(open_tmp: Path) -> None:
+    command = [sys.executable, "-c", _ENDED]
     if os.geteuid() == 0:
         command = as_ordinary_user(command)
     paths = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "PYTHONDONTWRITEBYTECODE": "1"}
