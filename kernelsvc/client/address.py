@@ -32,11 +32,13 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
         base: ``http://host:port`` or ``https://...``, without a slash at the end.
         token: sent as ``Authorization: Bearer``. None sends no token.
         uds: path of a Unix socket to connect to. ``base`` is then only the ``Host`` header.
+        on_behalf_of: the user of a backend, for whom the requests are.
     """
 
     base: str
     token: str | None = None
     uds: str | None = None
+    on_behalf_of: str | None = None
 
     @property
     def websocket(self) -> str:
@@ -50,7 +52,8 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
 
     def headers(self) -> dict[str, str]:
         """Return the headers of each request."""
-        return {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        return headers | ({"X-On-Behalf-Of": self.on_behalf_of} if self.on_behalf_of else {})
 
 
 class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, Self
 
+import msgspec
+
 from kernelsvc.client.address import Address, find, quoted, without_none
 from kernelsvc.client.connection import RpcConnection
 from kernelsvc.client.http import Rest, query
@@ -39,6 +41,8 @@ class AsyncClient:
         provider: name of this program as the provider of its functions, if it needs one that stays the same.
         on_state: called with ``connected``, ``lost`` (reconnecting) or ``gone`` (given up) when the state of the
             connection changes. ``close`` calls it with nothing.
+        on_behalf_of: for a backend: its name for the user who is served. Sessions belong to ``BACKEND/USER``, and the
+            log names that as the principal. The token needs the scope ``delegate``.
 
     Raises:
         Unreachable: there is no ``url``, and no server of yours runs on this machine.
@@ -53,8 +57,9 @@ class AsyncClient:
         retry_seconds: float = 60.0,
         provider: str = "",
         on_state: Callable[[str], None] | None = None,
+        on_behalf_of: str | None = None,
     ) -> None:
-        self.address: Address = find(url, token)
+        self.address: Address = msgspec.structs.replace(find(url, token), on_behalf_of=on_behalf_of)
         self._rpc = RpcConnection(
             self.address, connect_seconds=connect_seconds, retry_seconds=retry_seconds, on_state=on_state
         )

@@ -8,6 +8,7 @@ import msgspec
 
 from kernelsvc.errors import AtCapacity, QuotaExceeded
 from kernelsvc.model.limits import Limits
+from kernelsvc.model.objects import is_user_of
 
 
 class Ceilings(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,7 +43,7 @@ def admit(live: Iterable[Reservation], ceilings: Ceilings, principal: str, limit
     sessions = own = reserved = 0
     for one in live:
         sessions += 1
-        own += one.principal == principal
+        own += one.principal == principal or is_user_of(one.principal, principal)
         reserved += one.memory_bytes or 0
     allowed = ceilings.sessions_per_principal
     if allowed is not None and own + count > allowed:

@@ -19,7 +19,7 @@ from kernelsvc.model.storage.workspaces import WorkspaceAddress
 from kernelsvc.model.tool_calls.offers import ToolFilter, ToolPatterns
 from kernelsvc.model.tracing.context import RequestMeta
 
-Scope = Literal["run", "read", "approve", "provide", "audit", "operate", "admin"]
+Scope = Literal["run", "read", "approve", "provide", "delegate", "audit", "operate", "admin"]
 #: Scopes of a token that names none. An agent that must not approve its own calls gets a token with ``run`` alone.
 DEFAULT_SCOPES: frozenset[Scope] = frozenset({"run", "read", "approve"})
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$")]
@@ -63,12 +63,28 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
         scopes: The operations that this token allows, implied ones included.
         max_sessions: Open sessions at the same time. None takes the server's setting.
         token_sha256: Hex digest of the token. Secrets made for this caller are bound to it. Empty outside of requests.
+        backend: The principal of the token, if it acts for one of its own users. Quotas count for it.
     """
 
     name: str
     scopes: frozenset[str] = frozenset({"run", "read"})
     max_sessions: int | None = None
     token_sha256: str = ""
+    backend: str = ""
+
+    @property
+    def account(self) -> str:
+        """The name for which quotas count."""
+        return self.backend or self.name
+
+    def owns(self, owner: str) -> bool:
+        """Whether a session of this owner is one of this principal, or of a user for which it may act."""
+        return owner == self.name or ("delegate" in self.scopes and is_user_of(owner, self.name))
+
+
+def is_user_of(name: str, backend: str) -> bool:
+    """Return whether a principal's name is that of a user of this backend."""
+    return name.startswith(f"{backend}/")
 
 
 #: When the kernel is forked after a cell: "auto" when the policy finds it worth its cost, "every" always.

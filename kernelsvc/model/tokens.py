@@ -10,7 +10,7 @@ from typing import Annotated
 
 import msgspec
 
-from kernelsvc.errors import Unauthenticated
+from kernelsvc.errors import BadRequest, Forbidden, Unauthenticated
 from kernelsvc.model.objects import DEFAULT_SCOPES, Principal, Scope
 
 #: The principal of a token that has no name: of ``--token``, ``KERNELSVC_TOKEN``, and of a generated token.
@@ -29,9 +29,10 @@ _IMPLIED: dict[Scope, frozenset[Scope]] = {
     "run": frozenset({"read", "run"}),
     "approve": frozenset({"read", "approve"}),
     "provide": frozenset({"read", "run", "provide"}),
+    "delegate": frozenset({"read", "run", "approve", "delegate"}),
     "audit": frozenset({"read", "audit"}),
     "operate": frozenset({"read", "run", "approve", "audit", "operate"}),
-    "admin": frozenset({"read", "run", "approve", "audit", "operate", "admin"}),
+    "admin": frozenset({"read", "run", "approve", "delegate", "audit", "operate", "admin"}),
 }
 
 
@@ -43,7 +44,8 @@ class TokenRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         sha256: Hex digest of the token.
         scopes: Operations that it allows. ``run`` and ``approve`` include ``read``. ``approve``
             decides about calls that wait for a person. ``provide`` is the bridge's: it carries out calls of
-            the tools of ``[tools.mcp.NAME]`` in sessions of others. ``audit`` reads the sessions of every principal,
+            the tools of ``[tools.mcp.NAME]`` in sessions of others. ``delegate`` lets a backend act for its users.
+            ``audit`` reads the sessions of every principal,
             ``operate`` also uses and ends them, and ``admin`` includes all.
         max_sessions: Open sessions at the same time. None takes the server's setting.
     """
@@ -102,6 +104,34 @@ def present_name(principal: str, records: Iterable[TokenRecord]) -> str:
     if _NAMED_AFTER_HASH.match(principal) and all(record.name != principal for record in records):
         return LOCAL
     return principal
+
+
+#: Scopes that a user for whom a backend acts does not have: they reach beyond one owner's sessions.
+_NOT_OF_USERS = frozenset({"provide", "delegate", "audit", "operate", "admin"})
+#: The name that a backend gives for one of its users. A header can carry it.
+_USER = re.compile(r"[!-~]{1,128}")
+
+
+def on_behalf_of(backend: Principal, user: str, records: Iterable[TokenRecord]) -> Principal:
+    """Return the principal of a backend's user, ``BACKEND/USER``: it owns the sessions that are created for it.
+
+    Args:
+        backend: The principal of the token.
+        user: The backend's name for the user: 1 to 128 characters of ASCII without spaces.
+        records: All tokens. A principal that has a token of its own is nobody's user.
+
+    Raises:
+        Forbidden: The token lacks the scope ``delegate``, or the principal has a token of its own.
+        BadRequest: The name is not valid.
+    """
+    if "delegate" not in backend.scopes:
+        raise Forbidden("To act for a user needs a token with the scope 'delegate'.", scope="delegate")
+    if not _USER.fullmatch(user):
+        raise BadRequest("The user's name must have 1 to 128 characters of ASCII, without spaces. Use its id.")
+    name = f"{backend.name}/{user}"
+    if any(record.name == name for record in records):
+        raise Forbidden(f"The principal {name!r} has a token of its own. Use that.")
+    return msgspec.structs.replace(backend, name=name, scopes=backend.scopes - _NOT_OF_USERS, backend=backend.name)
 
 
 def authenticate(records: Iterable[TokenRecord], token: str | None) -> Principal:

@@ -250,9 +250,17 @@ class BaseHandler(RequestHandler):
             exposed = "ETag, Location, Retry-After, Content-Disposition, Content-Range"
             self.keep_headers(Access_Control_Allow_Origin=origin, Vary="Origin", Access_Control_Expose_Headers=exposed)
         if self.scope is not None:
-            self.set_principal(self.context.service.authenticate(self.token()))
+            self.set_principal(self.named_principal())
         elif not self.own_authentication:
             self.check_host()
+
+    def named_principal(self) -> Principal:
+        """Return the principal of the token, or of the user that the header ``X-On-Behalf-Of`` names.
+
+        Raises:
+            Unauthenticated, BadRequest, Forbidden: See ``ServiceApi.authenticate``.
+        """
+        return self.context.service.authenticate(self.token(), self.request.headers.get("X-On-Behalf-Of"))
 
     def set_principal(self, who: Principal) -> None:
         """Serve this request for a caller whose token or secret was checked.
@@ -262,7 +270,7 @@ class BaseHandler(RequestHandler):
         """
         connection = connection_of(getattr(self.request.connection, "stream", None))
         if connection is not None:
-            connection.claim(who.name, who.token_sha256)
+            connection.claim(who.account, who.token_sha256)
         self.who = who
 
     def token(self) -> str | None:

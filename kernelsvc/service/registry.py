@@ -290,7 +290,7 @@ class SessionRegistry:
             memory_bytes=settings.max_total_memory_bytes,
         )
         pool = [Reservation(principal="", memory_bytes=settings.limits.memory_bytes)] * warm
-        admit([*self._reservations(), *self._reserved.values(), *pool], ceilings, who.name, limits, count=count)
+        admit([*self._reservations(), *self._reserved.values(), *pool], ceilings, who.account, limits, count=count)
 
     def has_room(self, warm: int) -> bool:
         """Whether the warm pool may grow by one: it would be admitted, and no session is in creation.

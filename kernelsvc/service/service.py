@@ -306,13 +306,14 @@ class Service:
 
     # -- the server ----------------------------------------------------------------------
 
-    def authenticate(self, token: str | None) -> Principal:
-        """Return the principal of a token.
+    def authenticate(self, token: str | None, user: str | None = None) -> Principal:
+        """Return the principal of a token, or of a user for whom it acts.
 
         Raises:
             Unauthenticated: no principal has this token.
+            BadRequest, Forbidden: see ``tokens.on_behalf_of``.
         """
-        return self._principals.authenticate(token)
+        return self._principals.authenticate(token, user)
 
     def void_tokens(self, hashes: frozenset[str]) -> frozenset[str]:
         """Return those of these tokens' hashes that are not valid any more."""

@@ -193,7 +193,7 @@ class SandboxHandler(E2bHandler):
         elif shown:
             self.who, self.sandbox = self.context.service.access.holder(sandbox, self.purposes, *shown), sandbox
         else:
-            self.who, self.sandbox = self.context.service.authenticate(self.token()), sandbox
+            self.who, self.sandbox = self.named_principal(), sandbox
 
     def _identify_by_signature(self, sandbox: str | None, operation: e2b.Operation, given: str) -> None:
         path, user = self.argument("path") or "", self.argument("username") or ""

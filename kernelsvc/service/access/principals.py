@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from kernelsvc.errors import BadRequest
 from kernelsvc.model.objects import Principal
-from kernelsvc.model.tokens import TokenRecord, authenticate
+from kernelsvc.model.tokens import TokenRecord, authenticate, on_behalf_of
 from kernelsvc.store.token_file import KeptToken, TokenFile
 
 log = logging.getLogger(__name__)
@@ -41,18 +41,19 @@ class Principals:
         self._used = False
         self._apply()
 
-    def authenticate(self, token: str | None) -> Principal:
-        """Return the principal of a token.
+    def authenticate(self, token: str | None, user: str | None = None) -> Principal:
+        """Return the principal of a token, or of a user for whom it acts.
 
         Raises:
-            Unauthenticated: It is missing, unknown, revoked or expired.
+            Unauthenticated: The token is missing, unknown, revoked or expired.
+            BadRequest, Forbidden: See ``tokens.on_behalf_of``.
         """
         self.refresh()
         who = authenticate(self._records, token)
         if (kept := self._valid.get(who.token_sha256)) is not None:
             self._uses[kept.id] = datetime.now(UTC).replace(microsecond=0)
             self._used = True
-        return who
+        return who if user is None else on_behalf_of(who, user, self._records)
 
     def callers(self) -> Sequence[Principal]:
         """Return the principals of all tokens that are valid now."""

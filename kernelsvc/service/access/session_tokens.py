@@ -22,7 +22,7 @@ from kernelsvc.model.tokens import MAX_TOKEN_LENGTH
 from kernelsvc.service.api import Signed
 
 #: Scopes that no secret grants, even if its token has them.
-_WITHHELD = frozenset({"admin", "operate", "audit", "approve"})
+_WITHHELD = frozenset({"admin", "operate", "audit", "approve", "delegate"})
 #: The scope that a caller needs to get a secret. A secret opens routes that run code.
 _NEEDED = "run"
 
@@ -130,7 +130,7 @@ class SessionTokens:
         for session in self._owners.open_ids():
             owner = self._owners.owner(session)
             for who in self._callers:
-                if who.name == owner and signed.is_signed_with(self._derive(who, session, purpose)):
+                if owner is not None and who.owns(owner) and signed.is_signed_with(self._derive(who, session, purpose)):
                     found.append((who, session))
         if not found:
             raise Unauthenticated("The signature fits no open session. Ask the session's owner for a new address.")
@@ -148,6 +148,7 @@ class SessionTokens:
         if owner is None:
             raise NotFound(f"There is no session {session!r} any more. Create another.")
         for who in fitting:
-            if who.name == owner:
-                return msgspec.structs.replace(who, scopes=who.scopes - _WITHHELD)
+            if who.owns(owner):
+                backend = who.name if owner != who.name else ""
+                return msgspec.structs.replace(who, name=owner, scopes=who.scopes - _WITHHELD, backend=backend)
         raise Unauthenticated("This secret's token does not own that session. Connect to one of your own sessions.")
