@@ -23,6 +23,7 @@
     ├── SessionLost           the session's node has not answered for long, or does not belong to the cluster
     ├── TemplateFailed        the template's fork server can't start
     ├── MountUnavailable      a directory that the session asked for can't be shown to it
+    ├── PortUnreachable       the session's own server does not accept a connection, or sends no HTTP
     ├── SandboxUnavailable    the policy is ``required``, and this machine can't confine
     ├── NotSupported          this kind of kernel lacks the feature
     ├── Timeout               the client's deadline has passed
@@ -194,6 +195,12 @@ class MountUnavailable(KernelsvcError):
     """A mount can't be shown to the session. Correct its settings, or leave it out."""
 
     code, http_status = "mount_unavailable", 503
+
+
+class PortUnreachable(KernelsvcError):
+    """Nothing in the session answers on this port. Start its server on 127.0.0.1, then try again."""
+
+    code, http_status, retryable, fault = "port_unreachable", 502, True, "kernel"
 
 
 class SandboxUnavailable(KernelsvcError):

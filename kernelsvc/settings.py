@@ -206,6 +206,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         dict[MountName, Mount],
         _meta("Directories that sessions may ask to see, read-only at /data/NAME, by name: path, principals."),
     ] = {}
+    ports: Annotated[
+        Literal["off", "private", "on", "open"],
+        _meta(
+            "Who may reach servers in sessions: no one (off), requests with a token or a signed address (private), and "
+            "everybody for ports that their owner makes public (on). open: those of E2B's sandboxes are public."
+        ),
+    ] = "on"
+    port_domain: Annotated[
+        str, _meta("Domain whose names PORT-SESSION.DOMAIN lead here by HTTPS, so that each port has a web origin.")
+    ] = ""
+    port_connections: Annotated[int, _meta("Maximum number of connections to the ports of one session.", ge=1)] = 64
+    port_bytes: Annotated[
+        int, _meta("Maximum size of a request to a port, of its response, and of a WebSocket's data.", "bytes", ge=1)
+    ] = 1024 * MiB
     wheelhouse: Annotated[
         Path | None,
         _meta("Directory of wheels that sessions can install from with pip, without a network. Read-only at /wheels."),

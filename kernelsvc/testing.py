@@ -28,6 +28,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -140,6 +141,13 @@ class FakeLaunchers:
     ) -> ExecProcess:
         """Raise NotSupported: a fake kernel has no sandbox in which a program could run."""
         raise NotSupported("Fake kernels run no programs. Test programs against a real server.")
+
+    async def sockets(self, kernel: str, count: int) -> list[socket.socket]:
+        """Return sockets of this machine's network, in which code of fake kernels runs."""
+        made = [socket.socket() for _ in range(count)]
+        for one in made:
+            one.setblocking(False)
+        return made
 
 
 class InProcessServer:

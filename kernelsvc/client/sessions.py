@@ -20,6 +20,7 @@ from kernelsvc.client.tools import AsyncCall, OnApproval, provider_of
 from kernelsvc.client.transfer import save, target_of, upload_body
 from kernelsvc.client.values import Cell, FileInfo, new_id, read
 from kernelsvc.model.events import ToolCalled
+from kernelsvc.model.network.ports import PortAddress
 from kernelsvc.model.objects import (
     CellView,
     Checkpoint,
@@ -491,6 +492,21 @@ class AsyncSession:
             BadRequest, Conflict: this session can't have such rules. The message says why.
         """
         return await self._described("network", network=network)
+
+    async def share_port(self, port: int, *, public: bool = False, seconds: float = 3600.0) -> str:
+        """Return an address at which a browser reaches a server that runs in the session, without a token.
+
+        Args:
+            port: the port on which the server listens in the session.
+            public: everybody may use the port, until ``unshare_port``. Otherwise the address is signed and secret.
+            seconds: how long a signed address is valid.
+        """
+        found = read(await self._call("share_port", port=port, public=public, seconds=seconds), PortAddress)
+        return found.url or f"{self._rest.address.base}{found.path}"
+
+    async def unshare_port(self, port: int) -> None:
+        """End every address of a port, and the connections that use one."""
+        await self._call("unshare_port", repeat=True, port=port)
 
     async def hibernate(self) -> SessionInfo:
         """Save the variables to disk and free the memory. The next cell resumes the session."""

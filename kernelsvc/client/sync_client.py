@@ -285,6 +285,8 @@ class Session:
     branch = _blocking_as(AsyncSession.branch, _sessions)
     update_network = _blocking(AsyncSession.update_network)
     hibernate = _blocking(AsyncSession.hibernate)
+    share_port = _blocking(AsyncSession.share_port)
+    unshare_port = _blocking(AsyncSession.unshare_port)
     output = _blocking(AsyncSession.output)
     close = _blocking(AsyncSession.close)
     upload = _blocking(AsyncSession.upload)

@@ -29,6 +29,7 @@ from kernelsvc.host.protocol import (
     ForkServerSettings,
     HostSettings,
     RegisterCopyRequest,
+    SocketsRequest,
     SpawnRequest,
     StartProcessRequest,
 )
@@ -385,6 +386,39 @@ class HostClient:
         _, answer_fds = await self.request("exec", fds, **msgspec.to_builtins(request))
         seqpacket.close_all(answer_fds)
 
+    async def sockets(self, kernel: str, count: int) -> list[socket.socket]:
+        """Return new TCP sockets in the network namespace of a kernel, unconnected. Safe to cancel.
+
+        Args:
+            kernel: id of the kernel.
+            count: how many, 64 at most.
+
+        Raises:
+            NotSupported: the session has no network namespace of its own.
+            NotFound, KernelDead: the kernel has ended.
+            Internal: they can't be made.
+        """
+        own, maker_end = seqpacket.pair()
+        with own:
+            own.setblocking(False)
+            with maker_end:
+                fields = msgspec.to_builtins(SocketsRequest(kernel=kernel, count=count))
+                _, answer_fds = await self.request("sockets", [maker_end.fileno()], **fields)
+                seqpacket.close_all(answer_fds)
+            try:
+                async with asyncio.timeout(REQUEST_SECONDS):
+                    await _readable(own)
+                body, fds = seqpacket.receive(own, count) or ({}, [])
+            except (TimeoutError, ValueError) as error:
+                raise Internal("The kernel host made no sockets. Try again.") from error
+        if not fds:
+            log.error("no sockets for kernel %s: %s", kernel, body.get("failed"))
+            raise Internal("The session's network can't be entered. The server's log says why.")
+        made = [socket.socket(fileno=fd) for fd in fds]
+        for one in made:
+            one.setblocking(False)
+        return made
+
     def announce_branch(self) -> None:
         """Tell the host that a branch will be forked, so that it prepares the move into a cgroup. Does not wait."""
         if self._channel is not None:
@@ -471,6 +505,17 @@ class HostClient:
         elif body.get("notice") == "template":
             self.templates[str(body["name"])] = {k: v for k, v in body.items() if k != "notice"}
         seqpacket.close_all(fds)
+
+
+async def _readable(sock: socket.socket) -> None:
+    """Wait until there is something to read. Safe to cancel."""
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(sock.fileno(), ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(sock.fileno())
 
 
 def _host_environment(env: Mapping[str, str]) -> dict[str, str]:

@@ -37,11 +37,13 @@ from kernelsvc.host.container import Container, ContainerProcess, ContainerRecor
 from kernelsvc.host.container_manager import ContainerManager
 from kernelsvc.host.exec import exec_spec, fork_shim
 from kernelsvc.host.forkserver import ForkServer, install_guest
+from kernelsvc.host.port_sockets import fork_maker, namespaces_of
 from kernelsvc.host.protocol import (
     ExecRequest,
     ForkServerSettings,
     HostSettings,
     RegisterCopyRequest,
+    SocketsRequest,
     SpawnRequest,
     StartProcessRequest,
 )
@@ -399,6 +401,15 @@ class HostDaemon:
         self._exec_shims.add(fork_shim(spec, fds, self.descriptors))
         return {}, []
 
+    async def _sockets(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
+        request = msgspec.convert(body, SocketsRequest)
+        if len(fds) != protocol.SOCKETS_FDS:
+            raise BadRequest("sockets needs one descriptor.")
+        container, process = self.manager.find(request.kernel)
+        namespaces = namespaces_of(container, process)
+        self._exec_shims.add(fork_maker(process.pidfd, namespaces, request.count, fds[0]))
+        return {}, []
+
     async def _announce_branch(
         self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]
     ) -> Answer:
@@ -468,6 +479,7 @@ class HostDaemon:
         "find": _find,
         "enlist": _register_copy,
         "exec": _exec,
+        "sockets": _sockets,
         "expect": _announce_branch,
         "signal": _signal,
         "interrupt": _interrupt,

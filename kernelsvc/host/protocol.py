@@ -9,7 +9,7 @@ attribute has a better name and ``rename`` keeps the old one on the wire.
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -22,6 +22,8 @@ VERSION = 1
 #: Descriptors of a request. Spawn: the listening socket and both ends of two pipes. Start: standard input, output and
 #: error. Exec: these three and the exec shim's end of a socket to the server. Copy: a pidfd.
 SPAWN_FDS, START_FDS, EXEC_FDS, COPY_FDS = 5, 3, 4, 1
+#: Sockets: one end of a socket on which the server gets them.
+SOCKETS_FDS = 1
 
 
 class ForkServerSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,3 +170,15 @@ class ExecRequest(msgspec.Struct, frozen=True, kw_only=True):
     env: dict[str, str] = {}
     cwd: str = ""
     terminal: bool = False
+
+
+class SocketsRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``sockets``: make unconnected TCP sockets in the network namespace of a kernel.
+
+    Attributes:
+        kernel: id of the kernel.
+        count: how many.
+    """
+
+    kernel: str
+    count: Annotated[int, msgspec.Meta(ge=1, le=64)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -109,6 +110,9 @@ class KernelLaunchers(Protocol):
             BadRequest: there is no such program or directory.
             TooLarge: arguments and environment are too large together.
         """
+
+    async def sockets(self, kernel: str, count: int) -> list[socket.socket]:
+        """Return unconnected TCP sockets in a kernel's network. Safe to cancel. See ``HostClient.sockets``."""
 
 
 class Launchers:
@@ -235,3 +239,7 @@ class Launchers:
         return await exec_process.start(
             self.host, kernel, argv, env=env, cwd=cwd, with_input=with_input, terminal=terminal
         )
+
+    async def sockets(self, kernel: str, count: int) -> list[socket.socket]:
+        """See ``KernelLaunchers``."""
+        return await self.host.sockets(kernel, count)

@@ -215,6 +215,46 @@ class EgressDenied(Event):
     message: str = ""
 
 
+class PortShared(Event):
+    """The owner gave out the address of a port of the session, or made it public.
+
+    Attributes:
+        port: The port. 0 stands for every port.
+        public: Whether requests need no token and no signature.
+        seconds: For a signed address: how long it is valid.
+    """
+
+    port: int = 0
+    public: bool = False
+    seconds: float = 0.0
+
+
+class PortUnshared(Event):
+    """The owner closed a port: no address of it is valid any more. Requests with a token are still answered."""
+
+    port: int = 0
+
+
+class PortUsed(Event):
+    """Requests to a server in the session. Recorded some seconds after the first one, for all of them together.
+
+    Attributes:
+        port: The port.
+        access: How they were allowed: token, signed or public.
+        requests: Requests, and WebSockets that were opened.
+        failed: Those of them that the session's server did not accept.
+        sent: Bytes that the session sent.
+        received: Bytes that it received.
+    """
+
+    port: int = 0
+    access: str = ""
+    requests: int = 0
+    failed: int = 0
+    sent: int = 0
+    received: int = 0
+
+
 class ClientAttached(Event):
     """A reader attached."""
 
@@ -719,6 +759,9 @@ AnyEvent = (
     | Egress
     | EgressDenied
     | NetworkChanged
+    | PortShared
+    | PortUnshared
+    | PortUsed
     | ClientAttached
     | ClientDetached
     | FilesChanged

@@ -20,6 +20,7 @@ from kernelsvc.model import events as ev
 from kernelsvc.model import limit_causes
 from kernelsvc.model.events import Event, Reason
 from kernelsvc.model.limits import Limits
+from kernelsvc.model.network.ports import PortState
 from kernelsvc.model.objects import CellState, Checkpoint, SessionState
 from kernelsvc.model.stimuli import KernelReplied
 from kernelsvc.model.tool_calls.ledger import CallLedger
@@ -191,6 +192,7 @@ class MachineState:
         self.ordered = False  # whether the kernel is ordered (kernels.port), known when it is attached
         self.unpaused_at: float | None = None  # the end of the last pause
         self.calls = CallLedger()
+        self.ports: dict[int, PortState] = {}  # those that the owner shared or closed
 
     def find_cell(self, cell: str) -> CellRecord | None:
         """Return the record of a cell, or None if the session has no such cell."""
@@ -217,6 +219,10 @@ class MachineState:
     def paused(self) -> bool:
         """Whether the session's owner has paused it by a lease."""
         return self.lease is not None and self.lease.paused
+
+    def touch(self, now: float) -> None:
+        """Note a use of the session that is no event, so that it is not idle. ``now``: in monotonic seconds."""
+        self.last_activity = now
 
     def evolve(self, event: Event, now: float) -> None:
         """Apply one event of the journal. Applied to a whole journal, this rebuilds the machine.
@@ -270,6 +276,12 @@ class MachineState:
                 self.lease, self.leased_until = event, now + event.seconds
                 if self.hibernated:
                     self._move(S.PAUSED if event.paused else S.HIBERNATED)
+            case ev.PortShared():
+                before = self.ports.get(event.port, PortState())
+                self.ports[event.port] = PortState(public=before.public or event.public, generation=before.generation)
+            case ev.PortUnshared():
+                before = self.ports.get(event.port, PortState())
+                self.ports[event.port] = PortState(generation=before.generation + 1)
             case ev.ProgramStarted():
                 self.programs.add(event.program)
             case ev.ProgramEnded():

@@ -13,6 +13,7 @@ from msgspec import Meta, Struct, field, to_builtins
 
 from kernelsvc.errors import BadRequest
 from kernelsvc.model.limits import LimitsRequest, Network
+from kernelsvc.model.network.ports import Port, PortAddress, PortInfo
 from kernelsvc.model.objects import (
     Call,
     CallState,
@@ -454,6 +455,19 @@ class SetWorkspaceParams(WorkspaceParams, kw_only=True, forbid_unknown_fields=Tr
     max_bytes: Annotated[int, Meta(ge=1)] | None = None
 
 
+class PortParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
+    """Parameters of a method on one port of a session."""
+
+    port: Port
+
+
+class SharePortParams(PortParams, kw_only=True, forbid_unknown_fields=True):
+    """``session.share_port``: an address that needs no token."""
+
+    public: Annotated[bool, Meta(description="Everybody may use the port, until it is unshared.")] = False
+    seconds: Annotated[float, Meta(gt=0, description="How long a signed address is valid.")] = 3600.0
+
+
 class SessionPage(Struct, kw_only=True):
     """A page of sessions, and the name of the next page (None: this is the last)."""
 
@@ -535,6 +549,11 @@ def _output(params: OutputParams) -> Arguments:
 def _workspace(params: WorkspaceParams) -> Arguments:
     named = {name: getattr(params, name) for name in params.__struct_fields__ if name not in ("name", "owner")}
     return (params.name if params.owner is None else f"{params.owner}/{params.name}",), named
+
+
+def _port(params: Any) -> Arguments:
+    named = {name: getattr(params, name) for name in params.__struct_fields__ if name not in ("session", "port")}
+    return (params.session, params.port), named
 
 
 def _view(params: ViewParams) -> Arguments:
@@ -770,6 +789,15 @@ _ROWS = (
         "session.network", NetworkParams, SessionInfo, "run",
         "Replace the rules of the session's network, within the server's; open connections that they refuse end.",
         calls="network.update",
+    ),
+    _row("session.ports", SessionParams, list[PortInfo], "read", "The ports that were shared.", calls="ports.list"),
+    _row(
+        "session.share_port", SharePortParams, PortAddress, "run", "An address of a port that needs no token.",
+        arguments=_port, calls="ports.share",
+    ),
+    _row(
+        "session.unshare_port", PortParams, None, "run", "End every address of a port.", arguments=_port,
+        calls="ports.unshare",
     ),
     _row("session.hibernate", SessionParams, SessionInfo, "run", "Give the memory back; the next cell wakes it."),
 )  # fmt: skip

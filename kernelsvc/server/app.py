@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tornado.web import Application, RequestHandler
 
 from kernelsvc.errors import BadRequest, Conflict
-from kernelsvc.server import console, e2b, jupyter, mcp, sandboxai, sandboxfusion
+from kernelsvc.server import console, e2b, jupyter, mcp, ports, sandboxai, sandboxfusion
 from kernelsvc.server.connections import ConnectionLimiter, LimitedServer
 from kernelsvc.server.e2b.unsupported import StrayHandler
 from kernelsvc.server.handler import ApiHandler, ServerContext, without_token
@@ -62,6 +62,7 @@ def make_app(
     shared = {"context": context}
     app = Application(
         [
+            *ports.routes(shared),
             (r"/v1/ws", ApiSocket, shared),
             *_model_routes(context, keys or {}),
             *_rest_routes(shared),

@@ -49,6 +49,7 @@ class Phase(Enum):
     HEAD = "a request's head"
     BODY = "a request's body"
     ANSWER = "the answer"
+    RELAY = "a server in a session"
 
 
 class LimitedConnection:
@@ -99,6 +100,10 @@ class LimitedConnection:
     def await_answer(self) -> None:
         """Begin to wait for the answer: the request is complete."""
         self.phase, self.since = Phase.ANSWER, self._owner.now()
+
+    def await_relay(self) -> None:
+        """Begin to pass on what another server sends. ``server.ports`` has the limits of its time."""
+        self.phase, self.since = Phase.RELAY, self._owner.now()
 
     def received(self, size: int) -> None:
         """Note that ``size`` bytes have arrived."""

@@ -148,8 +148,8 @@ def _from_tornado(error: HTTPError) -> KernelsvcError:
 
 
 def without_token(path: str) -> str:
-    """Return a path as it may be logged: a capability URL (``/t/<token>/...``) holds a token."""
-    return re.sub(r"^/t/[^/]*", "/t/...", path)
+    """Return a path as it may be logged: ``/t/<token>/...`` and ``/v1/ports/<ticket>/...`` hold secrets."""
+    return re.sub(r"^(/t|/v1/ports)/[^/]*", r"\1/...", path)
 
 
 class ClientGone(Exception):
@@ -218,7 +218,7 @@ class BaseHandler(RequestHandler):
         return (
             any(name in request.headers for name in _SECRET_HEADERS)
             or any(name in request.query_arguments for name in ("token", "signature"))
-            or request.path.startswith("/t/")
+            or request.path.startswith(("/t/", "/v1/ports/"))
             or auth.BEARER_SUBPROTOCOL in request.headers.get("Sec-WebSocket-Protocol", "")
         )
 

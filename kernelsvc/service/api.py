@@ -8,6 +8,7 @@ it. ``service.service.Service`` implements it here. The import contracts in ``py
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Literal, Protocol
@@ -17,6 +18,7 @@ import msgspec
 from kernelsvc.model.events import ModelAnswered
 from kernelsvc.model.files import FileEvent, FileStatus, StoredFile
 from kernelsvc.model.limits import LimitsRequest, Network
+from kernelsvc.model.network.ports import Access, PortAddress, PortInfo
 from kernelsvc.model.objects import (
     Call,
     CallState,
@@ -399,6 +401,41 @@ class WorkspacesApi(Protocol):
     async def remove(self, who: Principal, workspace: str) -> None: ...
 
 
+class PortLink(Protocol):
+    """A connection to a server in a session. Each ends with ``close``.
+
+    Attributes:
+        socket: connected and not blocking. Bytes go to and come from the session's server.
+    """
+
+    socket: socket.socket
+
+    def count(self, *, sent: int = 0, received: int = 0) -> None:
+        """Count bytes that the session sent or received, for the log."""
+
+    def fail(self) -> None:
+        """Count a request that the session's server did not answer."""
+
+    def on_end(self, call: Callable[[], None]) -> None:
+        """Have ``call`` called when the connection must end at once. It must not raise."""
+
+    def close(self) -> None:
+        """Close it. Idempotent."""
+
+
+class PortsApi(Protocol):
+    """Servers in sessions, reached from outside. ``visitor`` and ``holder`` return the caller of such a request."""
+
+    def list(self, who: Principal, session: str) -> Sequence[PortInfo]: ...
+    def share(
+        self, who: Principal, session: str, port: int, *, public: bool = False, seconds: float = 3600.0
+    ) -> PortAddress: ...
+    def unshare(self, who: Principal, session: str, port: int) -> None: ...
+    def visitor(self, session: str, port: int) -> Principal | None: ...
+    def holder(self, text: str) -> tuple[Principal, str, int]: ...
+    async def connect(self, who: Principal, session: str, port: int, access: Access) -> PortLink: ...
+
+
 class ServiceApi(Protocol):
     """The methods that the public APIs call. Each raises ``KernelsvcError`` for an error that the caller must know.
 
@@ -429,6 +466,10 @@ class ServiceApi(Protocol):
     @property
     def commands(self) -> CommandApi:
         """Programs for the native API."""
+
+    @property
+    def ports(self) -> PortsApi:
+        """Servers in sessions."""
 
     @property
     def leases(self) -> LeaseApi:

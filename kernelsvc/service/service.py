@@ -82,6 +82,7 @@ from kernelsvc.service.loading.closed_sessions import ClosedSessions
 from kernelsvc.service.loading.principal_names import update_principal_names
 from kernelsvc.service.offers import Offers
 from kernelsvc.service.one_shot import run_once
+from kernelsvc.service.ports.ports import Ports
 from kernelsvc.service.programs import Programs
 from kernelsvc.service.projections import Projections, head_syslog
 from kernelsvc.service.registry import SessionRegistry
@@ -146,7 +147,8 @@ class Service:
         spans: whether the spans of cells are exported.
 
     Attributes:
-        environment, files, offers, programs, commands, leases, usage, access, workspaces: the parts of ``ServiceApi``.
+        environment, files, offers, programs, commands, ports, leases, usage, access,
+            workspaces: the parts of ``ServiceApi``.
     """
 
     def __init__(
@@ -196,6 +198,7 @@ class Service:
         self.leases = Leases(registry, settings.limits)
         self._principals = Principals(settings.tokens, TokenFile(store.data / "keys"))
         self.access = SessionTokens(projections.secret("access"), self._principals.callers, registry)
+        self.ports = Ports(settings, registry, self.environment, self._launchers, self.access)
         self._egress = egress = EgressConnector(settings, registry, self._launchers)
         self.network = NetworkUpdates(settings, registry, store, egress)
         self._creator = SessionCreator(
@@ -261,6 +264,7 @@ class Service:
         self._refuse_sessions()
         await self.programs.end_all()
         await self.commands.end_all()
+        self.ports.end_all()
         if end_sessions:
             await self._loads.all(STOP_SECONDS)
             ending = [session.close("server stopped") for session in self._registry.open_sessions()]
@@ -693,6 +697,7 @@ class Service:
             self._projections.forget_secrets(session.id)
             self.programs.end(session.id)
             self.commands.end(session.id)
+            self.ports.end(session.id)
             self.leases.ended(session.id)
         elif isinstance(last, ev.JournalSigned | ev.NotAsWritten):
             self._projections.finish(session.id)

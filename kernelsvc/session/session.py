@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from kernelsvc.kernels.port import ForkResult, Kernel, SaveResult, StartRequest
 from kernelsvc.kernels.read_budget import ReadPauses
 from kernelsvc.model import events as ev
 from kernelsvc.model.limits import Limits, Usage
+from kernelsvc.model.network.ports import PortState
 from kernelsvc.model.objects import CellInfo, CellOutline, CellRequest, CellView, Checkpoint, SessionInfo, SessionState
 from kernelsvc.model.stimuli import Answer, BeginProgram, Close, Interrupt, ProgramBegun, Restart, Submit
 from kernelsvc.model.view.request import ViewRequest
@@ -82,6 +83,15 @@ class Session(SessionRuntime):
     def last_seq(self) -> int:
         """The position of the last event."""
         return self.log.last_seq
+
+    @property
+    def ports(self) -> Mapping[int, PortState]:
+        """The ports that the owner shared or closed."""
+        return self.machine.ports
+
+    def touch(self) -> None:
+        """Note a use of the session that is no event, so that it is not idle."""
+        self.machine.touch(self._loop.time())
 
     def kernels(self) -> set[str]:
         """Return the ids of all processes of this session: the kernel and its checkpoints."""

@@ -150,6 +150,8 @@ def importers() -> dict[str, set[Path]]:
 #: Modules that have no test file of their name and are imported by none, and the test that runs them all the same: in a
 #: process of their own, through the package that re-exports them, or as part of one that is named.
 TESTED_THROUGH = {
+    "kernelsvc.host.port_sockets": "tests/integration/test_ports.py",
+    "kernelsvc.service.ports.session_ports": "tests/unit/server/ports/test_handler.py",
     **dict.fromkeys(("kernelsvc.store.backups.backup", "kernelsvc.cli.backup"), "tests/acceptance/test_operate.py"),
     "kernelsvc.answers.conversations": "tests/unit/server/openai/test_conversations.py",
     **dict.fromkeys(

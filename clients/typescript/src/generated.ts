@@ -981,6 +981,81 @@ export interface OutputTruncatedEvent {
   prev: string;
 }
 
+/** The address of a port. */
+export interface PortAddress {
+  port: number;
+  public: boolean;
+  /** the address on this server. It holds a signature, unless the port is public. */
+  path: string;
+  /** the address on a host name of the port's own, if the setting `port_domain` is set. */
+  url: string | null;
+  /** when the signature ends, or None for a public port. */
+  expires_at: string | null;
+}
+
+/** A port of a session that was shared. */
+export interface PortInfo {
+  /** the number. */
+  port: number;
+  /** whether requests need no token. */
+  public: boolean;
+}
+
+/** The owner gave out the address of a port of the session, or made it public. */
+export interface PortSharedEvent {
+  type: "port_shared";
+  /** The port. 0 stands for every port. */
+  port: number;
+  /** Whether requests need no token and no signature. */
+  public: boolean;
+  /** For a signed address: how long it is valid. */
+  seconds: number;
+  session: string;
+  seq: number;
+  at: string;
+  cell?: string;
+  frame?: number;
+  request?: string;
+  prev: string;
+}
+
+/** The owner closed a port: no address of it is valid any more. Requests with a token are still answered. */
+export interface PortUnsharedEvent {
+  type: "port_unshared";
+  port: number;
+  session: string;
+  seq: number;
+  at: string;
+  cell?: string;
+  frame?: number;
+  request?: string;
+  prev: string;
+}
+
+/** Requests to a server in the session. Recorded some seconds after the first one, for all of them together. */
+export interface PortUsedEvent {
+  type: "port_used";
+  /** The port. */
+  port: number;
+  /** How they were allowed: token, signed or public. */
+  access: string;
+  /** Requests, and WebSockets that were opened. */
+  requests: number;
+  /** Those of them that the session's server did not accept. */
+  failed: number;
+  /** Bytes that the session sent. */
+  sent: number;
+  /** Bytes that it received. */
+  received: number;
+  session: string;
+  seq: number;
+  at: string;
+  cell?: string;
+  frame?: number;
+  request?: string;
+  prev: string;
+}
+
 /** The program ended. `exit_code` is the negative number of a signal that ended it, or null if it is unknown. */
 export interface ProgramEndedEvent {
   type: "program_ended";
@@ -1518,6 +1593,9 @@ export type EventType =
   | "egress"
   | "egress_denied"
   | "network_changed"
+  | "port_shared"
+  | "port_unshared"
+  | "port_used"
   | "client_attached"
   | "client_detached"
   | "files_changed"
@@ -1569,6 +1647,9 @@ export type KnownEvent =
   | EgressEvent
   | EgressDeniedEvent
   | NetworkChangedEvent
+  | PortSharedEvent
+  | PortUnsharedEvent
+  | PortUsedEvent
   | ClientAttachedEvent
   | ClientDetachedEvent
   | FilesChangedEvent
@@ -1711,6 +1792,12 @@ export interface Methods {
   "workspace.remove": { params: { name: string; owner?: string | null }; result: null };
   /** Replace the rules of the session's network, within the server's; open connections that they refuse end. */
   "session.network": { params: { session: string; network?: "host" | "none" | NetworkRules | null }; result: SessionInfo };
+  /** The ports that were shared. */
+  "session.ports": { params: { session: string }; result: PortInfo[] };
+  /** An address of a port that needs no token. */
+  "session.share_port": { params: { session: string; port: number; public?: boolean; seconds?: number }; result: PortAddress };
+  /** End every address of a port. */
+  "session.unshare_port": { params: { session: string; port: number }; result: null };
   /** Give the memory back; the next cell wakes it. */
   "session.hibernate": { params: { session: string }; result: SessionInfo };
 }
@@ -1752,6 +1839,7 @@ export const REPEATABLE: ReadonlySet<string> = new Set([
   "workspace.list",
   "workspace.get",
   "workspace.set",
+  "session.ports",
 ]);
 
 /** The request is not valid. Compare it with the API reference. */
@@ -1894,6 +1982,13 @@ export class MountUnavailable extends KernelsvcError {
   static override readonly retryable: boolean = false;
 }
 
+/** Nothing in the session answers on this port. Start its server on 127.0.0.1, then try again. */
+export class PortUnreachable extends KernelsvcError {
+  static override readonly code: string = "port_unreachable";
+  static override readonly status: number = 502;
+  static override readonly retryable: boolean = true;
+}
+
 /** This machine can't confine a session as required. Run 'kernelsvc doctor' to see the reason. */
 export class SandboxUnavailable extends KernelsvcError {
   static override readonly code: string = "sandbox_unavailable";
@@ -1944,6 +2039,7 @@ export const ERRORS: Readonly<Record<string, typeof KernelsvcError>> = {
   session_lost: SessionLost,
   template_failed: TemplateFailed,
   mount_unavailable: MountUnavailable,
+  port_unreachable: PortUnreachable,
   sandbox_unavailable: SandboxUnavailable,
   not_supported: NotSupported,
   timeout: Timeout,

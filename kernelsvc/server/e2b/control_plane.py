@@ -15,6 +15,7 @@ from kernelsvc.errors import (
     BadRequest,
     CannotFork,
     Conflict,
+    Forbidden,
     KernelsvcError,
     LimitTooHigh,
     NotFound,
@@ -26,7 +27,7 @@ from kernelsvc.protocol import e2b
 from kernelsvc.server.e2b import models
 from kernelsvc.server.e2b.directory_watch import WatcherRegistry
 from kernelsvc.server.e2b.handler import E2bHandler, SandboxHandler
-from kernelsvc.server.e2b.network import network_of
+from kernelsvc.server.e2b.network import is_public, network_of
 
 #: Most sandboxes that one listing searches, and most on one page.
 MAX_LISTED, MAX_PAGE = 10_000, 100
@@ -138,9 +139,26 @@ class SandboxesHandler(ControlPlaneHandler):
         self.auth_scope("run")
         wanted = models.decode(self.json_body())
         seconds = self.seconds(wanted.timeout)
+        public = self._is_public(wanted)
         session = await self.while_connected(self._create(wanted))
+        if public:
+            self.context.service.ports.share(self.who, session.id, 0, public=True)
         session = self.lease(session, seconds, then="pause" if wanted.autoPause else "close")
         self.answer(self.shown(session), 201)
+
+    def _is_public(self, wanted: models.NewSandbox) -> bool:
+        """Return whether the sandbox's own servers are public.
+
+        Raises:
+            Forbidden: The server allows no public ports. Nothing was created.
+        """
+        ports = self.context.settings.ports
+        public = is_public(wanted.network, ports == "open")
+        if public and ports in ("off", "private"):
+            raise Forbidden(
+                f"This server allows no public ports (setting ports = {ports!r}). Leave allow_public_traffic out."
+            )
+        return public
 
     async def _create(self, wanted: models.NewSandbox) -> SessionInfo:
         service = self.context.service

@@ -20,7 +20,7 @@ class NetworkOptions(msgspec.Struct, kw_only=True, rename="camel"):
     Attributes:
         allow_out: Names, wildcards, addresses and networks that are allowed.
         deny_out: Destinations that are denied. ``0.0.0.0/0`` denies all others.
-        allow_public_traffic: Whether requests to the sandbox need no secret.
+        allow_public_traffic: Whether requests to the sandbox's own servers need no secret.
         mask_request_host: Another ``Host`` for requests to the sandbox.
         rules: Headers that are added to the sandbox's requests, by host.
         egress_proxy: A proxy of the client.
@@ -32,6 +32,17 @@ class NetworkOptions(msgspec.Struct, kw_only=True, rename="camel"):
     mask_request_host: Any = None
     rules: Any = None
     egress_proxy: Any = None
+
+
+def is_public(asked: Any, otherwise: bool) -> bool:
+    """Return whether the sandbox's own servers are public. The request is one that ``network_of`` accepts.
+
+    Args:
+        asked: ``network`` of the request.
+        otherwise: What holds if the request does not say.
+    """
+    wanted = msgspec.convert(asked or {}, NetworkOptions).allow_public_traffic
+    return otherwise if wanted is None else wanted
 
 
 def network_of(asked: Any, allow_internet_access: bool | None) -> Network | None:
@@ -52,8 +63,6 @@ def network_of(asked: Any, allow_internet_access: bool | None) -> Network | None
     for name in ("mask_request_host", "rules", "egress_proxy"):
         if getattr(options, name):
             raise NotSupported(f"network has no {name} here. Leave it out.")
-    if options.allow_public_traffic:
-        raise NotSupported("Requests to a sandbox always need its secret here. Leave allow_public_traffic out.")
     if allow_internet_access is False:
         return "none"
     allowed, denied = options.allow_out or [], options.deny_out or []

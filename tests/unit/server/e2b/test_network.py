@@ -4,7 +4,7 @@ import pytest
 
 from kernelsvc.errors import BadRequest, NotSupported
 from kernelsvc.model.network.rules import NetworkRules
-from kernelsvc.server.e2b.network import network_of
+from kernelsvc.server.e2b.network import is_public, network_of
 
 ALL = "0.0.0.0/0"
 
@@ -44,7 +44,6 @@ def test_bad_destinations(asked):
 @pytest.mark.parametrize(
     "asked",
     [
-        {"allowPublicTraffic": True},
         {"rules": {"a.test": [{"transform": {}}]}},
         {"egressProxy": {"address": "a"}},
         {"maskRequestHost": "x"},
@@ -53,3 +52,10 @@ def test_bad_destinations(asked):
 def test_what_is_missing_here_is_refused(asked):
     with pytest.raises(NotSupported):
         network_of(asked, None)
+
+
+def test_a_sandboxs_own_servers_are_public_if_its_request_or_the_server_says_so():
+    for otherwise in (False, True):
+        assert is_public({"allowPublicTraffic": True}, otherwise)
+        assert not is_public({"allowPublicTraffic": False}, otherwise)
+        assert is_public(None, otherwise) is otherwise

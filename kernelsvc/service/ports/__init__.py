@@ -1,0 +1,1 @@
+"""Servers in sessions, reached from outside."""
