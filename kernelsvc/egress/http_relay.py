@@ -142,6 +142,8 @@ class HttpRelay:
         self._on_exchange = on_exchange
         self._secrets = secrets
         self._server: ByteChannel | None = None
+        # A head and a body that came together go together: each write wakes the receiver.
+        self._to_client = bytearray()
         self._inner = h11.Connection(h11.SERVER, MAX_HEAD)
         self._outer = h11.Connection(h11.CLIENT, MAX_HEAD)
 
@@ -186,19 +188,34 @@ class HttpRelay:
         try:
             if self._inner.they_are_waiting_for_100_continue:
                 await self._send_client(h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue"))
-            await self._send_server(h11.Request(method=request.method, target=request.target, headers=headers))
-            upload = asyncio.ensure_future(self._upload())
-            try:
-                # A body that has arrived is sent before a fast answer is read, which would end the connection.
-                await asyncio.sleep(0)
-                await self._download(exchange, Redactor(hidden))
-            finally:
-                if not upload.done():
-                    upload.cancel()
-                await asyncio.wait([upload])
+                await self._flush()
+            head = self._outer.send(h11.Request(method=request.method, target=request.target, headers=headers))
+            await self._transfer(exchange, Redactor(hidden), head or b"")
         finally:
             self._on_exchange(exchange)
         return self._inner.states == {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE} == self._outer.states
+
+    async def _transfer(self, exchange: HttpExchange, redactor: Redactor, head: bytes) -> None:
+        """Send a request's head and the part of its body that is here. Then relay both ways until the answer ends."""
+        assert self._server is not None
+        ended = False
+        with contextlib.suppress(h11.RemoteProtocolError):  # the upload meets the same error
+            while isinstance(event := self._inner.next_event(), h11.Data):
+                head += self._outer.send(h11.Data(data=bytes(event.data))) or b""
+            if isinstance(event, h11.EndOfMessage):
+                ended = True
+                head += self._outer.send(h11.EndOfMessage()) or b""  # trailers are left out
+        await self._server.send(head)
+        if ended:
+            await self._download(exchange, redactor)
+            return
+        upload = asyncio.ensure_future(self._upload())
+        try:
+            await self._download(exchange, redactor)
+        finally:
+            if not upload.done():
+                upload.cancel()
+            await asyncio.wait([upload])
 
     def _with_secrets(
         self, exchange: HttpExchange, headers: list[tuple[bytes, bytes]]
@@ -257,6 +274,7 @@ class HttpRelay:
             elif isinstance(event, h11.EndOfMessage):
                 await self._send_data(redactor.flush())
                 await self._send_client(h11.EndOfMessage())  # trailers are left out
+                await self._flush()
                 return
             elif not isinstance(event, h11.InformationalResponse):
                 raise OSError("the server closed the connection without an answer")
@@ -271,6 +289,8 @@ class HttpRelay:
 
     async def _receive(self, connection: h11.Connection, channel: ByteChannel, *, sent: bool) -> object:
         while (event := connection.next_event()) is h11.NEED_DATA:
+            if not sent:
+                await self._flush()
             async with asyncio.timeout(IDLE_SECONDS):
                 data = await channel.receive(CHUNK_BYTES)
             self._count(len(data) if sent else 0, 0 if sent else len(data))
@@ -283,7 +303,14 @@ class HttpRelay:
             await self._server.send(data)
 
     async def _send_client(self, event: h11.Event) -> None:
-        if data := self._inner.send(event):
+        self._to_client += self._inner.send(event) or b""
+        if len(self._to_client) >= CHUNK_BYTES:
+            await self._flush()
+
+    async def _flush(self) -> None:
+        if self._to_client:
+            data = bytes(self._to_client)
+            self._to_client.clear()
             await self._client.send(data)
 
     async def _send_data(self, data: bytes) -> None:

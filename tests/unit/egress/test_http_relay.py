@@ -184,6 +184,37 @@ async def test_an_answer_that_is_there_already_does_not_end_the_connection():
         one.close()
 
 
+class Sends(PlainChannel):
+    """A channel that counts its writes."""
+
+    count = 0
+
+    async def send(self, data: bytes) -> None:
+        self.count += 1
+        await super().send(data)
+
+
+async def test_a_head_and_its_body_are_written_together():
+    """Each write is a packet, which wakes the receiver."""
+    ours, client = socket.socketpair()
+    theirs, server = socket.socketpair()
+    for one in (ours, client, theirs, server):
+        one.setblocking(False)
+    server.sendall(ANSWER)
+    to_client, to_server = Sends(ours), Sends(theirs)
+
+    async def connect() -> Sends:
+        return to_server
+
+    client.sendall(b"POST /a HTTP/1.1\r\nHost: ok.test\r\nContent-Length: 3\r\n\r\nabc")
+    assert await HttpRelay(to_client, NAME, 80, lambda: RULES, connect, lambda *_: None, lambda _: None)._exchange()
+    assert (to_client.count, to_server.count) == (1, 1)
+    assert server.recv(4096).endswith(b"\r\n\r\nabc")
+    assert client.recv(4096).endswith(b"\r\n\r\nhi")
+    for one in (ours, client, theirs, server):
+        one.close()
+
+
 SMUGGLING = [
     b"POST / HTTP/1.1\r\nHost: ok.test\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     b"POST / HTTP/1.1\r\nHost: ok.test\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\nabcde",
