@@ -24,8 +24,12 @@ from kernelsvc import AsyncClient
 ROOT = Path(__file__).parents[2]
 #: Made by ``make_written_before.py``, which says what is in it.
 ARCHIVE = ROOT / "tests" / "fixtures" / "written_before.tar.xz"
-#: The release that sessions are upgraded from. Raise it with each minor version: older ones are not promised.
-BEFORE = "3f0f94d3131105262df9dd3e2c06ecef8fb2c680"
+#: The commits that sessions are upgraded from, and the signal that ends the old server: the oldest one that is
+#: promised, and the last one before tokens, backups and the log of operators. Raise them with each minor version.
+BEFORE = {
+    "3f0f94d3131105262df9dd3e2c06ecef8fb2c680": signal.SIGHUP,
+    "c2ea39543ca74a20020b97c3c91412fea2b1820b": signal.SIGKILL,
+}
 #: What a replay says of each cell: a picture that was updated, a text that was cut and an answered question differ.
 REPLAYED = {
     "plain": ["same", "same", "different", "same", "same"],
@@ -178,23 +182,25 @@ async def test_a_session_that_was_open_when_all_was_killed_has_a_new_kernel(befo
         assert (await session.run("'y' in globals()")).text.strip() == "False"
 
 
-def old_code(to: Path) -> None:
+def old_code(commit: str, to: Path) -> None:
     """The package as it was, from this checkout's history."""
-    packed = subprocess.run(["git", "-C", str(ROOT), "archive", BEFORE, "kernelsvc"], capture_output=True)
+    packed = subprocess.run(["git", "-C", str(ROOT), "archive", commit, "kernelsvc"], capture_output=True)
     if packed.returncode:
-        pytest.skip(f"the history of this checkout lacks {BEFORE[:7]}: {packed.stderr.decode()[:100]}")
+        pytest.skip(f"the history of this checkout lacks {commit[:7]}: {packed.stderr.decode()[:100]}")
     subprocess.run(["tar", "-x", "-C", str(to)], input=packed.stdout, check=True)
 
 
-@pytest.mark.parametrize("how", [signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("commit", "how"), BEFORE.items(), ids=[f"{each[:7]}-{how.name}" for each, how in BEFORE.items()]
+)
 @pytest.mark.timeout(120)
-async def test_sessions_that_run_survive_an_upgrade(how):
+async def test_sessions_that_run_survive_an_upgrade(commit, how):
     """The kernel host keeps its code, and its kernels keep theirs; today's server adopts them."""
     with tempfile.TemporaryDirectory(prefix="k", dir="/tmp", ignore_cleanup_errors=True) as directory:
         root = Path(directory)
         code = root / "old"
         code.mkdir()
-        old_code(code)
+        old_code(commit, code)
         os.chmod(root, 0o711)
         served = Served(root, env={"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1"})
         served.start()
