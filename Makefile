@@ -24,7 +24,7 @@ WORKERS := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo demo-model test test-thorough test-console test-chaos test-properties test-compat test-typescript test-matrix test-vm check bench bench-smoke fix serve docs lock clean
+.PHONY: help demo demo-model test test-thorough test-console test-chaos test-properties test-compat test-typescript test-matrix test-vm test-image check bench bench-smoke fix serve docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | \
@@ -77,6 +77,10 @@ test-matrix: $(VENV)/.dev ## branches of sessions that hold other people's libra
 test-vm: ## the systemd units and cgroup v2, in a virtual machine that the test makes; takes minutes
 	@scripts/bootstrap vm $(VENV)
 	@KERNELSVC_VM=1 $(BIN)/python -m pytest tests/vm $(ARGS)
+
+test-image: ## deploy/Containerfile, built from Debian's packages and run under several options; takes minutes
+	@scripts/bootstrap image $(VENV)
+	@$(BIN)/python -m pytest tests/image $(ARGS)
 
 check: $(VENV)/.dev ## what needs no running: style, types, the direction of imports, generated docs
 	@scripts/check $(VENV)
