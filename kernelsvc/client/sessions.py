@@ -506,7 +506,7 @@ class AsyncSession:
 
     async def unshare_port(self, port: int) -> None:
         """End every address of a port, and the connections that use one."""
-        await self._call("unshare_port", repeat=True, port=port)
+        await self._call("unshare_port", port=port)
 
     async def hibernate(self) -> SessionInfo:
         """Save the variables to disk and free the memory. The next cell resumes the session."""
