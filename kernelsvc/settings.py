@@ -28,6 +28,7 @@ from msgspec import Meta
 
 from kernelsvc.errors import BadRequest
 from kernelsvc.model.limits import Limits
+from kernelsvc.model.name_rules import in_words
 from kernelsvc.model.network.hosts import check_fixed_hosts
 from kernelsvc.model.network.policy import check_secrets
 from kernelsvc.model.network.rules import NetworkRules
@@ -655,8 +656,9 @@ def _convert(row: SettingRow, value: Any, source: str, *, text: bool) -> Any:
     except (msgspec.ValidationError, msgspec.DecodeError, ValueError) as error:
         if ".scopes" in str(error):
             error = ValueError(f"{error}. The scopes are {', '.join(get_args(Scope))}")
+        why = in_words(str(error))
         shown = "" if row.name in {"token", "tokens", "models", "secrets", "tools_mcp"} else f" = {value!r}"
-        raise BadRequest(f"Setting {row.name}{shown} ({source}) is not valid: {error}.", setting=row.name) from None
+        raise BadRequest(f"Setting {row.name}{shown} ({source}) is not valid: {why}.", setting=row.name) from None
 
 
 def _to_path(kind: type, value: Any) -> Any:

@@ -103,7 +103,12 @@ def _consequence(report: SandboxReport) -> str:
 
 def settings(args: argparse.Namespace, terminal: Terminal) -> int:
     """Print every setting."""
-    found = conf.describe(conf.load(vars(args), os.environ))
+    from kernelsvc.service.directories import missing_mounts
+
+    loaded = conf.load(vars(args), os.environ)
+    found = conf.describe(loaded)
+    for line in missing_mounts(loaded):
+        terminal.message(line, "yellow")
     if args.json:
         terminal.line(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
         return 0

@@ -41,7 +41,13 @@ from kernelsvc.linux.systemd import Systemd, ready_fd
 from kernelsvc.model.events import SandboxReport
 from kernelsvc.server.app import Server, make_app
 from kernelsvc.service import Service
-from kernelsvc.service.directories import cluster_key, node_name, prepare_directories, with_kept_token
+from kernelsvc.service.directories import (
+    cluster_key,
+    missing_mounts,
+    node_name,
+    prepare_directories,
+    with_kept_token,
+)
 from kernelsvc.telemetry import operator_log
 
 #: Interval of the check whether the first template is ready.
@@ -210,7 +216,7 @@ class _ServerRun:
                     failed[one["name"]] = message
                     self.terminal.message(f"The template {one['name']!r} can't be started: {message}", "red")
             await asyncio.sleep(POLL_SECONDS)
-        for line in missing_layers(service.info()["sandbox"]):
+        for line in [*missing_layers(service.info()["sandbox"]), *missing_mounts(self.settings)]:
             self.terminal.message(line, "yellow")
         took = seconds(time.monotonic() - self.started)
         names = ", ".join(one["name"] for one in service.templates() if one.get("kind") == "forked")

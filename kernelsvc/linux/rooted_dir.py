@@ -55,9 +55,9 @@ def parse_path(raw: bytes) -> tuple[bytes, ...]:
     """
     parts = tuple(raw.split(b"/"))
     if raw.startswith(b"/"):
-        raise BadRequest("The path is absolute. Give one relative to the session's directory.")
+        raise BadRequest("The path is absolute. Give one relative to this directory.")
     if any(part in (b"..", b".") for part in parts):
-        raise BadRequest("The path has a '.' or '..'. Give a plain path below the session's directory.")
+        raise BadRequest("The path has a '.' or '..'. Give a plain path below this directory.")
     if b"" in parts or b"\0" in raw:
         raise BadRequest("The path has an empty part or a NUL byte. Give a plain path such as 'data/a.csv'.")
     if len(raw) > MAX_PATH_BYTES or len(parts) > MAX_DEPTH or any(len(part) > MAX_NAME_BYTES for part in parts):
@@ -144,7 +144,7 @@ _MESSAGES: dict[int, tuple[type[KernelsvcError], str]] = {
     errno.ENOENT: (NotFound, "There is no such file. List the directory and check the path."),
     errno.ENOTDIR: (NotFound, "A part of this path is no directory. List the directory and check the path."),
     errno.ELOOP: (BadRequest, "A link lies on this path. Links are not followed, name the file itself."),
-    errno.EXDEV: (BadRequest, "This path leads out of the session's directory. Give one that stays in it."),
+    errno.EXDEV: (BadRequest, "This path leads out of the directory. Give one that stays in it."),
     errno.EISDIR: (Conflict, "This is a directory. Name a file in it."),
     errno.ENOTEMPTY: (Conflict, "The directory is not empty. Use recursive=true to delete all that is in it."),
     errno.EEXIST: (Conflict, "The name is taken. Choose another."),

@@ -14,7 +14,7 @@ import re
 from typing import Literal, get_args
 
 from kernelsvc.model.events import LimitReached, Reason
-from kernelsvc.model.limits import Limits, MiB
+from kernelsvc.model.limits import Limits, shown_bytes
 from kernelsvc.model.stimuli import KernelExited, KernelReplied
 
 #: Limits that a guest may report: a limit's name, or the scratch space, whose size follows from the memory limit.
@@ -61,15 +61,15 @@ def _guess(ename: str, evalue: str) -> str:
 
 def _message(limit_name: str, bound: float, reply: KernelReplied) -> str:
     if limit_name == "memory_bytes":
-        return f"memory: {_mebibytes(bound)} reached; an allocation was refused"
+        return f"memory: {shown_bytes(bound)} reached; an allocation was refused"
     if limit_name == "processes":
         return f"processes: {bound:.0f} reached; another process or thread was refused"
     if limit_name == "open_files":
         return f"open files: {bound:.0f} reached; another was refused"
     if limit_name == "scratch":
-        return f"disk: {_mebibytes(bound)} of scratch space reached (/tmp or /dev/shm); a write was refused"
+        return f"disk: {shown_bytes(bound)} of scratch space reached (/tmp or /dev/shm); a write was refused"
     alone = " in one file" if "[Errno 27]" in reply.evalue else ""
-    return f"disk: {_mebibytes(bound)}{alone} reached; a write was refused"
+    return f"disk: {shown_bytes(bound)}{alone} reached; a write was refused"
 
 
 def of_exit(exited: KernelExited, limits: Limits) -> LimitReached | None:
@@ -93,13 +93,9 @@ def of_counters(limit: str, limits: Limits) -> LimitReached | None:
     """
     bound = getattr(limits, limit, None)
     if limit == "memory_bytes" and bound is not None:
-        message = f"memory: {_mebibytes(bound)} reached; a process of the session was killed by the OOM killer"
+        message = f"memory: {shown_bytes(bound)} reached; a process of the session was killed by the OOM killer"
     elif limit == "processes" and bound is not None:
         message = f"processes: {bound} reached; another process or thread was refused"
     else:
         return None
     return LimitReached(limit=limit, bound=bound, enforced_by="linux", message=message)
-
-
-def _mebibytes(size: float) -> str:
-    return f"{size / MiB:.0f} MiB"

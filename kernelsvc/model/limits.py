@@ -18,6 +18,17 @@ Network = Literal["none", "host"] | NetworkRules
 Enforcement = Literal["hard", "per process", "supervised", "none"]
 
 
+def shown_bytes(size: float) -> str:
+    """Return a size for people.
+
+    >>> shown_bytes(3 * MiB), shown_bytes(2000), shown_bytes(7)
+    ('3 MiB', '2 KiB', '7 bytes')
+    """
+    if size >= MiB:
+        return f"{size / MiB:.0f} MiB"
+    return f"{size / 1024:.0f} KiB" if size >= 1024 else f"{size:.0f} bytes"
+
+
 #: Smallest values with which a session can start.
 FLOORS: dict[str, int] = {"memory_bytes": 64 * MiB, "open_files": 64}
 
@@ -88,6 +99,7 @@ def lowered_network(ceiling: Network, wanted: Network) -> Network:
     else:
         uncovered = ceiling.uncovered(wanted)
         if uncovered is None:
+            _check_quotas(ceiling, wanted)
             return ceiling.restricted_to(wanted)
         allowed, refused = ceiling.summary(), uncovered
     raise LimitTooHigh(
@@ -96,6 +108,24 @@ def lowered_network(ceiling: Network, wanted: Network) -> Network:
         wanted=refused,
         allowed=allowed,
     )
+
+
+def _check_quotas(ceiling: NetworkRules, wanted: NetworkRules) -> None:
+    """Refuse quotas above the server's. A request without them gets the server's.
+
+    Raises:
+        LimitTooHigh: One is higher.
+    """
+    unset = NetworkRules(allow=())
+    for name in ("connections", "bytes"):
+        value, most = getattr(wanted, name), getattr(ceiling, name)
+        if value != getattr(unset, name) and most is not None and value > most:
+            raise LimitTooHigh(
+                f"network.{name} = {value} is above this server's {most}. Ask for at most that.",
+                limit=f"network.{name}",
+                wanted=value,
+                allowed=most,
+            )
 
 
 class LimitsRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -19,6 +19,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from kernelsvc.errors import BadRequest, Internal, KernelsvcError, NotFound, TooLarge
+from kernelsvc.model.name_rules import in_words
 from kernelsvc.protocol.jupyter import COPIED, check_json
 from kernelsvc.protocol.methods import METHODS, Method
 
@@ -194,7 +195,7 @@ def _reason(error: Exception) -> str:
         return "it is nested too deep"
     if isinstance(error, UnicodeDecodeError):
         return "it is not UTF-8"
-    return str(error).rstrip(".")
+    return in_words(str(error)).rstrip(".")
 
 
 def too_large(what: str, size: int, bound: int) -> TooLarge:

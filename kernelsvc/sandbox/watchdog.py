@@ -25,7 +25,7 @@ import msgspec
 import psutil
 
 from kernelsvc.linux import procfs
-from kernelsvc.model.limits import Limits, MiB
+from kernelsvc.model.limits import Limits, MiB, shown_bytes
 from kernelsvc.sandbox.branch_dirs import branches_root
 from kernelsvc.sandbox.cgroup import charged_memory
 from kernelsvc.sandbox.disk_use import DiskUse, measure_deleted, measure_directory
@@ -102,9 +102,9 @@ def check_limits(limits: Limits, use: SessionUse, *, hard: Iterable[str] = ()) -
     """
     tasks = None if limits.processes is None else limits.processes + SPARE_TASKS
     checks: list[tuple[str, float | None, float | None, Callable[[float], str]]] = [
-        ("memory_bytes", use.memory_bytes, limits.memory_bytes, _mebibytes),
+        ("memory_bytes", use.memory_bytes, limits.memory_bytes, shown_bytes),
         ("processes", use.tasks, tasks, lambda count: f"{count:.0f}"),
-        ("disk_bytes", use.disk.bytes if use.disk else None, limits.disk_bytes, _mebibytes),
+        ("disk_bytes", use.disk.bytes if use.disk else None, limits.disk_bytes, shown_bytes),
         ("files", use.disk.files if use.disk else None, limits.files, lambda count: f"{count:.0f}"),
         ("cpu_seconds", use.cpu_seconds, limits.cpu_seconds, lambda seconds: f"{seconds:.0f} s"),
     ]
@@ -125,7 +125,7 @@ def check_workspace(maximum: int, use: DiskUse) -> list[LimitExceeded]:
     """Return the breach of a workspace's quota, as one of the disk limit of a session that may have written to it."""
     if use.bytes <= maximum:
         return []
-    message = f"workspace: {_mebibytes(maximum)} reached, {_mebibytes(use.bytes)} used"
+    message = f"workspace: {shown_bytes(maximum)} reached, {shown_bytes(use.bytes)} used"
     return [LimitExceeded(limit="disk_bytes", value=use.bytes, maximum=maximum, message=message)]
 
 
@@ -133,7 +133,7 @@ def _unseen(limits: Limits, use: SessionUse, hard: frozenset[str]) -> list[Limit
     """Return the breach of a session that may be writing where nothing can be measured."""
     if use.disk is None or not use.disk.unseen or not use.busy or limits.disk_bytes is None or "disk_bytes" in hard:
         return []
-    message = f"disk: the use can't be compared with {_mebibytes(limits.disk_bytes)}: {use.disk.unseen}"
+    message = f"disk: the use can't be compared with {shown_bytes(limits.disk_bytes)}: {use.disk.unseen}"
     return [
         LimitExceeded(limit="disk_bytes", value=use.disk.bytes, maximum=limits.disk_bytes, message=message, unseen=True)
     ]
@@ -170,10 +170,6 @@ _NAMES = {
     "files": "files",
     "cpu_seconds": "CPU",
 }
-
-
-def _mebibytes(value: float) -> str:
-    return f"{value / (1 << 20):.0f} MiB"
 
 
 def group(processes: Iterable[ProcessStat], roots: Iterable[int], *, own: int = 0) -> dict[int, SessionUse]:
@@ -437,7 +433,9 @@ class Watchdog:
             return {}
         self._relieved_at = time.monotonic()
         used = supervised[name].memory_bytes or 0
-        message = f"memory: the machine has {_mebibytes(available)} left; the session used the most, {_mebibytes(used)}"
+        message = (
+            f"memory: the machine has {shown_bytes(available)} left; the session used the most, {shown_bytes(used)}"
+        )
         return {name: [LimitExceeded(limit="memory_bytes", value=used, maximum=used, message=message)]}
 
     def _count_sockets(self, sessions: Mapping[str, Watched], busy: set[str]) -> None:

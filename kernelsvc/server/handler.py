@@ -36,6 +36,7 @@ from kernelsvc.errors import (
     Unauthenticated,
 )
 from kernelsvc.linux.tasks import OwnedTasks
+from kernelsvc.model.name_rules import in_words
 from kernelsvc.model.objects import Principal, Scope
 from kernelsvc.model.tracing.context import RequestMeta
 from kernelsvc.protocol import jsonrpc, methods
@@ -408,7 +409,7 @@ class ApiHandler(BaseHandler):
         try:
             return msgspec.convert(found, kind, strict=False)
         except (msgspec.ValidationError, ValueError) as error:
-            raise BadRequest(f"The query can't be read: {error}.") from None
+            raise BadRequest(f"The query can't be read: {in_words(str(error))}.") from None
 
     def answer(self, value: Any, status: int = 200) -> None:
         """Write a value as JSON, or 204 for None."""

@@ -39,6 +39,15 @@ def prepare_directories(settings: Settings, *, of_others: bool = False) -> None:
             ) from None
 
 
+def missing_mounts(settings: Settings) -> list[str]:
+    """Return a sentence for each mount of the settings that sessions can't get now."""
+    return [
+        f"The mount {name!r} can't be used now: {mount.path} is not a directory. Sessions that ask for it are refused."
+        for name, mount in settings.mounts.items()
+        if not os.path.isdir(mount.path)
+    ]
+
+
 #: Names in a directory of kernelsvc. Only such a directory, or an empty one, may get mode 0700: a mistyped setting
 #: must not close a directory like ``/srv`` to its users.
 _MARKS = ("sessions", "keys", "host.lock", "server.json")

@@ -76,11 +76,16 @@ class SessionFactory:
         self._observer = observer
         self._spans = spans
         self.offers: OfferPort | None = None
+        self._withdraw: Callable[[SessionSpec], None] = lambda spec: None
         self._budget = CheckpointBudget(len(os.sched_getaffinity(0)), asyncio.get_running_loop().time())
 
     def use_offers(self, offers: OfferPort) -> None:
         """Let the sessions that are made from now on call these functions of clients."""
         self.offers = offers
+
+    def recheck_binds_with(self, withdraw: Callable[[SessionSpec], None]) -> None:
+        """Have ``withdraw`` called before each kernel starts that is no copy of another one."""
+        self._withdraw = withdraw
 
     def now(self) -> float:
         """Return the present, in seconds since the epoch, by the clock that stamps journals."""
@@ -169,4 +174,5 @@ class SessionFactory:
             sign=self._projections.signer(spec.id, journal),
             saved=directory.saved,
             offers=self.offers,
+            withdraw=self._withdraw,
         )

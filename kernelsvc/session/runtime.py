@@ -164,7 +164,9 @@ class SessionRuntime:
         sign: Callable[[], Event] | None = None,
         saved: Path | None = None,
         offers: OfferPort | None = None,
+        withdraw: Callable[[SessionSpec], None] = lambda spec: None,
     ) -> None:
+        self._withdraw = withdraw
         self._loop = asyncio.get_running_loop()
         self.spec = spec
         self.log = journal
@@ -243,6 +245,7 @@ class SessionRuntime:
     def next_start_request(self) -> StartRequest:
         """Return the start request for this session's next fresh kernel. See ``ports``."""
         self.spec.use_kernel(new_kernel_id())
+        self._withdraw(self.spec)
         return start_request_of(self.spec)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -113,6 +113,8 @@ class Session(SessionRuntime):
         Raises:
             KernelsvcError: no kernel could be started. The log has no entry.
         """
+        if not copy:
+            self._withdraw(self.spec)  # an isolated branch has the mounts of its parent, from some time ago
         await self.lifecycle.start(copy=copy, load=load)
 
     async def adopt(self) -> None:

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, NotFound, TooLarge
+from kernelsvc.model.name_rules import in_words
 from kernelsvc.model.objects import (
     CellInfo,
     CellState,
@@ -431,7 +432,8 @@ def _decoded(tool: definitions.Tool, arguments: Mapping[str, Any]) -> Any:
     try:
         return msgspec.convert(given, tool.arguments, strict=False)
     except (msgspec.ValidationError, ValueError, RecursionError) as error:
-        raise BadRequest(f"The arguments of {tool.name} are not valid: {error}. Correct them and call again.") from None
+        why = in_words(str(error))
+        raise BadRequest(f"The arguments of {tool.name} are not valid: {why}. Correct them and call again.") from None
 
 
 def _content(args: definitions.UploadFile) -> bytes:

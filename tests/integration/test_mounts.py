@@ -14,7 +14,16 @@ import pytest
 from served import OTHER_PRINCIPAL, Served, serving
 
 from kernelsvc import Client
-from kernelsvc.errors import BadRequest, Conflict, Forbidden, KernelsvcError, MountUnavailable, NotFound, TooLarge
+from kernelsvc.errors import (
+    BadRequest,
+    Conflict,
+    Forbidden,
+    KernelsvcError,
+    LimitTooHigh,
+    MountUnavailable,
+    NotFound,
+    TooLarge,
+)
 from packages import write_wheel
 
 
@@ -160,6 +169,14 @@ def test_a_workspace_is_shared_by_a_list_and_does_not_exist_for_others(place: Pl
         mine.set_workspace("shared", shared_with=["oth*"])
         with other.create_session(workspace="local/shared") as session:
             session.run("open('/workspace/theirs', 'w').write('x')").raise_for_error()
+            mine.set_workspace("shared", shared_with=["nobody"])
+            (branch,) = session.branch(isolate=True)
+            session.restart()
+            for one in (session, branch):
+                assert one.run("import os; os.path.exists('/workspace')").text.strip() == "False"
+                assert not one.info().workspace
+            branch.close()
+        mine.set_workspace("shared", shared_with=["oth*"])
         assert [each.workspace for each in other.workspaces()] == ["local/shared"]
         with pytest.raises(NotFound, match="not yours"):
             other.remove_workspace("local/shared")
@@ -226,6 +243,13 @@ def test_the_command_line(place: Place, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "a/", ".x", "/x", "x" * 101])
 def test_a_bad_name_makes_nothing(place: Place, name: str) -> None:
-    with pytest.raises(BadRequest):
+    with pytest.raises(BadRequest) as refused:
         place.client.create_session(workspace=name)
+    assert "regex" not in str(refused.value)
+    assert place.client.workspaces() == []
+
+
+def test_a_quota_above_the_servers_is_refused(place: Place) -> None:
+    with pytest.raises(LimitTooHigh, match="workspace_bytes"):
+        place.client.set_workspace("large", max_bytes=1 << 60)
     assert place.client.workspaces() == []

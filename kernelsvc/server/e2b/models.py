@@ -19,6 +19,7 @@ import msgspec
 from kernelsvc.errors import BadRequest, NotFound, NotSupported
 from kernelsvc.model.hash_chain import seconds_of
 from kernelsvc.model.limits import LimitsRequest, MiB
+from kernelsvc.model.name_rules import in_words
 from kernelsvc.model.objects import Principal, SessionInfo, SessionRequest
 from kernelsvc.model.usage_history import UsageSample
 from kernelsvc.protocol import e2b
@@ -79,7 +80,7 @@ def decode(asked: Mapping[str, Any]) -> NewSandbox:
     try:
         wanted = msgspec.convert(dict(asked), NewSandbox)
     except msgspec.ValidationError as error:
-        raise BadRequest(f"The sandbox can't be created: {error}.") from None
+        raise BadRequest(f"The sandbox can't be created: {in_words(str(error))}.") from None
     for name, what in _UNSUPPORTED.items():
         asked_for = getattr(wanted, name)
         if asked_for:
@@ -124,7 +125,7 @@ def request_of(wanted: NewSandbox, template: str | None, key: str | None) -> Ses
     try:
         return msgspec.convert(fields, SessionRequest)
     except msgspec.ValidationError as error:
-        raise BadRequest(f"The sandbox can't be created: {error}.") from None
+        raise BadRequest(f"The sandbox can't be created: {in_words(str(error))}.") from None
 
 
 def labels(wanted: NewSandbox) -> dict[str, str]:

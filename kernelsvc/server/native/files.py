@@ -79,6 +79,8 @@ class FileHandler(ApiHandler):
     """Handler of one path below ``files/``."""
 
     route = "/v1/sessions/{session}/files/{path}"
+    #: What holds the files, for messages.
+    place = "session's directory"
     _upload: FileWriter | None = None
     _failure: Exception | None = None
     _received = 0
@@ -254,7 +256,7 @@ class FileHandler(ApiHandler):
         self.auth_scope("run")
         query = self.query(routes.DeleteFileQuery)
         if not path:
-            raise BadRequest("The session's directory itself can't be deleted. Close the session instead.")
+            raise BadRequest(f"The {self.place} itself can't be deleted. Name a file in it.")
         files = self._files()
         removal = files.remove(self.who, self._session(), self._path(), recursive=query.recursive)
         await self.while_connected(removal)
@@ -279,6 +281,7 @@ class WorkspaceFileHandler(FileHandler):
     """Handler of one path below the files of a workspace. An upload is limited by the free space of its quota."""
 
     route = "/v1/workspaces/{owner}/{name}/files/{path}"
+    place = "workspace"
     _most = UNBOUNDED
     _free = 0
 

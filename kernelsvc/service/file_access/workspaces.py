@@ -9,15 +9,16 @@ from typing import Any
 
 import msgspec
 
-from kernelsvc.errors import AtCapacity, Conflict, NotFound, QuotaExceeded
+from kernelsvc.errors import AtCapacity, Conflict, LimitTooHigh, NotFound, QuotaExceeded
 from kernelsvc.linux.rooted_dir import RootedDirectory
 from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.objects import Principal
-from kernelsvc.model.storage.mounts import WORKSPACE_DIR, Bind
+from kernelsvc.model.storage.mounts import MOUNTS_DIR, WORKSPACE_DIR, Bind, allowed_mounts, names_of
 from kernelsvc.model.storage.workspaces import WorkspaceInfo, WorkspaceRecord, may_use, parse_address
 from kernelsvc.sandbox.disk_use import measure_directory
 from kernelsvc.service.file_access.files import SessionFiles
 from kernelsvc.service.registry import SessionRegistry
+from kernelsvc.session import SessionSpec
 from kernelsvc.settings import Settings
 from kernelsvc.store.sessions import SessionDirectories
 from kernelsvc.store.workspaces import WorkspaceStore
@@ -165,8 +166,17 @@ class Workspaces:
         Raises:
             NotFound: it is another principal's.
             QuotaExceeded: the caller has too many.
+            LimitTooHigh: the quota is above the server's.
         """
         owner, name = parse_address(workspace, who.name)
+        most = self._settings.workspace_bytes
+        if max_bytes is not None and most is not None and max_bytes > most:
+            raise LimitTooHigh(
+                f"max_bytes = {max_bytes} is above this server's {most} (workspace_bytes). Ask for at most that.",
+                limit="workspace_bytes",
+                wanted=max_bytes,
+                allowed=most,
+            )
         if owner == who.name and self._store.find(owner, name) is None:
             return self._describe(self._make(who, name, [*(shared_with or ())], max_bytes))
         record = self._find(who, workspace, own=True)
@@ -177,6 +187,20 @@ class Workspaces:
         )
         self._write(record)
         return self._describe(record)
+
+    def withdraw_binds(self, spec: SessionSpec) -> None:
+        """Remove from a session's specification the directories that its principal may not use any more.
+
+        A kernel that runs keeps what it sees until it ends.
+        """
+        allowed = set(allowed_mounts(self._settings.mounts, spec.principal))
+        gone = [f"{MOUNTS_DIR}/{name}" for name in names_of(spec.binds) if name not in allowed]
+        if spec.workspace:
+            owner, _, name = spec.workspace.rpartition("/")
+            record = self._store.find(owner, name)
+            if record is None or not may_use(record, spec.principal):
+                gone.append(WORKSPACE_DIR)
+        spec.withdraw_binds(gone)
 
     async def remove(self, who: Principal, workspace: str) -> None:
         """Remove one's own workspace with its files. Safe to cancel: it happens anyway.

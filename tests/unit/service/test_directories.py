@@ -8,8 +8,9 @@ import pytest
 
 from kernelsvc import settings as s
 from kernelsvc.errors import BadRequest
+from kernelsvc.model.storage.mounts import Mount
 from kernelsvc.model.tokens import hash_token
-from kernelsvc.service.directories import TOKEN_FILE, prepare_directories, with_kept_token
+from kernelsvc.service.directories import TOKEN_FILE, missing_mounts, prepare_directories, with_kept_token
 
 
 def test_a_token_is_made_once_when_none_is_configured(tmp_path):
@@ -59,3 +60,10 @@ def test_a_link_in_place_of_the_runtime_directory_is_refused(short_tmp):
     settings = s.load({"data_dir": str(root / "d"), "runtime_dir": str(root / "r")})
     with pytest.raises(BadRequest, match="runtime_dir"):
         prepare_directories(settings)
+
+
+def test_a_mount_that_is_missing_is_named(tmp_path):
+    mounts = {"there": Mount(path=str(tmp_path)), "later": Mount(path=str(tmp_path / "no"))}
+    (line,) = missing_mounts(s.Settings(mounts=mounts))
+    assert "'later'" in line
+    assert str(tmp_path / "no") in line
