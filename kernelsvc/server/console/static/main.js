@@ -13,14 +13,17 @@ let screen = {};
 let openId = "";
 const KEYS = "kernelsvc.keys";
 
-const lone = /** @type {Record<string, () => Promise<(main: HTMLElement) => Screen>>} */ ({});
+const lone = /** @type {Record<string, () => Promise<(main: HTMLElement) => Screen>>} */ ({
+  waiting: async () => (await import("./waiting.js")).waitingScreen,
+  server: async () => (await import("./server.js")).serverScreen,
+});
 
 function drawBar() {
   const [first] = parts();
   const tab = (/** @type {string} */ text, /** @type {string} */ href, /** @type {boolean} */ here) =>
     link(text, href, { "aria-current": here ? "page" : null });
   show(bar, h("strong", {}, "kernelsvc"),
-    h("nav", { "aria-label": "Screens" }, tab("Sessions", "#/", !first || first === "s")),
+    h("nav", { "aria-label": "Screens" }, tab("Sessions", "#/", !first || first === "s"), tab("Waiting", "#/waiting", first === "waiting"), tab("Server", "#/server", first === "server")),
     h("span", { class: "grow" }),
     me.principal && h("span", { class: "who" }, `${me.principal} · ${me.console === "read-only" ? "read-only" : me.scopes.join(", ")}`),
     button("Keys", help, { title: "Keys (?)" }),
@@ -112,7 +115,7 @@ const HELP = [
 function help() {
   const keys = localStorage.getItem(KEYS) !== "off";
   const dialog = /** @type {HTMLDialogElement} */ (h("dialog", { "aria-labelledby": "help" }, h("h1", { id: "help" }, "Keys"),
-    h("dl", {}, HELP.map(([key, text]) => [h("dt", {}, key), h("dd", {}, text)])),
+    h("dl", {}, HELP.flatMap(([key, text]) => [h("dt", {}, key), h("dd", {}, text)])),
     h("label", {}, h("input", { type: "checkbox", checked: keys, onchange: (/** @type {any} */ event) => localStorage.setItem(KEYS, event.target.checked ? "on" : "off") }), " Keys of one letter"),
     h("p", {}, button("Close", () => dialog.close()))));
   dialog.addEventListener("close", () => dialog.remove());

@@ -78,7 +78,8 @@ export function notebookTab(body, shared, rest) {
   /** @type {Map<string, Live>} */
   const lives = new Map();
   const loading = new Set();
-  /** Questions of cells, by the cell. @type {Map<string, any>} */
+  const again = new Set();
+  /** Questions of cells, by the cell, each with the form that a person may be filling in. @type {Map<string, any>} */
   const questions = new Map();
   const dirty = new Set();
   let list = /** @type {WindowedList | null} */ (null);
@@ -115,7 +116,7 @@ export function notebookTab(body, shared, rest) {
 
   /** Read the cell again. @param {string} cell */
   async function load(cell) {
-    if (loading.has(cell)) return;
+    if (loading.has(cell)) { again.add(cell); return; }
     loading.add(cell);
     try {
       const found = await get(session(id, `/cells/${encodeURIComponent(cell)}`));
@@ -132,6 +133,8 @@ export function notebookTab(body, shared, rest) {
       if (!closed) details.set(cell, { failure: /** @type {Error} */ (error).message });
     } finally {
       loading.delete(cell);
+      // It ended while an earlier state of it was being read.
+      if (again.delete(cell) && !closed) load(cell);
     }
   }
 
@@ -169,7 +172,7 @@ export function notebookTab(body, shared, rest) {
       element.append(button(`All of the text (${size(bytes)})`, () => fullText(row.id), { class: "quiet" }));
     }
     const question = questions.get(row.id);
-    if (question && state === "running") element.append(answerForm(row.id, question));
+    if (question && state === "running") element.append(question.form ??= answerForm(row.id, question));
     if (!detail) loadShown();
     return element;
   }
@@ -350,7 +353,7 @@ export function notebookTab(body, shared, rest) {
     list = new WindowedList(scroller, { count: rows.length, estimate: 96, make: article, moved: () => { loadShown(); atEnd(); } });
     feed();
     scroller.prepend(empty);
-    if (!rows.length) show(empty, h("p", {}, "No cell has run yet."), h("pre", { tabindex: "0", role: "group", "aria-label": "Command" }, `kernelsvc run --session ${id} -c 'print(6 * 7)'`));
+    if (!rows.length) show(empty, h("p", {}, "No cell has run yet."), h("pre", { tabindex: "0", role: "group", "aria-label": "Command" }, `echo 'print(6 * 7)' | kernelsvc run --session ${id} -`));
     if (wanted) jump(wanted);
     else setFollow(true);
     loadShown();

@@ -17,6 +17,10 @@ import { address, title } from "./sessions.js";
 
 const TABS = /** @type {Record<string, [string, () => Promise<(main: HTMLElement, shared: Shared, rest: string[]) => Screen>]>} */ ({
   notebook: ["Notebook", async () => (await import("./notebook.js")).notebookTab],
+  tree: ["Tree", async () => (await import("./tree.js")).treeTab],
+  log: ["Log", async () => (await import("./log.js")).logTab],
+  resources: ["Resources", async () => (await import("./resources.js")).resourcesTab],
+  files: ["Files", async () => (await import("./files.js")).filesTab],
   about: ["About", async () => (await import("./about.js")).aboutTab],
 });
 

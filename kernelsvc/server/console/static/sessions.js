@@ -50,9 +50,9 @@ export function sessionsScreen(main, query) {
     const shown = infos.filter((info) => !words || [info.id, info.name, info.principal, JSON.stringify(info.labels)].some((text) => text?.toLowerCase().includes(words)));
     list.setAttribute("aria-busy", "false");
     if (!infos.length) {
-      show(list, h("div", { class: "empty" }, h("p", {}, "No sessions yet. Start one on the command line:"), h("pre", { tabindex: "0", role: "group", "aria-label": "Command" }, "kernelsvc run --keep -c 'print(6 * 7)'")));
+      show(list, h("div", { class: "empty" }, h("p", {}, "No sessions yet. Start one on the command line:"), h("pre", { tabindex: "0", role: "group", "aria-label": "Command" }, "echo 'print(6 * 7)' | kernelsvc run --keep -")));
     } else {
-      show(list, table("Sessions", ["", "session", "state", "runs", "memory", "checkpoints", "owner", "created", "labels"], shown.map((info) => [
+      show(list, table("Sessions", ["choose", "session", "state", "runs", "memory", "checkpoints", "owner", "created", "labels"], shown.map((info) => [
         info.state === "closed" ? "" : h("input", { type: "checkbox", "aria-label": `Choose ${title(info)}`, checked: chosen.has(info.id),
           onchange: (/** @type {any} */ event) => { event.target.checked ? chosen.add(info.id) : chosen.delete(info.id); draw(); } }),
         link(title(info), address(info.id)),

@@ -127,7 +127,8 @@ export class WindowedList {
   renew(index) {
     const before = this.shown.get(index);
     if (!before) return;
-    const focused = before.contains(document.activeElement);
+    const active = /** @type {HTMLElement | null} */ (document.activeElement);
+    const focused = before.contains(active);
     this.sizes.unobserve(before);
     const element = this.options.make(index);
     element.classList.add("item");
@@ -135,7 +136,8 @@ export class WindowedList {
     before.replaceWith(element);
     this.shown.set(index, element);
     this.sizes.observe(element);
-    if (focused) element.focus({ preventScroll: true });
+    // A part that the new element took over, such as a form, keeps the focus and what was typed.
+    if (focused && active) (element.contains(active) ? active : element).focus({ preventScroll: true });
     this.place();
   }
 

@@ -1,0 +1,79 @@
+// All that waits for a person: questions of cells, and calls that need an approval, of all sessions, the oldest first.
+
+import { ago, button, h, link, show } from "./dom.js";
+import { call, get, may, session } from "./api.js";
+import { address, allSessions, title } from "./sessions.js";
+import { still } from "./text.js";
+
+const REFRESH = 2000;
+
+/** @param {HTMLElement} main @returns {import("./main.js").Screen} */
+export function waitingScreen(main) {
+  let closed = false;
+  const place = h("div", { "aria-busy": "true" }, h("p", { class: "note" }, "Loading …"));
+  const fault = h("p", { class: "error", role: "alert" });
+  show(main, h("div", { class: "screen" }, h("h1", {}, "Waiting for a person"), fault, place));
+
+  /** @type {Map<string, HTMLElement>} */
+  const shown = new Map();
+
+  /** @param {() => Promise<any>} act */
+  const attempt = (act) => async () => {
+    fault.textContent = "";
+    try { await act(); await draw(); } catch (error) { fault.textContent = /** @type {Error} */ (error).message; }
+  };
+
+  /** @param {any} info @param {any} event */
+  function question(info, event) {
+    const name = `answer-${info.id}-${event.seq}`;
+    const field = /** @type {HTMLInputElement} */ (h("input", { id: name, type: event.password ? "password" : "text", autocomplete: "off" }));
+    return h("article", { class: "question", "aria-label": `Question in ${title(info)}` }, h("p", {}, link(title(info), address(info.id)), ` asks, ${ago(event.at)}`),
+      may("run") ? h("form", { class: "row", onsubmit: (/** @type {Event} */ submit) => { submit.preventDefault(); attempt(() => call("POST", session(info.id, `/cells/${encodeURIComponent(event.cell)}/input`), { text: field.value }))(); } },
+        h("label", { for: name }, still(event.prompt) || "A line of input"), field, h("button", { type: "submit" }, "Answer")) : h("p", {}, still(event.prompt)));
+  }
+
+  /** @param {any} info @param {any} each */
+  function approval(info, each) {
+    const name = `reason-${each.call}`;
+    const reason = /** @type {HTMLInputElement} */ (h("input", { id: name, type: "text", autocomplete: "off", placeholder: "reason, shown to the code" }));
+    const decide = (/** @type {string} */ decision) => attempt(() => call("POST", session(info.id, "/calls"), { calls: [each.call], decision, reason: reason.value || null }));
+    return h("article", { class: "question", "aria-label": `Approval in ${title(info)}` }, h("p", {}, link(title(info), address(info.id)), " wants to call ", h("strong", {}, still(each.tool)), `, ${ago(each.called_at)}`),
+      h("pre", { class: "code", tabindex: "0", role: "group", "aria-label": "Arguments" }, still(JSON.stringify(each.arguments, null, 1) ?? "").slice(0, 20000)),
+      may("approve") && h("div", { class: "row" }, button("Approve", decide("approve")), button("Deny", decide("deny"), { class: "danger" }), h("label", { for: name }, "Reason"), reason));
+  }
+
+  async function find() {
+    const found = /** @type {{ at: string, key: string, make: () => HTMLElement }[]} */ ([]);
+    const infos = (await allSessions(2000)).filter((info) => info.input_cell || info.approvals_pending);
+    await Promise.all(infos.map(async (info) => {
+      if (info.input_cell) {
+        const page = await get(session(info.id, "/events"), { after: Math.max(0, info.last_seq - 200), limit: 500 });
+        const event = page.events.findLast((/** @type {any} */ each) => each.type === "input_requested" && each.cell === info.input_cell)
+          ?? { cell: info.input_cell, prompt: "", password: true, at: info.last_activity_at, seq: 0 };
+        found.push({ at: event.at, key: `${info.id} ${event.seq}`, make: () => question(info, event) });
+      }
+      if (info.approvals_pending) {
+        const page = await get(session(info.id, "/calls"), { state: "pending", limit: 100 });
+        for (const each of page.calls) found.push({ at: each.called_at, key: `${info.id} ${each.call}`, make: () => approval(info, each) });
+      }
+    }));
+    return found.sort((a, b) => a.at.localeCompare(b.at));
+  }
+
+  async function draw() {
+    const found = await find();
+    if (closed) return;
+    place.setAttribute("aria-busy", "false");
+    document.title = found.length ? `(${found.length}) waiting · kernelsvc` : "Waiting · kernelsvc";
+    const keys = new Set(found.map((each) => each.key));
+    for (const [key, element] of shown) if (!keys.has(key)) { element.remove(); shown.delete(key); }
+    if (!found.length) { show(place, h("p", { class: "note" }, "Nothing waits for a person.")); return; }
+    if (!shown.size) show(place);
+    // What is there stays, with what was typed into it.
+    for (const { key, make } of found) if (!shown.has(key)) { const made = make(); shown.set(key, made); place.append(made); }
+  }
+  const report = (/** @type {Error} */ error) => { if (!closed) fault.textContent = error.message; };
+  draw().catch(report);
+  const timer = setInterval(() => { if (!document.hidden) draw().catch(report); }, REFRESH);
+  return { close: () => { closed = true; clearInterval(timer); } };
+}

@@ -1,0 +1,121 @@
+"""Each screen of the console with a real session: what a person can do there, and its accessibility."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from browsing import run_cells
+from waiting import wait_for
+
+pytestmark = pytest.mark.timeout(180)
+
+
+def events(served: Any, session: str, kind: str) -> list[dict[str, Any]]:
+    page = served.call("GET", f"/v1/sessions/{session}/events?limit=10000")
+    return [each for each in page["events"] if each["type"] == kind]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 320])
+def test_every_screen_is_accessible(console: Any, scheme: str, width: int) -> None:
+    view = console(color_scheme=scheme)
+    view.page.set_viewport_size({"width": width, "height": 800})
+    code = "from IPython.display import HTML\nHTML('<table><tr><th>a<td>1</table>')"
+    session = run_cells(view.served, "x = {'a': 1}  # a comment", code, "print('\\x1b[31mred')\n1/0", name="accessible")
+    page = view.open()
+    faults = {}
+    for route, text in [
+        ("/", "accessible"), (f"/s/{session}", "ZeroDivisionError"), (f"/s/{session}/tree", "Checkpoints"),
+        (f"/s/{session}/log", "session_started"), (f"/s/{session}/resources", "Memory"),
+        (f"/s/{session}/files", "The directory is empty"), (f"/s/{session}/about", "Sandbox"),
+        ("/waiting", "Nothing waits"), ("/server", "Templates"), ("/nowhere", "no such page"),
+    ]:  # fmt: skip
+        page.goto(f"{view.served.url}/console/#{route}")
+        page.locator("main").get_by_text(text).last.wait_for(state="attached")
+        faults[route] = view.accessibility()
+    page.keyboard.press("?")
+    page.get_by_role("dialog").wait_for()
+    faults["help"] = view.accessibility()
+    assert {route: found for route, found in faults.items() if found} == {}
+    assert view.violations() == []
+
+
+def test_a_cell_by_hand_its_question_and_an_interrupt(console: Any) -> None:
+    view = console()
+    served = view.served
+    session = run_cells(served)
+    page = view.open(f"/s/{session}")
+    box = page.get_by_label("Run a cell by hand")
+    box.fill("name = input('Who? ')\nprint('hello', name)")
+    box.press("Control+Enter")
+    page.get_by_label("Who?").fill("Ada")
+    page.get_by_label("Who?").press("Enter")
+    page.get_by_text("hello Ada").last.wait_for()
+    box.fill("import time\nwhile True: time.sleep(0.05)")
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_role("article", name="Cell 2, running").wait_for()
+    page.get_by_role("button", name="Interrupt").click()
+    page.get_by_role("article", name="Cell 2, interrupted").wait_for()
+    assert [each["principal"] for each in events(served, session, "cell_queued")] == ["local", "local"]
+    # By keys alone.
+    page.get_by_role("article").first.focus()
+    page.keyboard.press("j")
+    wait_for(lambda: page.evaluate("document.activeElement.dataset.cell") is not None, what="the focus in a cell")
+    page.keyboard.press("g")
+    page.keyboard.press("t")
+    page.get_by_role("heading", name="Checkpoints").wait_for()
+
+
+def test_a_rollback_says_what_it_undoes_and_a_branch_is_a_session(console: Any) -> None:
+    view = console()
+    served = view.served
+    session = run_cells(served, "x = 1")
+    served.call("POST", f"/v1/sessions/{session}/checkpoints", {"name": "clean"})
+    served.call("POST", f"/v1/sessions/{session}/cells", {"code": "x = 2  # to be undone"})
+    page = view.open(f"/s/{session}/tree")
+    row = page.get_by_role("row").filter(has_text="clean")
+    row.get_by_role("button", name="Roll back").click()
+    page.get_by_role("dialog").get_by_text("to be undone").wait_for()
+    assert view.accessibility() == []
+    page.get_by_role("dialog").get_by_role("button", name="Roll back").click()
+    page.get_by_text("· undone").wait_for()
+    assert len(events(served, session, "rolled_back")) == 1
+    page.get_by_role("button", name="Branch from now").click()
+    page.get_by_role("dialog").get_by_role("button", name="Branch here").click()
+    wait_for(lambda: session not in page.url, deadline=40, what="the branch")
+    page.get_by_role("link", name="Tree").click()
+    page.get_by_text("branched at entry").wait_for()
+
+
+def test_files_go_up_and_down_and_a_hostile_one_is_text(console: Any, tmp_path: Any) -> None:
+    view = console()
+    session = run_cells(view.served, "open('note.txt', 'w').write('first')")
+    page = view.open(f"/s/{session}/files")
+    hostile = tmp_path / "x.html"
+    hostile.write_text("<script>top.postMessage({hit: 1}, '*')</script>")
+    page.get_by_label("Upload").set_input_files(hostile)
+    page.get_by_role("button", name="x.html").click()
+    page.get_by_text("top.postMessage").wait_for()
+    assert page.evaluate("hits") == []
+    row = page.get_by_role("row").filter(has_text="note.txt")
+    with page.expect_download() as done:
+        row.get_by_role("button", name="Download").click()
+    assert done.value.suggested_filename == "note.txt"
+    assert view.accessibility() == []
+
+
+def test_what_waits_is_answered_on_one_screen(console: Any) -> None:
+    view = console()
+    served = view.served
+    session = run_cells(served, name="asks")
+    cell = {"code": "print('got', input('Colour? '))", "allow_stdin": True}
+    served.call("POST", f"/v1/sessions/{session}/cells?wait=queued", cell)
+    page = view.open("/waiting")
+    page.get_by_label("Colour?").wait_for()
+    assert view.accessibility() == []
+    page.get_by_label("Colour?").fill("green")
+    page.get_by_label("Colour?").press("Enter")
+    page.get_by_text("Nothing waits").wait_for()
+    (given,) = events(served, session, "input_given")
+    assert given["text"] == "green"
