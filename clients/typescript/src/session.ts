@@ -5,6 +5,7 @@ import type {
   Checkpoint,
   FileList,
   LimitsRequest,
+  Methods,
   SessionInfo,
   ToolFilter,
   ToolView,
@@ -292,6 +293,16 @@ export class Session implements AsyncDisposable {
   /** Start a new kernel with empty variables. The log continues. */
   restart(): Promise<SessionInfo> {
     return this.#described(this.#rpc.call("session.restart"));
+  }
+
+  /**
+   * Replace the rules of the session's network. Open connections that the new rules refuse end.
+   *
+   * @param network the rules, such as `{ allow: ["pypi.org"] }`, or `none`. Without rules: those of the server.
+   * @throws LimitTooHigh a rule is more than the server allows.
+   */
+  updateNetwork(network?: NonNullable<Methods["session.network"]["params"]["network"]>): Promise<SessionInfo> {
+    return this.#described(this.#rpc.call("session.network", { network }));
   }
 
   /** Complete code: Jupyter's `complete_reply`. */
