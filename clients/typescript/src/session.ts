@@ -172,8 +172,13 @@ export class Session implements AsyncDisposable {
     const { signal, wait = "finished" } = options;
     const request = cellParams(code, options);
     if (options.onApproval !== undefined) return this.#runWithApprovals(request, options.onApproval, signal);
-    if (options.onAbort === "interrupt") interruptOnAbort(this.#rpc, signal);
-    return this.#rpc.cell(await this.#rpc.call("session.execute", { ...request, wait }, { signal }));
+    const watched = options.onAbort === "interrupt" ? signal : undefined;
+    const forgetSignal = interruptOnAbort(this.#rpc, String(request["cell"]), watched);
+    try {
+      return this.#rpc.cell(await this.#rpc.call("session.execute", { ...request, wait }, { signal }));
+    } finally {
+      forgetSignal();
+    }
   }
 
   async #runWithApprovals(

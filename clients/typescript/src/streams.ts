@@ -149,6 +149,7 @@ export class Stream extends Events {
   readonly id: string;
   readonly #request: Record<string, unknown>;
   readonly #onAbort: "keep" | "interrupt";
+  #forgetSignal: (() => void) | undefined;
 
   constructor(rpc: SessionRpc, request: Record<string, unknown>, signal?: AbortSignal, onAbort: "keep" | "interrupt" = "keep") {
     super(rpc, rpc.seen, String(request["cell"]), signal);
@@ -160,12 +161,18 @@ export class Stream extends Events {
   protected override async begin(): Promise<FeedReader> {
     // Attach first, and send the cell without waiting for the reply: one round trip, and no event is missed.
     const reader = await super.begin();
-    if (this.#onAbort === "interrupt") interruptOnAbort(this.rpc, this.signal);
+    if (this.#onAbort === "interrupt") this.#forgetSignal = interruptOnAbort(this.rpc, this.id, this.signal);
     const accepted = await this.rpc.call("session.execute", { ...this.#request, wait: "queued" });
     const { first } = accepted.seq;
     // The id was used before, and the cell's events are older.
     if (first <= this.after) this.rpc.connection.rewind(this.rpc.session, reader, first - 1);
     return reader;
+  }
+
+  override async nextBatch(): Promise<Event[]> {
+    const events = await super.nextBatch();
+    if (events.length === 0) this.#forgetSignal?.();
+    return events;
   }
 
   /** Wait for the end of the cell and return it. */
@@ -174,7 +181,13 @@ export class Stream extends Events {
   }
 }
 
-/** Interrupt the session's running cell when the signal is aborted. */
-export function interruptOnAbort(rpc: SessionRpc, signal: AbortSignal | undefined): void {
-  signal?.addEventListener("abort", () => void rpc.call("session.interrupt").catch(() => {}), { once: true });
+/** Interrupt a cell when the signal is aborted while the cell runs. Return a function that ends this. */
+export function interruptOnAbort(rpc: SessionRpc, cell: string, signal: AbortSignal | undefined): () => void {
+  const interrupt = async (): Promise<void> => {
+    // An interrupt for a cell that has ended would hit the next one.
+    if ((await rpc.call("session.get")).running === cell) await rpc.call("session.interrupt");
+  };
+  const listener = (): void => void interrupt().catch(() => {}); // without a server there is nothing to interrupt
+  signal?.addEventListener("abort", listener, { once: true });
+  return () => signal?.removeEventListener("abort", listener);
 }
