@@ -218,7 +218,7 @@ def test_every_error_has_a_frame_even_with_details_that_have_no_json():
 
 def test_every_method_calls_the_service_with_arguments_it_takes():
     from kernelsvc.service import ServiceApi
-    from kernelsvc.service.api import OffersApi, WorkspacesApi
+    from kernelsvc.service.api import NetworkApi, OffersApi, WorkspacesApi
 
     samples = {
         "session": "s", "cell": "c", "code": "1", "text": "t", "cells": [{"code": "1"}], "checkpoint": "k",
@@ -235,7 +235,7 @@ def test_every_method_calls_the_service_with_arguments_it_takes():
         who = ("who",) if row.who else ()
         client = {"client": None} if row.client else {}
         port, _, name = row.calls.rpartition(".")
-        api: type = {"offers": OffersApi, "workspaces": WorkspacesApi}.get(port, ServiceApi)
+        api: type = {"network": NetworkApi, "offers": OffersApi, "workspaces": WorkspacesApi}.get(port, ServiceApi)
         inspect.signature(getattr(api, name)).bind("self", *who, *args, **kwargs, **client)
 
 
