@@ -24,7 +24,7 @@ WORKERS := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo demo-model test test-thorough test-console test-chaos test-properties test-compat test-typescript test-matrix test-vm test-image check bench bench-smoke fix serve docs lock clean
+.PHONY: help demo demo-model test test-thorough test-console test-chaos test-cluster test-properties test-compat test-typescript test-matrix test-vm test-image check bench bench-smoke fix serve docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | \
@@ -61,6 +61,12 @@ test-chaos: $(VENV)/.dev ## faults, caused for real: kills, restarts, full disks
 
 test-properties: $(VENV)/.dev ## the tests of properties with 20 times as many examples as make test; takes minutes
 	@KERNELSVC_EXAMPLES=20 $(BIN)/python -m pytest $(WORKERS) --timeout 1200 $(PROPERTIES) $(ARGS)
+
+test-cluster: $(VENV)/.dev ## fronts, nodes and workers that are killed and drained, and tests of the APIs through a front; takes minutes
+	@$(BIN)/python -m pytest tests/cluster $(ARGS)
+	@KERNELSVC_TEST_WORKERS=2 $(BIN)/python -m pytest tests/integration/test_apis.py tests/integration/test_e2b.py \
+	  tests/integration/test_e2b_files.py tests/integration/test_jupyter_access.py tests/integration/test_mcp.py \
+	  tests/integration/test_sandboxai_sandboxfusion.py tests/integration/test_tool_calls.py $(ARGS)
 
 test-compat: $(VENV)/.dev ## other people's clients, each from its registry in an environment of its own; NEWEST=1 for their newest
 	@scripts/bootstrap compat $(VENV)

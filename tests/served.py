@@ -21,7 +21,7 @@ from typing import Any
 from waiting import wait_for
 
 #: Longer than the service promises (5 s), for a machine that does much else.
-READY_SECONDS = 60.0
+READY_SECONDS = 120.0
 STOP_SECONDS = 30.0
 #: A template that imports nothing in advance: importing pandas and matplotlib costs seconds at each start of a server.
 QUICK = {"KERNELSVC_TEMPLATES": '{"python3": {"preload": []}}'}
@@ -37,6 +37,8 @@ def source_address() -> tuple[str, int]:
     return f"127.0.0.{2 + next(_connections) // 50 % 250}", 0
 
 
+#: With KERNELSVC_TEST_WORKERS=2, tests that know nothing of fronts use one.
+WORKERS = ["--workers", count] if (count := os.environ.get("KERNELSVC_TEST_WORKERS")) else []
 #: The environment of a server that also knows ``other-token``, of another principal than its own token's. All values
 #: of ``--token`` are one principal's.
 OTHER_PRINCIPAL = {
@@ -79,7 +81,7 @@ class Served:
     def command(self) -> list[str]:
         """What is run, without the descriptor that says when it is ready."""
         where = ["--port", "0", "--data-dir", str(self.data_dir), "--runtime-dir", str(self.runtime_dir)]
-        return [sys.executable, "-m", "kernelsvc", "serve", *where, "--token", self.token, *self.args]
+        return [sys.executable, "-m", "kernelsvc", "serve", *where, "--token", self.token, *WORKERS, *self.args]
 
     def start(self) -> Served:
         """Start it and wait until it says that it is ready."""

@@ -21,8 +21,9 @@ from pathlib import Path
 import msgspec
 
 from kernelsvc import settings as conf
-from kernelsvc.cli import bridge_process
 from kernelsvc.cli.cluster.front import own_address, serve
+from kernelsvc.cli.companions import bridge_process
+from kernelsvc.cli.companions.companion_process import CompanionProcess
 from kernelsvc.cli.terminal import Terminal
 from kernelsvc.cli.terminal.filter import seconds
 from kernelsvc.client.address import INFO_FILE, ServerInfo, write_info
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 FOLDER = "workers"
 #: Seconds in which a worker may fail to start again and again: an earlier run's worker may still be stopping.
 PATIENCE_SECONDS = 30.0
+#: Seconds for which requests wait for a worker. It is started again at once, unlike a node of another machine.
+HOLD_SECONDS = 30.0
 #: Shortest and longest wait before a worker is started again, and between two looks at the workers.
 SHORTEST_WAIT, LONGEST_WAIT, POLL_SECONDS = 0.1, 5.0, 0.05
 #: Seconds beyond the settings' ``shutdown_seconds`` for a worker to stop.
@@ -98,7 +101,7 @@ class _Workers:
         settings: Settings,
         token: str | None,
         shown: str,
-        bridge: bridge_process.BridgeProcess | None,
+        bridge: CompanionProcess | None,
     ) -> None:
         self._args, self._terminal, self._settings = args, terminal, settings
         self._token, self._shown, self._bridge = token, shown, bridge
@@ -113,7 +116,14 @@ class _Workers:
         principals = Principals(self._settings.tokens, TokenFile(self._settings.data_path() / "keys"))
         info = self._settings.runtime_path() / INFO_FILE
         try:
-            return await serve(self._settings, principals, self._key, self._announce, beside=self._keep_running)
+            return await serve(
+                self._settings,
+                principals,
+                self._key,
+                self._announce,
+                beside=self._keep_running,
+                hold_seconds=HOLD_SECONDS,
+            )
         finally:
             info.unlink(missing_ok=True)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 from kernelsvc.cli.cluster import workers
@@ -15,6 +17,12 @@ def test_workers_get_the_options_that_are_not_the_fronts() -> None:
     line += ["--origins", "https://a", "--origins", "https://b", "--limits-cell-seconds", "5", "--max-sessions", "9"]
     given = workers.given_options(vars(build_parser().parse_args(line)))
     assert given == ["--config=f", "--origins=https://a", "--origins=https://b", "--limits-cell-seconds=5"]
+
+
+def test_one_server_imports_nothing_of_fronts() -> None:
+    code = "import sys, kernelsvc.cli.serve as s; print([n for n in sys.modules if '.front' in n or 'joining' in n])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_limits_of_the_machine_are_shared() -> None:

@@ -1,0 +1,190 @@
+"""Nodes and fronts as processes of their own, over TCP, as on several machines."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from served import Served
+from waiting import wait_for
+
+from kernelsvc import Client
+
+KEY = {"KERNELSVC_CLUSTER_KEY": "0123456789abcdef0123456789abcdef"}
+
+
+pytestmark = pytest.mark.timeout(600)
+
+
+class RunningFront:
+    """One ``kernelsvc front``."""
+
+    def __init__(self, root: Path, *args: str, port: int = 0) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        self.log = root / f"front-{time.monotonic_ns()}.log"
+        command = [sys.executable, "-m", "kernelsvc", "front", "--port", str(port), "--token", "test-token"]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, "--data-dir", str(root / "no data"), *args],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **KEY}, start_new_session=True,
+            )  # fmt: skip
+        found = wait_for(lambda: re.search(r"listens on (http://\S+)", self.log.read_text()), deadline=60)
+        self.url = found[1]
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+        self.process.wait(30)
+
+
+def node(root: Path, *fronts: RunningFront, env: dict[str, str] | None = None) -> Served:
+    joins = [part for front in fronts for part in ("--join", front.url)]
+    return Served(root, *joins, env={**KEY, **(env or {})}).start()
+
+
+class Cluster:
+    """Two fronts and two nodes."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.fronts = [RunningFront(root) for _ in range(2)]
+        self.nodes = [node(root / name, *self.fronts) for name in ("a", "b")]
+
+    def by(self, front: RunningFront) -> Served:
+        """Something to call a front with."""
+        served = Served(self.root / "caller")
+        served.url = front.url
+        return served
+
+    def states(self, front: RunningFront | None = None) -> dict[str, str]:
+        found = self.by(front or self.fronts[0]).call("GET", "/v1/nodes")["nodes"]
+        return {each["node"]: each["state"] for each in found}
+
+    def name(self, served: Served) -> str:
+        return (served.data_dir / "node").read_text()
+
+    def stop(self) -> None:
+        for each in (*self.nodes, *self.fronts):
+            each.stop()
+
+
+@pytest.fixture(scope="module")
+def cluster(short_tmp: Path) -> Iterator[Cluster]:
+    made = Cluster(short_tmp / "cluster")
+    try:
+        for front in made.fronts:
+            wait_for(lambda front=front: [*made.states(front).values()] == ["ready", "ready"], deadline=60)
+        yield made
+    finally:
+        made.stop()
+
+
+def on(client: Client, name: str) -> Any:
+    """A session on this node."""
+    while True:
+        session = client.create_session()
+        if session.id[2:8] == name:
+            return session
+
+
+def test_either_front_serves_a_session(cluster: Cluster) -> None:
+    with Client(cluster.fronts[0].url, "test-token") as client:
+        session = client.create_session()
+        session.run("z = 3")
+    cell = cluster.by(cluster.fronts[1]).call("POST", f"/v1/sessions/{session.id}/cells", {"code": "print(z)"})
+    assert cell["text"] == "3\n"
+
+
+def test_a_killed_front_is_replaced_by_another_on_its_port(cluster: Cluster) -> None:
+    front = cluster.fronts[1]
+    with Client(front.url, "test-token") as client:
+        session = client.create_session()
+        session.run("n = 0")
+        front.kill()
+        cluster.fronts[1] = RunningFront(cluster.root, port=int(front.url.rpartition(":")[2]))
+        # The nodes join again, and requests wait for them.
+        assert session.run("n += 1; print(n)").text == "1\n"
+
+
+def test_a_killed_node_is_held_until_it_serves_again(cluster: Cluster) -> None:
+    served = cluster.nodes[1]
+    with Client(cluster.fronts[0].url, "test-token") as client:
+        session = on(client, cluster.name(served))
+        session.run("v = 5")
+        served.kill()
+        wait_for(lambda: cluster.states()[cluster.name(served)] == "unreachable", deadline=10)
+        assert cluster.by(cluster.fronts[0]).call("GET", "/v1/sessions")["unreachable"] == [cluster.name(served)]
+        served.start()
+        assert session.run("print(v)").text == "5\n"
+
+
+def test_a_node_with_the_wrong_key_is_not_listed_and_says_so(cluster: Cluster) -> None:
+    stranger = node(cluster.root / "c", cluster.fronts[0], env={"KERNELSVC_CLUSTER_KEY": "another-key-0123456789"})
+    try:
+        wait_for(lambda: "another cluster key" in stranger.output(), what="the message")
+        assert cluster.name(stranger) not in cluster.states()
+    finally:
+        stranger.stop()
+
+
+def test_a_copy_of_a_data_directory_is_refused(cluster: Cluster) -> None:
+    root = cluster.root / "copy"
+    (root / "data").mkdir(parents=True, mode=0o700)
+    (root / "data" / "node").write_text(cluster.name(cluster.nodes[0]))
+    (root / "data" / "keys").mkdir(mode=0o700)
+    copy = node(root, cluster.fronts[0])
+    try:
+        wait_for(lambda: "Two servers use copies of one data directory" in copy.output(), what="the message")
+        refused = cluster.by(cluster.fronts[0]).call("GET", "/v1/nodes")["refused"]
+        assert any(cluster.nodes[0].url in each for each in refused)
+    finally:
+        copy.stop()
+
+
+def test_other_tokens_are_named(cluster: Cluster) -> None:
+    other = Served(
+        cluster.root / "d", "--join", cluster.fronts[0].url, env=KEY, token="another-token-of-the-node"
+    ).start()
+    try:
+
+        def warned() -> bool:
+            found = cluster.by(cluster.fronts[0]).call("GET", "/v1/nodes")["nodes"]
+            return any("tokens" in warning for each in found for warning in each["warnings"])
+
+        wait_for(warned, what="the warning")
+    finally:
+        other.stop()
+
+
+def test_a_drained_node_saves_its_sessions(cluster: Cluster) -> None:
+    served = cluster.nodes[0]
+    with Client(cluster.fronts[0].url, "test-token") as client:
+        session = on(client, cluster.name(served))
+        session.run("kept = 'yes'")
+    command = [sys.executable, "-m", "kernelsvc", "drain", cluster.name(served)]
+    env = {**served.env, "KERNELSVC_URL": cluster.fronts[0].url, "KERNELSVC_TOKEN": "test-token"}
+    subprocess.run(command, env=env, check=True, timeout=60, capture_output=True)
+    assert served.process is not None
+    served.process.wait(60)
+    served.start()
+    wait_for(lambda: cluster.states()[cluster.name(served)] == "ready", deadline=30)
+    cell = cluster.by(cluster.fronts[0]).call("POST", f"/v1/sessions/{session.id}/cells", {"code": "print(kept)"})
+    assert cell["text"] == "yes\n"
+
+
+def test_a_front_stops_in_order(cluster: Cluster) -> None:
+    front = RunningFront(cluster.root)
+    front.process.send_signal(signal.SIGTERM)
+    assert front.process.wait(30) == 0
