@@ -24,7 +24,7 @@ WORKERS := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo demo-model test test-thorough test-console test-chaos test-cluster test-properties test-compat test-typescript test-matrix test-vm test-image check bench bench-smoke fix serve docs lock clean
+.PHONY: help demo demo-model test test-thorough test-console test-chaos test-cluster test-properties test-compat test-typescript test-telemetry test-matrix test-vm test-image check bench bench-smoke fix serve docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | \
@@ -75,6 +75,10 @@ test-compat: $(VENV)/.dev ## other people's clients, each from its registry in a
 test-typescript: $(VENV)/.dev ## the TypeScript client: types, package, and every scenario in Node, Deno, Bun and Chromium, each from npm
 	@scripts/bootstrap compat $(VENV)
 	@$(BIN)/python -m pytest tests/typescript $(ARGS)
+
+test-telemetry: $(VENV)/.dev ## spans and metrics in rotel, Phoenix (850 MB) and Prometheus, each from its registry; takes minutes
+	@scripts/bootstrap prometheus $(VENV)
+	@PATH="$$PWD/$(VENV)/prometheus/usr/bin:$$PATH" $(BIN)/python -m pytest tests/unit/test_deploy.py tests/compat/test_observability.py $(ARGS)
 
 test-matrix: $(VENV)/.dev ## branches of sessions that hold other people's libraries, each from its registry; takes minutes
 	@scripts/bootstrap matrix $(VENV)

@@ -1,0 +1,124 @@
+"""The cost of a trivial cell with the export of spans on and off, in turns in one run.
+
+    python -m benchmarks.spans [--rounds N] [--cells N]
+
+Two servers run at the same time, one of which exports spans to a receiver in this process. Blocks of cells alternate
+between them. The figure is the CPU time of the server's process (schedstat, in nanoseconds) for each cell, because wall
+times differ by more than a per cent on any machine that does something else. The exporter's own CPU time is separate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from kernelsvc import Client
+from kernelsvc.cli.companions.companion_process import holder
+
+TOKEN = "benchmark-token"
+
+
+class _Sink(BaseHTTPRequestHandler):
+    requests = 0
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        type(self).requests += 1
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def receiver() -> Iterator[str]:
+    """A receiver that takes everything."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Sink)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextlib.contextmanager
+def server(root: Path, *options: str) -> Iterator[tuple[str, int]]:
+    """A server and its process id."""
+    where = ["--port", "0", "--data-dir", str(root / "data"), "--runtime-dir", str(root / "run"), "--token", TOKEN]
+    more = ["--templates", '{"python3": {"preload": []}}', "--checkpoints", "0", *options]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kernelsvc", "serve", *where, *more], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    try:
+        url = ""
+        for line in process.stdout:
+            url = url or next((word for word in line.split() if word.startswith("http://")), "")
+            if line.startswith("ready"):
+                break
+        yield url, process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of all threads of a process (proc(5), schedstat: nanoseconds on the CPU)."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=20, help="blocks of each server")
+    parser.add_argument("--cells", type=int, default=300, help="cells of a block")
+    chosen = parser.parse_args()
+    found: dict[str, list[float]] = {"off": [], "on": []}
+    with contextlib.ExitStack() as stack:
+        root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="k")))
+        url = stack.enter_context(receiver())
+        started = {
+            "off": stack.enter_context(server(root / "off")),
+            "on": stack.enter_context(server(root / "on", "--telemetry-endpoint", url)),
+        }
+        sessions = {}
+        for name, (address, _) in started.items():
+            client = stack.enter_context(Client(address, TOKEN))
+            sessions[name] = stack.enter_context(client.create_session())
+            for _ in range(chosen.cells):
+                sessions[name].run("1+1")
+        exporter = holder(root / "on" / "data" / "traces.lock")
+        assert exporter
+        began = cpu_seconds(exporter)
+        for number in range(chosen.rounds):
+            # The order alternates, too.
+            for name in ("off", "on") if number % 2 else ("on", "off"):
+                before = cpu_seconds(started[name][1])
+                for _ in range(chosen.cells):
+                    sessions[name].run("1+1")
+                found[name].append((cpu_seconds(started[name][1]) - before) / chosen.cells * 1e6)
+        spent = (cpu_seconds(exporter) - began) / chosen.cells / chosen.rounds * 1e6
+    off, on = statistics.median(found["off"]), statistics.median(found["on"])
+    print(f"{chosen.rounds} blocks of {chosen.cells} cells each, CPU of the server for a trivial cell, medians")
+    print(f"spans off  {off:7.1f} us")
+    print(f"spans on   {on:7.1f} us  ({(on / off - 1) * 100:+.1f} %)")
+    print(f"exporter   {spent:7.1f} us for a cell, in its own process ({_Sink.requests} requests)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
