@@ -164,6 +164,13 @@ def test_rules_make_the_network_filtered_and_the_plan_has_their_ports() -> None:
     assert confine(request(), probe()).plan["egress"] is None
 
 
+def test_only_rules_that_read_requests_show_the_proxys_certificate() -> None:
+    confined = confine(request(limits=RULES, certificates="/run/ca"), probe())
+    assert ["/run/ca", "/etc/kernelsvc", False, False] in confined.plan["view"]["binds"]
+    assert confined.plan["env"]["SSL_CERT_FILE"] == "/etc/kernelsvc/certificates.pem"
+    assert "SSL_CERT_FILE" not in confine(request(limits=RULES), probe()).plan["env"]
+
+
 @pytest.mark.parametrize("lost", ["egress", "net namespace", "filesystem"])
 def test_rules_that_can_not_be_enforced_are_never_called_enforced(lost: str) -> None:
     confined = confine(request(limits=RULES), probe(without=(lost,)))
