@@ -10,7 +10,7 @@ import msgspec
 from kernelsvc import __version__
 from kernelsvc.client.async_client import AsyncClient
 from kernelsvc.client.tool_backend import ClientToolBackend
-from kernelsvc.errors import AtCapacity
+from kernelsvc.errors import AtCapacity, NotSupported
 from kernelsvc.front.gathering import error_of
 from kernelsvc.front.locating import Cluster
 from kernelsvc.front.relay import FrontHandler
@@ -33,12 +33,16 @@ class FrontService:
         self._principals = principals
         self._tokens: OrderedDict[str, str] = OrderedDict()
 
-    def authenticate(self, token: str | None) -> Principal:
+    def authenticate(self, token: str | None, user: str | None = None) -> Principal:
         """Return the principal of a token.
 
         Raises:
             Unauthenticated: No principal has this token.
+            NotSupported: The request is for a user of the principal. The front's own requests to nodes would not name
+                the user, and so reach the principal's sessions.
         """
+        if user is not None:
+            raise NotSupported("A front does not take X-On-Behalf-Of. Use a token for each user, or one server.")
         who = self._principals.authenticate(token)
         self._tokens[who.token_sha256] = token or ""
         self._tokens.move_to_end(who.token_sha256)

@@ -56,3 +56,12 @@ async def test_the_tokens_of_callers_are_remembered_up_to_a_bound(
     assert service.token_of(alice) == "alice-token"
     service.authenticate("bob-token")
     assert service.token_of(alice) == ""
+
+
+async def test_no_request_for_a_backends_user_reaches_the_backends_own_sessions(fleet: Fleet) -> None:
+    made = await fleet.on_each()
+    paths = ["/v1/sessions", "/api/sessions", "/mcp"]
+    for path in paths + [f"/v1/sessions/{each['id']}{below}" for each in made for below in ("", "/cells")]:
+        verb, body = ("POST", {}) if path == "/mcp" else ("GET", None)
+        answer = await fleet.fetch(verb, path, body, headers={"X-On-Behalf-Of": "user"})
+        assert answer.code in (403, 404, 501), answer.body
