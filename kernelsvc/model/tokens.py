@@ -118,7 +118,7 @@ def on_behalf_of(backend: Principal, user: str, records: Iterable[TokenRecord]) 
     Args:
         backend: The principal of the token.
         user: The backend's name for the user: 1 to 128 characters of ASCII without spaces.
-        records: All tokens. A principal that has a token of its own is nobody's user.
+        records: All tokens. A principal with a token of its own can't be a user.
 
     Raises:
         Forbidden: The token lacks the scope ``delegate``, or the principal has a token of its own.
