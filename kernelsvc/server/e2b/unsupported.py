@@ -34,15 +34,19 @@ class TemplatesHandler(UnsupportedHandler):
     """Handler of the routes that build, list, tag and change templates."""
 
     message = (
-        "Templates can't be built over the API here. The server's operator makes one with the setting 'templates': "
-        "a Python environment and the modules to preload. Jupyter kernelspecs are templates too."
+        "Templates can't be built over the API here. The server's operator makes one of Python packages with "
+        "'kernelsvc env add NAME PACKAGE...', or with the setting 'templates'. Docker images can't be used. Jupyter "
+        "kernelspecs are templates too."
     )
 
 
 class VolumesHandler(UnsupportedHandler):
     """Handler of ``/volumes``."""
 
-    message = "There are no volumes here. Use files.write, or a snapshot to keep a sandbox's files."
+    message = (
+        "There are no volumes over this API. Folders that outlive sessions are workspaces: POST /v1/workspaces, and "
+        "'workspace' of POST /v1/sessions. A snapshot keeps a sandbox's files."
+    )
 
 
 class SecretsHandler(UnsupportedHandler):

@@ -4,6 +4,8 @@ import asyncio
 import os
 import sys
 import time
+import urllib.error
+import urllib.request
 
 ADDRESS, TOKEN = sys.argv[1:]
 os.environ |= {"E2B_API_KEY": TOKEN, "E2B_API_URL": ADDRESS, "E2B_SANDBOX_URL": ADDRESS}
@@ -77,6 +79,37 @@ def terminal(sandbox):
     assert "pty-2" in said, said
 
 
+def look(host, **headers):
+    """The status of the sandbox's own server, by its host name. No name server leads here, so the request says it."""
+    try:
+        request = urllib.request.Request(ADDRESS, headers={"Host": host, **headers})
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return response.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def hosts():
+    for network, without in (
+        (None, 401),
+        ({"allow_public_traffic": False}, 401),
+        ({"allow_public_traffic": True}, 200),
+    ):
+        sandbox = Sandbox.create(timeout=120, network=network)
+        server = sandbox.commands.run("python3 -m http.server 8001", background=True)
+        secret = {"e2b-traffic-access-token": sandbox.traffic_access_token}
+        host = sandbox.get_host(8001)
+        deadline = time.monotonic() + 30
+        while look(host, **secret) != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert look(host) == without
+        assert look(sandbox.get_host(8002), **secret) == 502
+        server.kill()
+        assert look(host, **secret) == 502
+        sandbox.kill()
+
+
 async def later():
     sandbox = await AsyncSandbox.create(timeout=120)
     done = await asyncio.gather(*(sandbox.commands.run(f"sleep 0.2; echo {number}") for number in range(8)))
@@ -93,6 +126,7 @@ def main():
     background(sandbox)
     terminal(sandbox)
     sandbox.kill()
+    hosts()
     asyncio.run(later())
     print("ok", flush=True)
     os._exit(0)  # of fifteen interpreters that end by themselves one is aborted, with no Python frame left: the SDK's

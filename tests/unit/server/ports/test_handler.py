@@ -116,6 +116,9 @@ async def test_a_signed_address_ends_when_its_owner_says_so(port: Port) -> None:
 async def test_a_public_port(port: Port) -> None:
     assert (await port.share(public=True))["path"] == port.path + "/"
     assert (await port.server.fetch("GET", port.path + "/", token=None)).code == 200
+    for host, status in [(port.host.replace("localhost", "example.org"), 200), ("rebound.example", 403)]:
+        response = await port.server.fetch("GET", port.path + "/", token=None, headers={"Host": host})
+        assert response.code == status
     assert await port.server.json("GET", f"/v1/sessions/{port.session}/ports") == [
         {"port": port.number, "public": True}
     ]
