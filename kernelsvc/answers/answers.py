@@ -18,7 +18,7 @@ import msgspec
 
 from kernelsvc.answers.answer_run import VIRTUAL, AnswerReader, AnswerRun, outputs_of, picture_urls
 from kernelsvc.answers.containers import AnswerContainer, Containers
-from kernelsvc.answers.conversations import Conversations, copied
+from kernelsvc.answers.conversations import MAX_BYTES, Conversations, copied
 from kernelsvc.answers.event_log import EventLog
 from kernelsvc.answers.kept import AnswerStore, KeptResponse, renumber
 from kernelsvc.answers.upstream import ChatUpstream
@@ -45,8 +45,10 @@ from kernelsvc.settings import ModelSettings, Settings
 
 log = logging.getLogger(__name__)
 
-#: Most answers that one conversation goes back.
-MAX_CHAIN = 1000
+#: Most answers that one conversation goes back, and bytes of them together.
+MAX_CHAIN, MAX_HISTORY = 1000, MAX_BYTES
+#: Most references to items in one request.
+MAX_REFERENCES = 1000
 _LOST = ModelFault(code="server_error", message="The server stopped before the end of the answer. Ask again.")
 #: For the model, in place of a result that neither the client nor the session's log has.
 _UNKNOWN = "[The result of this call is not known: the server stopped before it was there.]"
@@ -286,8 +288,10 @@ class Answers:
             if run.ended is None:
                 run.ended = AnswerEnded("failed", fault=_LOST)
         finally:
-            self.settle(run)
-            running.log.close()
+            try:
+                self.settle(run)
+            finally:
+                running.log.close()  # its readers wait for it without a limit
 
     def _admit(self, who: Principal) -> None:
         rules = self._rules
@@ -304,7 +308,7 @@ class Answers:
         uploads = {}
         for each in tool.file_ids:
             described = self.store.file(who.name, each)
-            uploads[described.filename] = self.store.content(who.name, each)
+            uploads[described.filename] = functools.partial(self.store.content, who.name, each)
         earlier = next(
             (each.container for each in reversed(entries) if isinstance(each, CodeItem) and each.container), ""
         )
@@ -335,11 +339,16 @@ class Answers:
         """
         if not any(isinstance(each, ItemReference) for each in request.input):
             return request
+        if sum(isinstance(each, ItemReference) for each in request.input) > MAX_REFERENCES:
+            raise BadRequest(f"A request has at most {MAX_REFERENCES} references to items.", param="input")
         numbers: dict[str, int] = {}
         entries: list[Entry] = []
+        size = 0
         for each in request.input:
             if isinstance(each, ItemReference):
                 response, item = self.store.item(who.name, each.id)
+                size += self.store.size(who.name, response.id)
+                _check_history(size, "input")
                 renumber([item], numbers.setdefault(response.id, len(numbers) + 1))
                 entries.append(item)
             else:
@@ -348,8 +357,11 @@ class Answers:
 
     def _history(self, who: Principal, previous: str | None) -> list[Entry]:
         chain: list[KeptResponse] = []
+        size = 0
         while previous is not None and len(chain) < MAX_CHAIN:
             try:
+                size += self.store.size(who.name, previous)
+                _check_history(size, "previous_response_id")
                 found = self.store.response(who.name, previous)
             except NotFound:
                 raise NotFound(
@@ -556,6 +568,14 @@ def _limits(request: AnswerRequest, model: ModelSettings) -> AnswerLimits:
         force=request.force,
         tools=request.may_call,
     )
+
+
+def _check_history(size: int, param: str) -> None:
+    if size > MAX_HISTORY:
+        raise BadRequest(
+            f"The earlier answers have more than {MAX_HISTORY // 2**20} MiB together. Start a new conversation.",
+            param=param,
+        )
 
 
 def _check_results(entries: list[Entry]) -> None:

@@ -8,7 +8,7 @@ import os
 import posixpath
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, NotFound, NotSupported, SessionClosed, TooLarge
@@ -167,7 +167,7 @@ class Containers:
             except KernelsvcError:
                 continue
             room -= status.size
-            copied.append(os.fsdecode(status.path))
+            copied += _texts([status.path])
         return copied
 
     # --- files ---------------------------------------------------------------------------
@@ -256,7 +256,16 @@ def file_name(name: str) -> bytes:
 def new_files(before: Mapping[bytes, FileStatus], after: Mapping[bytes, FileStatus]) -> list[str]:
     """Return the paths of files that are new or changed, at most ``MAX_NEW``."""
     found = [path for path, each in after.items() if path not in before or before[path].etag != each.etag]
-    return [os.fsdecode(path) for path in sorted(found)[:MAX_NEW]]
+    return _texts(sorted(found))[:MAX_NEW]
+
+
+def _texts(paths: Iterable[bytes]) -> list[str]:
+    """Return the paths that are text. Others have no form in JSON (RFC 8259, section 8.1), and are only listed."""
+    found = []
+    for path in paths:
+        with contextlib.suppress(UnicodeDecodeError):
+            found.append(path.decode())
+    return found
 
 
 def cite(message: MessageItem, made: list[str], known: Mapping[bytes, FileStatus]) -> list[Citation]:
@@ -284,7 +293,7 @@ class AnswerContainer:
         who: The principal.
         tool: The tool of the request.
         earlier: Id of the container of an earlier answer, or "".
-        uploads: Files that the container gets, by name.
+        uploads: Files that the container gets, by name: functions that read one. All together may be large.
         key: Names a container that is to be found again, or None.
 
     Attributes:
@@ -299,7 +308,7 @@ class AnswerContainer:
         who: Principal,
         tool: CodeTool,
         earlier: str,
-        uploads: Mapping[str, bytes],
+        uploads: Mapping[str, Callable[[], bytes]],
         key: str | None = None,
     ) -> None:
         self.id = self.session = self.notice = ""
@@ -340,7 +349,7 @@ class AnswerContainer:
         if found is not None:
             # Opened now, because the model must know its files.
             await self.open()
-            names = [os.fsdecode(path) for path in self._before]
+            names = _texts(self._before)
         return GONE.format(", ".join(names[:MAX_NEW]) or "none")
 
     async def open(self) -> str:
@@ -367,8 +376,8 @@ class AnswerContainer:
                 found, self.notice = await containers.named(who, self._key, **limits)
             if self._ended:
                 await containers.copy_files(who, self._ended, found.id)
-        for name, data in self._uploads.items():
-            await containers.put(who, found.id, name, data)
+        for name, read in self._uploads.items():
+            await containers.put(who, found.id, name, await asyncio.to_thread(read))
         self._before = await containers.files(who, found.id)
         self._info = found
         self.session, self.id = found.id, container_id(found.id)

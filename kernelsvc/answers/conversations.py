@@ -13,8 +13,8 @@ from kernelsvc.errors import BadRequest, Conflict, NotFound
 from kernelsvc.model.answers.values import CodeItem, Entry, ReasoningItem, is_shown
 from kernelsvc.protocol.openai.responses import item_json
 
-#: Most entries of a conversation, and of one request that adds some.
-MAX_ENTRIES, MAX_ADDED = 10_000, 20
+#: Most entries of a conversation, and of one request that adds some. Most bytes of a conversation.
+MAX_ENTRIES, MAX_ADDED, MAX_BYTES = 10_000, 20, 64 * 1024 * 1024
 
 
 class Conversations:
@@ -63,8 +63,7 @@ class Conversations:
                 "Another response continues this conversation now. Wait until it has ended.", param="conversation",
                 openai_code="conversation_locked",
             )  # fmt: skip
-        if len(found.entries) >= MAX_ENTRIES:
-            raise BadRequest(f"A conversation has at most {MAX_ENTRIES} items.", param="conversation")
+        self._check_room(principal, found, 1, "conversation")
         found.pending = response
         self._store.put_conversation(principal, found)
         return found.entries
@@ -108,11 +107,15 @@ class Conversations:
             BadRequest: There are too many.
         """
         found = self.find(principal, named)
-        if len(found.entries) + len(entries) > MAX_ENTRIES:
-            raise BadRequest(f"A conversation has at most {MAX_ENTRIES} items.", param="items")
+        self._check_room(principal, found, len(entries), "items")
         found.entries += entries
         self._store.put_conversation(principal, found)
         return found
+
+    def _check_room(self, principal: str, found: KeptConversation, more: int, param: str) -> None:
+        if len(found.entries) + more > MAX_ENTRIES or self._store.size(principal, found.id) > MAX_BYTES:
+            most = f"{MAX_ENTRIES} items and {MAX_BYTES // 2**20} MiB"
+            raise BadRequest(f"A conversation has at most {most}. Start a new one.", param=param)
 
     def remove_item(self, principal: str, named: str, item: str) -> KeptConversation:
         """Erase an item.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from typing import Any
 
 #: Most events that wait for a slow client before the answer waits too, and most that a background answer keeps.
@@ -26,8 +27,10 @@ class EventLog:
         self._closed = False
 
     def add(self, events: list[dict[str, Any]]) -> None:
-        """Add events."""
-        if events and len(self._events) < MAX_KEPT:
+        """Add events. Of a background answer with too many, the pieces of text are left out: a whole item follows."""
+        if len(self._events) >= MAX_KEPT:
+            events = [each for each in events if not str(each.get("type")).endswith(".delta")]
+        if events:
             self._events += events
             self._news.set()
 
@@ -45,7 +48,7 @@ class EventLog:
     async def after(self, number: int) -> list[dict[str, Any]]:
         """Wait for events behind the first ``number`` ones. An empty list is the end. Safe to cancel."""
         while True:
-            found = self._events[max(0, number - self._first) :]
+            found = self._events[self._position(number) :]
             if found or self._closed:
                 if not self._keep:
                     self._first += len(self._events)
@@ -54,6 +57,12 @@ class EventLog:
                 return found
             self._news.clear()
             await self._news.wait()
+
+    def _position(self, number: int) -> int:
+        if len(self._events) < MAX_KEPT:
+            return max(0, number - self._first)
+        # Numbers have gaps where pieces were left out.
+        return bisect_left(self._events, number, key=lambda each: each.get("sequence_number", 0))
 
     def all(self) -> list[dict[str, Any]]:
         """Return the kept events."""

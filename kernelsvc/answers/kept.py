@@ -154,6 +154,13 @@ class AnswerStore:
                         return response, each
         raise NotFound(f"Item with id '{item[:100]}' not found. Items of responses that are not stored have no id.")
 
+    def size(self, principal: str, named: str) -> int:
+        """Return the bytes of an object on disk. 0 if the principal has none with this id."""
+        try:
+            return self._path(principal, named).stat().st_size
+        except (OSError, NotFound):
+            return 0
+
     def put_conversation(self, principal: str, conversation: KeptConversation) -> None:
         """Write a conversation.
 

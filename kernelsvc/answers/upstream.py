@@ -69,7 +69,8 @@ class _Body(HTTPMessageDelegate):
         self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
     ) -> Awaitable[None] | None:
         assert isinstance(start_line, ResponseStartLine)
-        if not self.head.done():
+        # RFC 9110, section 15.2: a client must be able to parse responses of class 1xx before the final one.
+        if not self.head.done() and start_line.code >= 200:
             self.head.set_result((start_line.code, headers))
         return None
 
@@ -193,6 +194,8 @@ async def _read(connection: HTTP1Connection, delegate: _Body) -> None:
     """Read the response to its end. The last piece is None."""
     try:
         await connection.read_response(delegate)
+    except (StreamClosedError, RecursionError):
+        pass  # The answer has closed the connection. Or the server sends 1xx without end, one stack frame each.
     finally:
         if not delegate.head.done():
             delegate.head.set_exception(UpstreamError(_UNREACHABLE))

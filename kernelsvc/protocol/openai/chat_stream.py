@@ -23,6 +23,7 @@ from kernelsvc.model.answers.values import (
     TextPiece,
     TokenUsage,
 )
+from kernelsvc.protocol.jupyter import check_json
 from kernelsvc.protocol.openai.code_text import CodeText
 from kernelsvc.protocol.openai.text_split import TextSplitter
 
@@ -30,7 +31,9 @@ from kernelsvc.protocol.openai.text_split import TextSplitter
 TOOL_NAME = "python"
 ALIASES = {TOOL_NAME, "code_interpreter", "functions.python", "ipython", "execute_python", "run_python"}
 #: Most calls of one turn, most characters of one call's arguments, and most characters of a turn.
-MAX_CALLS, MAX_ARGUMENTS, MAX_TURN = 128, 4 * 1024 * 1024, 32 * 1024 * 1024
+MAX_CALLS, MAX_ARGUMENTS, MAX_TURN = 128, 4 * 1024 * 1024, 8 * 1024 * 1024
+#: Characters of an event above which its depth and number of values are looked at first.
+_LARGE_EVENT = 64 * 1024
 
 
 class _OpenCall:
@@ -90,12 +93,11 @@ class ChatTurn:
         """
         if data.strip() in ("[DONE]", "") or self.fault is not None:
             return []
-        self._size += len(data)
-        if self._size > MAX_TURN:
-            raise TooLarge("The model's turn exceeds 32 MiB.")
         try:
+            if len(data) > _LARGE_EVENT:
+                check_json(data.encode())
             chunk = _decoded(data)
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError, KernelsvcError):
             self.fault = ModelFault(code="model_error", message="The model's server sent an event that is not JSON.")
             return []
         if not isinstance(chunk, dict):
@@ -110,6 +112,11 @@ class ChatTurn:
         for choice in choices[:1] if isinstance(choices, list) else []:
             if isinstance(choice, dict):
                 found += self._choice(choice)
+        self._size += sum(
+            len(each.text) for each in found if isinstance(each, TextPiece | ReasoningPiece | ArgumentsPiece)
+        )
+        if self._size > MAX_TURN:
+            raise TooLarge(f"The model's turn exceeds {MAX_TURN} characters.")
         if self._calls_only:
             return [each for each in found if not isinstance(each, TextPiece | ReasoningPiece)]
         return found
@@ -235,6 +242,8 @@ def _decoded(data: str) -> Any:
 
 
 def _is_json(text: str) -> bool:
+    if not text.rstrip().endswith(("}", "]", '"')):
+        return False  # looked at for each piece of a server that repeats the name
     try:
         json.loads(text)
     except (ValueError, RecursionError):

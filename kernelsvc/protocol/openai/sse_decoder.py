@@ -12,9 +12,11 @@ class SseDecoder:
     """Decoder of one stream. Only the data of events is returned."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        #: Pieces of a line that has no end yet. They are joined once, because a line may come in single bytes.
+        self._line: list[bytes] = []
         self._data: list[bytes] = []
-        self._size = 0
+        self._size = self._held = 0
+        self._after_cr = False
 
     def feed(self, piece: bytes) -> list[str]:
         """Take more bytes. Return the data of each event that is complete.
@@ -22,16 +24,18 @@ class SseDecoder:
         Raises:
             TooLarge: An event exceeds 16 MiB.
         """
-        self._rest += piece
-        # A CR may be the first half of a CR LF, so the last one waits for the next piece.
-        held = b"\r" if self._rest.endswith(b"\r") else b""
-        text = self._rest[: len(self._rest) - len(held)]
-        lines = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
-        self._rest = lines.pop() + held
-        if len(self._rest) + self._size > MAX_EVENT:
-            raise TooLarge("The model's server sent an event of more than 16 MiB.")
+        if self._after_cr and piece[:1] == b"\n":
+            piece = piece[1:]  # the second half of a CR LF
+        if not piece:
+            return []
+        self._after_cr = piece.endswith(b"\r")
+        lines = piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        rest = lines.pop()
         found = []
         for line in lines:
+            if self._line:
+                line = b"".join((*self._line, line))
+                self._line, self._held = [], 0
             if not line:
                 if self._data:
                     found.append(b"\n".join(self._data).decode("utf-8", "replace"))
@@ -39,6 +43,11 @@ class SseDecoder:
             elif line.startswith(b"data:"):
                 self._data.append(line[5:].removeprefix(b" "))
                 self._size += len(line)
+        if rest:
+            self._line.append(rest)
+            self._held += len(rest)
+        if self._size + self._held > MAX_EVENT:
+            raise TooLarge("The model's server sent an event of more than 16 MiB.")
         return found
 
     def end(self) -> list[str]:

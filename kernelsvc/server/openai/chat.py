@@ -12,6 +12,7 @@ import msgspec
 from kernelsvc.answers.answer_run import VIRTUAL, AnswerRun
 from kernelsvc.answers.answers import RunningAnswer, new_id
 from kernelsvc.answers.event_log import EventLog
+from kernelsvc.errors import BadRequest
 from kernelsvc.model.answers.machine import AnswerEnded, Step
 from kernelsvc.model.answers.values import ReasoningItem
 from kernelsvc.model.objects import CellInfo
@@ -62,7 +63,10 @@ class ChatCompletionsHandler(OpenAiHandler):
         body = self.json_body()
         named = body.get("model") if isinstance(body, dict) else None
         request = read_chat_request(body, new_id, code=isinstance(named, str) and named.endswith(VIRTUAL))
-        wants_usage = bool((body.get("stream_options") or {}).get("include_usage"))
+        options = body.get("stream_options")
+        if options is not None and not isinstance(options, dict):
+            raise BadRequest("'stream_options' is not valid: it is an object.", param="stream_options")
+        wants_usage = bool(options and options.get("include_usage"))
         head = ResponseHead(id=new_id("chatcmpl"), created=int(time.time()), request=request)
         answer, log = ChatAnswer(head.id, head.created, request.model), EventLog(keep=False)
         _, model = self.answers.model(self.who, request.model)

@@ -190,12 +190,4 @@ class ContainerContentHandler(OpenAiHandler):
         self.auth_scope("read")
         found = await self.answers.containers.find(self.who, container)
         status = await self.answers.containers.find_file(self.who, found.id, file)
-        reader = await self.context.service.files.open(self.who, found.id, status.path)
-        try:
-            offset = 0
-            while piece := await reader.read(offset, 256 * 1024):
-                self.send_bytes(piece)
-                await self.flush()
-                offset += len(piece)
-        finally:
-            reader.close()
+        await self.send_file(found.id, status.path)

@@ -114,7 +114,7 @@ class UploadedContentHandler(OpenAiHandler):
         containers = self.answers.containers
         session = (await containers.find(self.who, named[0])).id
         found = await containers.find_file(self.who, session, named[1])
-        self.send_bytes(await containers.read(self.who, session, found.path))
+        await self.send_file(session, found.path)
 
 
 def _model_json(name: str) -> dict[str, Any]:

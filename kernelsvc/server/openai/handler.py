@@ -15,7 +15,7 @@ from kernelsvc.model.answers.values import ModelFault
 from kernelsvc.protocol.anthropic import error_json
 from kernelsvc.protocol.jupyter import check_json
 from kernelsvc.protocol.multipart import Form, Part, PartEnd, boundary_of
-from kernelsvc.protocol.openai.lists import page_of
+from kernelsvc.protocol.openai.lists import page_of, whole_number
 from kernelsvc.server.handler import ApiHandler, as_error
 from kernelsvc.server.native.sse import start_stream
 
@@ -100,6 +100,14 @@ class OpenAiHandler(ApiHandler):
         }
         return {"error": about}
 
+    def number(self, name: str, default: str, most: int) -> int:
+        """Return a number of the query.
+
+        Raises:
+            BadRequest: It is none, or larger than ``most``.
+        """
+        return whole_number(name, self.get_query_argument(name, default), most)
+
     def flag(self, name: str) -> bool:
         """Return a boolean of the query."""
         return self.get_query_argument(name, "").lower() in ("true", "1")
@@ -150,6 +158,18 @@ class OpenAiHandler(ApiHandler):
         self.set_header("Content-Disposition", "attachment")
         self.write(data)
 
+    async def send_file(self, session: str, path: bytes) -> None:
+        """Send the content of a session's file, in pieces."""
+        reader = await self.context.service.files.open(self.who, session, path)
+        try:
+            offset = 0
+            while piece := await reader.read(offset, 256 * 1024):
+                self.send_bytes(piece)
+                await self.flush()
+                offset += len(piece)
+        finally:
+            reader.close()
+
     async def batches(self, log: EventLog, after: int) -> AsyncIterator[list[dict[str, Any]]]:
         """Yield events as they come. During a silence, yield an empty list. Safe to cancel."""
         silence = self.context.settings.keepalive_seconds
@@ -163,7 +183,7 @@ class OpenAiHandler(ApiHandler):
                 continue
             if not found:
                 return
-            number += len(found)
+            number = found[-1].get("sequence_number", number + len(found) - 1) + 1
             yield found
 
     async def send_events(self, frames: bytes) -> None:

@@ -16,6 +16,8 @@ from kernelsvc.server.openai.handler import KEEPALIVE, FaultError, OpenAiHandler
 
 #: Events that say nothing yet: the status of the response is not sent before the next one.
 _OPENING = {"response.created", "response.queued", "response.in_progress"}
+#: Largest number of an event that a request may name.
+MAX_NUMBER = 10**9
 #: Seconds for which a stream waits for its first event, so that an early fault still has its HTTP status.
 OPENING_SECONDS = 2.0
 
@@ -92,10 +94,8 @@ class ResponseHandler(OpenAiHandler):
                 raise BadRequest(f"'include' can be {OUTPUTS!r}.", param="include")
             self.answer(await self.answers.response(self.who, response, outputs=bool(include)))
             return
-        after = self.get_query_argument("starting_after", "-1")
-        if not after.removeprefix("-").isdecimal():
-            raise BadRequest("'starting_after' is the number of an event.", param="starting_after")
-        number = max(0, int(after) + 1)
+        first = self.get_query_argument("starting_after", "-1") == "-1"
+        number = 0 if first else self.number("starting_after", "", MAX_NUMBER) + 1
         await self.while_connected(self._replay(self.answers.events(self.who, response, number), number))
 
     async def _replay(self, log: EventLog, after: int) -> None:

@@ -21,6 +21,13 @@ def test_new_and_changed_files_are_found() -> None:
     assert new_files(files(a="1", b="1"), files(a="1", b="2", c="1")) == ["b", "c"]
 
 
+def test_a_name_that_is_no_text_is_not_named() -> None:
+    status = FileStatus(path=b"\xff", kind="file", mode=0, size=1, mtime_ns=1, etag="1")
+    found = new_files({}, {b"\xff": status, **files(a="1")})
+    assert found == ["a"]
+    "".join(found).encode()
+
+
 def test_links_get_their_position_and_the_other_new_files_none() -> None:
     text = "See [plot](sandbox:/mnt/data/plot) and [x](sandbox:/mnt/data/../etc) and sandbox:plot."
     found = cite(MessageItem(id="m", text=text), ["plot", "other", "gone"], files(plot="1", other="1"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from kernelsvc.answers import event_log
 from kernelsvc.answers.event_log import EventLog
 
@@ -30,3 +32,15 @@ async def test_an_answer_waits_for_its_slow_reader() -> None:
     await flushing
     log.add([{"n": "next"}])
     assert await log.after(event_log.MAX_WAITING + 1) == [{"n": "next"}]
+
+
+async def test_a_long_answer_keeps_every_event_but_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_log, "MAX_KEPT", 3)
+    log = EventLog(keep=True)
+    kinds = ["created", "x.delta", "x.delta", "x.delta", "x.delta", "x.done", "completed"]
+    for number, kind in enumerate(kinds):
+        log.add([{"type": kind, "sequence_number": number}])
+    log.close()
+    assert [each["sequence_number"] for each in await log.after(0)] == [0, 1, 2, 5, 6]
+    assert [each["sequence_number"] for each in await log.after(4)] == [5, 6]
+    assert await log.after(7) == []

@@ -74,3 +74,19 @@ async def test_a_stream_without_its_end_is_a_fault(model: ScriptedModel) -> None
     model.script = lambda body: [head + b"data: {}\n\n"]
     with pytest.raises(UpstreamError):
         await read(ChatUpstream(ModelSettings(url=model.url), ""))
+
+
+@pytest.mark.parametrize(
+    "early", [b"HTTP/1.1 100 Continue\r\n\r\n" * 3, b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"]
+)
+async def test_responses_before_the_final_one_are_skipped(model: ScriptedModel, early: bytes) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"
+    model.script = lambda body: [early + head + b'{"a":"b"}']
+    assert await read(ChatUpstream(ModelSettings(url=model.url), "")) == ['{"a":"b"}']
+
+
+async def test_early_responses_without_end_are_a_fault(model: ScriptedModel, caplog: pytest.LogCaptureFixture) -> None:
+    model.script = lambda body: [b"HTTP/1.1 100 Continue\r\n\r\n" * 5000]
+    with pytest.raises(UpstreamError):
+        await read(ChatUpstream(ModelSettings(url=model.url), ""))
+    assert "exception" not in caplog.text

@@ -183,3 +183,25 @@ def test_half_of_a_surrogate_pair_is_no_fault() -> None:
     data = '{"choices": [{"delta": {"content": "\\ud83d"}}]}'
     assert turn.feed(data) == [TextPiece("?")]
     assert turn.fault is None
+
+
+@pytest.mark.parametrize(
+    "event",
+    ['{"choices": [' + "[]," * 300_000 + "[]]}", '{"a": ' + "[" * 70_000 + "]" * 70_000 + "}"],
+    ids=["many values", "deep"],
+)
+def test_an_event_whose_decoding_costs_more_than_its_text_is_refused(event: str) -> None:
+    turn = ChatTurn(1, [], code=True, fences=False)
+    turn.feed(event)
+    assert turn.fault is not None
+    assert turn.fault.code == "model_error"
+
+
+def test_a_turn_has_a_limit_of_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_stream, "MAX_TURN", 1000)
+    turn = ChatTurn(1, [], code=True, fences=False)
+    event = json.dumps({"padding": "x" * 2000, "choices": [{"delta": {"content": "y" * 400}}]})
+    turn.feed(event)
+    turn.feed(event)
+    with pytest.raises(TooLarge, match="1000"):
+        turn.feed(event)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
+import pytest
 from http_server import ALICE
 from waiting import wait_until
 
+from kernelsvc.answers import answers, conversations
+from kernelsvc.answers.kept import AnswerStore, KeptResponse
 from kernelsvc.answers.scripted_model import call, delta, text
 from kernelsvc.model import events as ev
 
@@ -106,3 +110,41 @@ async def test_the_log_has_usage_and_digests_and_no_text(lab: Any) -> None:
     assert (answered.input_tokens, answered.output_tokens) == (200, 20)
     assert len(answered.input_sha256) == len(answered.output_sha256) == 64
     assert not any(b"canary-prompt" in line for line in lab.server.service.events(ALICE, session))
+
+
+async def test_earlier_answers_have_a_limit_of_bytes(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = await lab.server.json("POST", "/v1/conversations", {"items": [{"role": "user", "content": "x" * 9000}]}, 200)
+    first = await lab.create("x" * 5000)
+    second = await lab.create("x" * 5000, previous_response_id=first["id"])
+    item = second["output"][0]["id"]
+    monkeypatch.setattr(answers, "MAX_HISTORY", 8000)
+    monkeypatch.setattr(conversations, "MAX_BYTES", 8000)
+    monkeypatch.setattr(answers, "MAX_REFERENCES", 2)
+    reference = {"type": "item_reference", "id": item}
+    for body in (
+        {"previous_response_id": second["id"]},
+        {"conversation": made["id"]},
+        {"prompt": [reference] * 2},
+        {"prompt": [reference] * 3},
+    ):
+        refused = await lab.create(body.pop("prompt", "more"), 400, **body)
+        assert refused["error"]["param"] in ("previous_response_id", "conversation", "input")
+    path = f"/v1/conversations/{made['id']}"
+    await lab.server.json("POST", path + "/items", {"items": [{"role": "user", "content": "y"}]}, 400)
+    assert (await lab.create("more", previous_response_id=first["id"]))["status"] == "completed"
+
+
+@pytest.mark.parametrize("background", [False, True])
+async def test_readers_of_an_answer_that_can_not_be_kept_do_not_wait_forever(
+    lab: Any, monkeypatch: pytest.MonkeyPatch, background: bool
+) -> None:
+    put = AnswerStore.put_response
+
+    def fail(store: AnswerStore, principal: str, response: KeptResponse) -> None:
+        if response.transcript:
+            raise ValueError("not text")
+        put(store, principal, response)
+
+    monkeypatch.setattr(AnswerStore, "put_response", fail)
+    body = {"model": "qwen", "input": "python: 1", "tools": [CODE], "stream": True, "background": background}
+    await asyncio.wait_for(lab.server.fetch("POST", "/v1/responses", body), 20)

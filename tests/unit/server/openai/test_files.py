@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from kernelsvc.answers import containers
+from kernelsvc.answers.kept import AnswerStore
+
 CODE = {"type": "code_interpreter", "container": {"type": "auto"}}
 
 
@@ -80,3 +85,51 @@ async def test_wrong_requests_are_refused(lab: Any) -> None:
         await lab.read(f"/v1/files?{query}", 400)
     await lab.read("/v1/containers/cntr_0000000000000000", 404)
     await lab.read("/v1/models/nothing", 404)
+
+
+LONG = "1" * 5000
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/files?limit=" + LONG,
+        "/v1/containers?limit=" + "0" * 5000 + "1",
+        "/v1/files?limit=-1",
+        "/v1/files?limit=%C2%B2",
+        "/v1/files?limit=0",
+        "/v1/responses/resp_" + "0" * 32 + "?stream=true&starting_after=" + LONG,
+        "/v1/responses/resp_" + "0" * 32 + "?stream=true&starting_after=%D9%A3",
+        "/v1/responses/resp_" + "0" * 32 + "?stream=true&starting_after=-2",
+    ],
+)
+async def test_a_number_that_is_none_is_refused(lab: Any, path: str) -> None:
+    await lab.read(path, 400)
+
+
+@pytest.mark.parametrize("options", ["x", 5, [1]])
+async def test_stream_options_must_be_an_object(lab: Any, options: Any) -> None:
+    body = {"model": "qwen", "messages": [{"role": "user", "content": "x"}], "stream_options": options}
+    found = await lab.server.json("POST", "/v1/chat/completions", body, 400)
+    assert found["error"]["param"] == "stream_options"
+
+
+async def test_files_are_read_when_the_container_is_opened(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = await lab.server.json("POST", "/v1/files", status=200, **form(b"7"))
+    tool = {"type": "code_interpreter", "container": {"type": "auto", "file_ids": [file["id"]]}}
+    read = []
+    content = AnswerStore.content
+    monkeypatch.setattr(AnswerStore, "content", lambda *args: read.append(args) or content(*args))  # type: ignore[func-returns-value]
+    await lab.create("no code", tools=[tool])
+    assert read == []
+    await lab.create("python: 1", tools=[tool])
+    assert len(read) == 1
+
+
+async def test_a_containers_file_is_sent_whole(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers, "MAX_COPIED", 0)
+    made = await lab.server.json("POST", "/v1/containers", {"name": "c"}, 200)
+    path = f"/v1/containers/{made['id']}/files"
+    added = await lab.server.json("POST", path, status=200, **form(b"1234567", "b.txt"))
+    named = f"file_{made['id'].removeprefix('cntr_')}_{added['id']}"
+    assert (await lab.server.fetch("GET", f"/v1/files/{named}/content")).body == b"1234567"
