@@ -50,7 +50,7 @@ def doctor(args: argparse.Namespace, terminal: Terminal) -> int:
     needed = {lack.layer for lack in result.report.not_enforced}
     missing = [layer for layer in result.layers if not layer.ok and layer.name in needed]
     if args.json:
-        terminal.line(msgspec.json.format(msgspec.json.encode(result), indent=2).decode())
+        terminal.json(result)
         return 1 if missing else 0
     _show_layers(result, terminal)
     terminal.line()
@@ -110,7 +110,7 @@ def settings(args: argparse.Namespace, terminal: Terminal) -> int:
     for line in missing_mounts(loaded):
         terminal.message(line, "yellow")
     if args.json:
-        terminal.line(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+        terminal.json(found)
         return 0
     rows = [[one["name"], _shown(one), one["source"], one["help"]] for one in found]
     for number, line in enumerate(table(rows, ["SETTING", "VALUE", "FROM", ""])):

@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from kernelsvc.cli.terminal import Terminal
 from kernelsvc.errors import BadRequest, Conflict, NotFound, TemplateFailed
 from kernelsvc.host.forkserver import VARIABLES
@@ -58,7 +56,7 @@ async def main(args: argparse.Namespace, terminal: Terminal) -> int:
     if not args.name or not _NAME.fullmatch(args.name):
         raise BadRequest(f"Give a name of letters, digits, '.', '_' and '-': kernelsvc env {args.action} NAME.")
     if args.action == "show":
-        terminal.line(msgspec.json.format(msgspec.json.encode(_known(store, args.name)), indent=2).decode())
+        terminal.json(_known(store, args.name))
     elif args.action == "remove":
         _known(store, args.name)
         await asyncio.to_thread(_remove, terminal, store, args.name)
@@ -79,7 +77,7 @@ def _known(store: EnvironmentStore, name: str) -> EnvironmentRecord:
 def _print_list(args: argparse.Namespace, terminal: Terminal, store: EnvironmentStore) -> None:
     found = list(store.read_all().values())
     if args.json:
-        terminal.line(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+        terminal.json(found)
         return
     for each in found:
         size = f"{len(each.packages)} packages, starts in {each.start_ms:.0f} ms, {each.memory_bytes >> 20} MiB"

@@ -10,8 +10,6 @@ import secrets
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-import msgspec
-
 from kernelsvc import settings as conf
 from kernelsvc.cli.server_locator import client_of, private_server
 from kernelsvc.cli.terminal import Terminal
@@ -31,7 +29,7 @@ MAX_DATA_DIRS = 64
 def tools(args: argparse.Namespace, terminal: Terminal) -> int:
     """Print the tools' definitions."""
     found = tool_definitions(args.format, args.tool or None)
-    terminal.line(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+    terminal.json(found)
     return 0
 
 

@@ -11,8 +11,6 @@ import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import msgspec
-
 from kernelsvc.cli.cell_source import cells_of, limits_of
 from kernelsvc.cli.run_cell import run_cell, stdin_prompt
 from kernelsvc.cli.server_locator import client_or_own_server
@@ -54,7 +52,7 @@ async def _run(args: argparse.Namespace, terminal: Terminal, session: AsyncSessi
 
 def _print_json(terminal: Terminal, event: ev.Event) -> None:
     data = event.data if isinstance(event, UnknownEvent) else event
-    terminal.line(msgspec.json.encode(data).decode())
+    terminal.json(data, indent=0)
 
 
 def _keep_images(directory: str | None, images: list[Image], terminal: Terminal) -> None:

@@ -12,6 +12,7 @@ import msgspec
 
 from kernelsvc import settings as conf
 from kernelsvc.cli.terminal import Terminal
+from kernelsvc.cli.terminal.filter import one_line
 from kernelsvc.errors import BadRequest, Conflict
 from kernelsvc.model.objects import DEFAULT_SCOPES, Scope
 from kernelsvc.model.tokens import TokenRecord
@@ -19,6 +20,8 @@ from kernelsvc.store.token_file import KeptToken, TokenFile
 
 #: Characters of the longest name of a principal that a list shows in full.
 _WIDTH = 32
+#: Longest life of a token, in days.
+MAX_DAYS = 36_500
 
 
 def token(args: argparse.Namespace, terminal: Terminal) -> int:
@@ -35,8 +38,8 @@ def token(args: argparse.Namespace, terminal: Terminal) -> int:
         for kept in file.revoke(args.name):
             terminal.message(f"revoked {kept.id} of {kept.record.name}. A running server refuses it within a second")
         return 0
-    if not args.keep_hours >= 0:
-        raise BadRequest(f"--keep-hours must be 0 or more, not {args.keep_hours:g}.")
+    if not 0 <= args.keep_hours <= 24 * MAX_DAYS:
+        raise BadRequest(f"--keep-hours must be from 0 to {24 * MAX_DAYS}, not {args.keep_hours:g}.")
     secret, kept = file.rotate(args.name, keep=timedelta(hours=args.keep_hours))
     _show(secret, kept, terminal)
     terminal.message(f"the old token is accepted for {args.keep_hours:g} h more")
@@ -44,8 +47,12 @@ def token(args: argparse.Namespace, terminal: Terminal) -> int:
 
 
 def _create(file: TokenFile, settings: conf.Settings, args: argparse.Namespace, terminal: Terminal) -> int:
-    if args.days is not None and not args.days > 0:
-        raise BadRequest(f"--days must be more than 0, not {args.days:g}.")
+    if args.days is not None and not 0 < args.days <= MAX_DAYS:
+        raise BadRequest(f"--days must be more than 0 and at most {MAX_DAYS}, not {args.days:g}.")
+    if not args.name.isprintable():
+        raise BadRequest(
+            "The name of a principal has control characters, which logs and lists can't show. Choose another."
+        )
     configured = [each.name for each in settings.tokens]
     if args.name in configured:
         raise Conflict(f"The settings have a principal {args.name!r} already. Choose another name.")
@@ -88,7 +95,7 @@ def _list(file: TokenFile, args: argparse.Namespace, terminal: Terminal) -> int:
     uses, now = file.last_uses(), datetime.now(UTC)
     rows = [_row(kept, uses.get(kept.id), now) for kept in file.read()]
     if args.json:
-        sys.stdout.write(msgspec.json.encode(rows).decode() + "\n")
+        terminal.json(rows, indent=0)
         return 0
     if not rows:
         terminal.line("no tokens. Create one with: kernelsvc token create NAME")
@@ -96,7 +103,7 @@ def _list(file: TokenFile, args: argparse.Namespace, terminal: Terminal) -> int:
         ends = f"until {row['expires_at']:%Y-%m-%d}" if row["expires_at"] else "without end"
         ends = "expired" if row["expired"] else ends
         used = f"used {row['last_used_at']:%Y-%m-%d %H:%M}" if row["last_used_at"] else "never used"
-        name = row["name"] if len(row["name"]) <= _WIDTH else row["name"][: _WIDTH - 1] + "…"
+        name = one_line(row["name"], _WIDTH)
         terminal.line(f"{row['id']:14} {name:{_WIDTH}} {','.join(row['scopes']):20} {ends:18} {used}")
     return 0
 

@@ -7,10 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-import msgspec
-
 from kernelsvc.cli.server_locator import client_of
 from kernelsvc.cli.terminal import Terminal
+from kernelsvc.cli.terminal.filter import still
 from kernelsvc.client import AsyncClient
 from kernelsvc.errors import BadRequest
 from kernelsvc.model.storage.workspaces import WorkspaceInfo
@@ -40,7 +39,7 @@ async def main(args: argparse.Namespace, terminal: Terminal) -> int:
 async def _files(args: argparse.Namespace, terminal: Terminal, client: AsyncClient) -> None:
     if args.action == "files":
         for file in await client.workspace_files(args.name, args.file or "", recursive=True):
-            terminal.line(file.path)
+            terminal.line(still(file.path))
     elif args.action == "upload":
         terminal.line(await client.upload_to(args.name, args.file))
     else:
@@ -58,7 +57,7 @@ def _write(name: str, data: bytes) -> str:
 
 def _print(args: argparse.Namespace, terminal: Terminal, found: Sequence[WorkspaceInfo]) -> None:
     if args.json:
-        terminal.line(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+        terminal.json(found)
         return
     for each in found:
         shared = f", shared with {', '.join(each.shared_with)}" if each.shared_with else ""

@@ -37,12 +37,14 @@ class KeptToken(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         record: The principal, the hash and what it may do.
         created_at: Time of its creation.
         expires_at: Time after which it is refused. None means never.
+        rotated_to: Id of the token that has taken its place.
     """
 
     id: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9_]{1,32}$")]
     record: TokenRecord
     created_at: datetime
     expires_at: datetime | None = None
+    rotated_to: str | None = None
 
     def expired(self, now: datetime) -> bool:
         """Return whether it is refused at this time."""
@@ -151,22 +153,26 @@ class TokenFile:
 
         Raises:
             NotFound: There is no such token.
-            Conflict: The principal has several tokens.
+            Conflict: The principal has several tokens, or this one has been rotated already.
             BadRequest: The file can't be read or written.
         """
         with self._changed() as tokens:
             found = _named(tokens, named)
+            found = [each for each in found if not each.expired(_now())] or found
             if len(found) > 1:
                 ids = ", ".join(each.id for each in found)
                 raise Conflict(f"{named!r} has several tokens: {ids}. Name one of them.")
             [old] = found
+            if any(each.id == old.rotated_to for each in tokens):
+                # Its lifetime is the rest that it was left, which the next token would inherit.
+                raise Conflict(f"{old.id} was rotated to {old.rotated_to} before. Rotate that one, or revoke it first.")
             now = _now()
             ends = now + keep if old.expires_at is None else min(old.expires_at, now + keep)
-            tokens[tokens.index(old)] = msgspec.structs.replace(old, expires_at=ends)
             lifetime = None if old.expires_at is None else old.expires_at - old.created_at
             token, kept = _new(
                 lambda digest: msgspec.structs.replace(old.record, sha256=digest), lifetime, old.id.partition("_")[0]
             )
+            tokens[tokens.index(old)] = msgspec.structs.replace(old, expires_at=ends, rotated_to=kept.id)
             tokens.append(kept)
         return token, kept
 

@@ -6,8 +6,6 @@ import argparse
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 
-import msgspec
-
 from kernelsvc.cli.server_locator import client_of
 from kernelsvc.cli.terminal import Terminal
 from kernelsvc.errors import BadRequest, KernelsvcError
@@ -36,7 +34,7 @@ async def purge(args: argparse.Namespace, terminal: Terminal) -> int:
     async with client_of(args) as client:
 
         async def delete(id: str) -> None:
-            terminal.line(msgspec.json.encode(await client.purge(id, force=args.force)).decode())
+            terminal.json(await client.purge(id, force=args.force), indent=0)
 
         # The newest first, so a branch comes before its parent.
         ids = args.id or [each.id for each in await client.sessions(principal=args.principal)]
@@ -81,7 +79,7 @@ async def _act_on_all(action: str, args: argparse.Namespace, terminal: Terminal)
 
         refused = await _each(args.id, act, terminal)
     if args.json:
-        terminal.line(msgspec.json.format(msgspec.json.encode(done), indent=2).decode())
+        terminal.json(done)
     if refused is not None:
         raise refused
     return 0

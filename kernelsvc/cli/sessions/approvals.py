@@ -8,6 +8,7 @@ import msgspec
 
 from kernelsvc.cli.server_locator import client_of
 from kernelsvc.cli.terminal import Terminal
+from kernelsvc.cli.terminal.filter import one_line, still
 from kernelsvc.model.objects import ToolCallInfo
 
 #: Most characters of a call's arguments that are shown.
@@ -46,8 +47,8 @@ async def _decide(args: argparse.Namespace, terminal: Terminal) -> int:
 
 def _show(calls: list[ToolCallInfo], args: argparse.Namespace, terminal: Terminal) -> None:
     if args.json:
-        terminal.line(msgspec.json.format(msgspec.json.encode(calls), indent=2).decode())
+        terminal.json(calls)
         return
     for call in calls:
         arguments = msgspec.json.encode(call.arguments).decode()
-        terminal.line(f"{call.call} {call.status or call.state} {call.tool} {arguments[:_SHOWN]}")
+        terminal.line(f"{call.call} {call.status or call.state} {one_line(call.tool)} {still(arguments[:_SHOWN])}")

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-import msgspec
-
 from kernelsvc.cli.server_locator import client_of
 from kernelsvc.cli.terminal import Terminal
-from kernelsvc.cli.terminal.filter import safe
+from kernelsvc.cli.terminal.filter import safe, still
 from kernelsvc.errors import BadRequest
 
 
@@ -21,7 +19,7 @@ async def branch(args: argparse.Namespace, terminal: Terminal) -> int:
             at=args.at, count=args.count, labels=labels, force=args.force, isolate=args.isolate
         )
     if args.json:
-        terminal.line(_json([one.details for one in branches]))
+        terminal.json([one.details for one in branches])
         return 0
     for one in branches:
         terminal.line(one.id)
@@ -34,7 +32,10 @@ async def checkpoint(args: argparse.Namespace, terminal: Terminal) -> int:
     """Save a session's present state."""
     async with client_of(args) as client:
         made = await (await client.session(args.id)).checkpoint(args.name)
-    terminal.line(_json(made) if args.json else f"{made.id}" + (f"  {made.name}" if made.name else ""))
+    if args.json:
+        terminal.json(made)
+    else:
+        terminal.line(f"{made.id}" + (f"  {still(made.name)}" if made.name else ""))
     return 0
 
 
@@ -42,7 +43,10 @@ async def rollback(args: argparse.Namespace, terminal: Terminal) -> int:
     """Restore a session's variables to an earlier state."""
     async with client_of(args) as client:
         info = await (await client.session(args.id)).rollback(args.to, replay=not args.no_replay)
-    terminal.line(_json(info) if args.json else f"{info.id} {info.state}")
+    if args.json:
+        terminal.json(info)
+    else:
+        terminal.line(f"{info.id} {info.state}")
     return 0
 
 
@@ -57,7 +61,3 @@ def labels_of(arguments: list[str]) -> dict[str, str]:
         if not (name and equals):
             raise BadRequest(f"--label {name!r} is not valid. Write NAME=VALUE.")
     return {name: value for name, _, value in pairs}
-
-
-def _json(value: object) -> str:
-    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()

@@ -15,7 +15,7 @@ from kernelsvc.cli.run_cell import interrupt_on_sigint
 from kernelsvc.cli.server_locator import client_of, client_or_own_server
 from kernelsvc.cli.sessions.recorded_calls import RecordedCalls, calls_of_cells, calls_of_events
 from kernelsvc.cli.terminal import Terminal
-from kernelsvc.cli.terminal.filter import json_text, one_line, safe, seconds, size, still
+from kernelsvc.cli.terminal.filter import one_line, safe, seconds, size, still
 from kernelsvc.client import AsyncSession
 from kernelsvc.errors import BadRequest
 from kernelsvc.linux.output_file import is_stream, output_file
@@ -82,7 +82,7 @@ def verify(args: argparse.Namespace, terminal: Terminal) -> int:
         raise BadRequest(f"Can't read {error.filename or args.file}: {error.strerror}.") from None
     code, words, colour = _VERDICTS[verdict.result]
     if args.json:
-        terminal.line(json_text(msgspec.json.encode(verdict)))
+        terminal.json(verdict, indent=0)
     else:
         mark = terminal.style(words, colour)
         terminal.line(f"{mark}: {verdict.what} of session {still(verdict.session)}. {still(verdict.message)}")

@@ -27,7 +27,7 @@ async def sessions(args: argparse.Namespace, terminal: Terminal) -> int:
     if not args.all and not args.state:
         found = [one for one in found if one.state is not SessionState.CLOSED]
     if args.json:
-        terminal.line(_json(found))
+        terminal.json(found)
     elif found:
         header = ["ID", "STATE", "TEMPLATE", "CELLS", "MEMORY", "ACTIVE", "NAME"]
         rows = [_row(one) for one in found]
@@ -74,7 +74,7 @@ async def show(args: argparse.Namespace, terminal: Terminal) -> int:
             return await _follow_cells(terminal, session)
         cells = await session.cells()
     if args.json:
-        terminal.line(_json({"session": session.details, "cells": cells}))
+        terminal.json({"session": session.details, "cells": cells})
         return 0
     _head(session.details, terminal)
     for cell in cells:
@@ -176,7 +176,7 @@ async def tree(args: argparse.Namespace, terminal: Terminal) -> int:
         children[parent if parent in found else None].append(one.id)
     roots = [_root(args.id, found)] if args.id else children[None]
     if args.json:
-        terminal.line(_json([_nested(root, children, found) for root in roots]))
+        terminal.json([_nested(root, children, found) for root in roots])
         return 0
     for root in roots:
         _draw(root, "", "", children, found, terminal)
@@ -212,7 +212,3 @@ def _draw(
     for number, child in enumerate(below, 1):
         last = number == len(below)
         _draw(child, rest + ("└─ " if last else "├─ "), rest + ("   " if last else "│  "), children, found, terminal)
-
-
-def _json(value: object) -> str:
-    return json_text(msgspec.json.format(msgspec.json.encode(value), indent=2))

@@ -8,8 +8,10 @@ import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
 
+import msgspec
+
 from kernelsvc.cli.terminal import image as terminal_image
-from kernelsvc.cli.terminal.filter import EscapeFilter, safe
+from kernelsvc.cli.terminal.filter import EscapeFilter, json_text, safe, still
 from kernelsvc.client.values import Image, images_of
 from kernelsvc.model import events as ev
 
@@ -58,11 +60,23 @@ class Terminal:
         self.out.flush()
 
     def line(self, text: str = "", *styles: str) -> None:
-        """Write a line to ``out``."""
-        self.write((self.style(text, *styles) if styles else text) + "\n")
+        """Write a line to ``out``. Of control sequences in the text only colours pass: names may be an attacker's."""
+        shown = safe(text, colour=self.colour)
+        self.write((self.style(shown, *styles) if styles else shown) + "\n")
+
+    def json(self, value: object, *, indent: int = 2) -> None:
+        """Write a value as JSON to ``out``, without characters that a terminal obeys.
+
+        Args:
+            value: Anything that msgspec encodes.
+            indent: Spaces of each level. 0: one line.
+        """
+        encoded = msgspec.json.encode(value)
+        self.write(json_text(msgspec.json.format(encoded, indent=indent) if indent else encoded) + "\n")
 
     def message(self, text: str, *styles: str) -> None:
-        """Write a line to ``err``."""
+        """Write a line to ``err``. No control sequence in the text passes."""
+        text = still(text)
         shown = self.style(text, *styles) if styles and self.err.isatty() else text
         self.err.write(shown + "\n")
         self.err.flush()
@@ -141,7 +155,7 @@ class CellPrinter:
         images = images_of(data)
         if images:
             self.images.append(images[0])
-            self._terminal.line(terminal_image.rendered(images[0], self._terminal.image_protocol))
+            self._terminal.write(terminal_image.rendered(images[0], self._terminal.image_protocol) + "\n")
             return
         text = _text_of(data)
         if prompt:

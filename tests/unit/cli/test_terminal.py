@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 
 import pytest
 from PIL import Image as Pillow
@@ -117,3 +118,20 @@ def test_kitty_describes_an_image_that_is_not_png():
     Pillow.new("RGB", (8, 4)).save(file, "JPEG")
     image = Image(mime="image/jpeg", data=file.getvalue())
     assert terminal_image.rendered(image, "kitty").startswith("[image/jpeg, 8 by 4, ")
+
+
+HOSTILE = "a\x1b[2J\x1b]0;t\x07\x9b2J\u202eb\x1b[31mred"
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_no_control_sequence_of_a_name_reaches_the_terminal(colour):
+    terminal = Terminal(Tty(), Tty(), {"FORCE_COLOR": "1"} if colour else {"NO_COLOR": "1"})
+    terminal.line(HOSTILE, "bold")
+    terminal.message(HOSTILE, "red")
+    terminal.json({"name": HOSTILE})
+    terminal.json([HOSTILE], indent=0)
+    shown = terminal.out.getvalue() + terminal.err.getvalue()
+    assert not [each for each in ("\x1b[2J", "\x1b]", "\x07", "\x9b", "\u202e") if each in shown]
+    assert ("\x1b" in terminal.out.getvalue()) == colour
+    # The text of JSON is still JSON with the same value.
+    assert json.loads(shown.partition("{")[2].partition("}")[0].join("{}"))["name"] == HOSTILE

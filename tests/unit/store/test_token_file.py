@@ -51,6 +51,20 @@ def test_a_rotated_token_expires_and_the_new_one_has_its_rights(tmp_path: Path) 
         file.rotate("alice", keep=timedelta(0))
 
 
+def test_a_token_is_rotated_once(tmp_path: Path) -> None:
+    file = TokenFile(tmp_path)
+    _, old = file.create(of("alice"))
+    _, new = file.rotate(old.id, keep=timedelta(hours=24))
+    # A second rotation would inherit the 24 hours as its lifetime, for example if two people rotate at once.
+    with pytest.raises(Conflict, match=new.id):
+        file.rotate(old.id, keep=timedelta(hours=24))
+    file.revoke(new.id)
+    _, again = file.rotate(old.id, keep=timedelta(0))
+    assert [each.id for each in file.read()] == [old.id, again.id]
+    # The expired one does not count.
+    assert file.rotate("alice", keep=timedelta(0))[1].record.name == "alice"
+
+
 def test_a_name_revokes_all_of_its_tokens_and_an_id_one(tmp_path: Path) -> None:
     file = TokenFile(tmp_path)
     _, first = file.create(of("alice"))
