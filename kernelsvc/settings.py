@@ -85,9 +85,9 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         principals: names of the principals that may use it, with * as a wildcard.
     """
 
-    url: Annotated[str, Meta(pattern=r"^https?://[^/@\s?#]+(/[^@\s?#]*)?$")]
+    url: Annotated[str, Meta(pattern=r"^https?://[^/@\s?#]+(/[^@\s?#]*)?$(?!\n)")]
     model: str = ""
-    key_env: Annotated[str, Meta(pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")] = ""
+    key_env: Annotated[str, Meta(pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$(?!\n)")] = ""
     key_file: str = ""
     tools: Literal["native", "fence"] = "native"
     vision: bool = False

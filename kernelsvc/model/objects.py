@@ -22,7 +22,7 @@ from kernelsvc.model.tracing.context import RequestMeta
 Scope = Literal["run", "read", "approve", "provide", "delegate", "audit", "operate", "admin"]
 #: Scopes of a token that names none. An agent that must not approve its own calls gets a token with ``run`` alone.
 DEFAULT_SCOPES: frozenset[Scope] = frozenset({"run", "read", "approve"})
-Id = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$")]
+Id = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$(?!\n)")]
 Label = Annotated[str, msgspec.Meta(max_length=256)]
 #: Most expressions of one cell. Jupyter's clients use a handful.
 MAX_EXPRESSIONS = 64
@@ -98,7 +98,7 @@ class SessionRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     name: Annotated[str, msgspec.Meta(max_length=256)] | None = None
     labels: dict[Label, Label] = {}
     limits: LimitsRequest = LimitsRequest()
-    env: dict[Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = {}
+    env: dict[Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$(?!\n)")], str] = {}
     idempotency_key: Annotated[str, msgspec.Meta(max_length=256)] | None = None
     sidecar_of: (
         Annotated[str, msgspec.Meta(max_length=128, description="A session whose directory it shares.")] | None

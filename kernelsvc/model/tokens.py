@@ -51,7 +51,7 @@ class TokenRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
-    sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
     scopes: frozenset[Scope] = DEFAULT_SCOPES
     max_sessions: Annotated[int, msgspec.Meta(ge=0)] | None = None
 

@@ -40,7 +40,7 @@ class KeptToken(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         rotated_to: Id of the token that has taken its place.
     """
 
-    id: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9_]{1,32}$")]
+    id: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9_]{1,32}$(?!\n)")]
     record: TokenRecord
     created_at: datetime
     expires_at: datetime | None = None

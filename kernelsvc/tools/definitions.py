@@ -18,7 +18,7 @@ MAX_TEXT = 200_000
 DEFAULT_PIECE = 64 * 1024
 MAX_PIECE = 1024 * 1024
 
-SessionName = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+SessionName = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$(?!\n)")]
 #: Of a parameter that is accepted and not listed.
 HIDDEN = "x-hidden"
 _HIDDEN = Meta(extra_json_schema={HIDDEN: True})
@@ -157,7 +157,7 @@ class MakeCheckpoint(InSession, kw_only=True):
 
     name: Annotated[
         str,
-        Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"),
+        Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$(?!\n)"),
     ]
 
 

@@ -16,7 +16,7 @@ from kernelsvc.tools.backend import ToolBackend
 #: The label with a session's name. Another connection, or a later server, finds the session by it.
 LABEL = "tool-session"
 #: Form of a session's id. A name of this form counts as an id.
-_ID = re.compile(rf"^s_{DIGITS}$")
+_ID = re.compile(rf"s_{DIGITS}\Z")
 _PAGE = 20
 #: Most cells of a caller whose last line is known.
 MAX_READ = 256

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import statistics
 import tomllib
 from pathlib import Path
@@ -45,6 +46,14 @@ def test_a_module_is_not_too_long(path: Path) -> None:
 def test_a_module_has_a_name_that_says_something_and_a_docstring(path: Path) -> None:
     assert path.stem not in EMPTY_NAMES
     assert ast.get_docstring(parsed(path))
+
+
+def test_a_pattern_accepts_no_line_end_behind_it() -> None:
+    # re: "$ matches the end of the string or just before the newline at the end of the string". JSON Schema's regular
+    # expressions are those of ECMA-262, which have no \\Z.
+    found = [each for path in MODULES for each in re.findall(r'pattern=r"([^"]+)"', text_of(path))]
+    assert len(found) > 10
+    assert [each for each in found if not each.endswith(r"$(?!\n)")] == []
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if p.name == "__init__.py"], ids=name_of)

@@ -19,7 +19,7 @@ WORKSPACE_DIR = "/workspace"
 #: Most mounts of one session. Each is a mount(2) in its namespace and a part of a request of 192 KiB.
 MAX_MOUNTS = 32
 
-MountName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+MountName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$(?!\n)")]
 
 
 class Mount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -30,7 +30,7 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         principals: names of the principals that may use it, with * as a wildcard.
     """
 
-    path: Annotated[str, Meta(pattern=r"^/[^\0]*$")]
+    path: Annotated[str, Meta(pattern=r"^/[^\0]*$(?!\n)")]
     principals: list[str] = msgspec.field(default_factory=lambda: ["*"])
 
 

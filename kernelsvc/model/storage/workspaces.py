@@ -10,9 +10,9 @@ from msgspec import UNSET, Meta, UnsetType
 
 from kernelsvc.errors import BadRequest
 
-WorkspaceName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+WorkspaceName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$(?!\n)")]
 #: ``NAME`` of the caller's own, or ``OWNER/NAME``.
-WorkspaceAddress = Annotated[str, Meta(pattern=r"^(.{1,128}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+WorkspaceAddress = Annotated[str, Meta(pattern=r"^(.{1,128}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,99}$(?!\n)")]
 Pattern = Annotated[str, Meta(min_length=1, max_length=128)]
 #: Most entries of a list of principals.
 MAX_SHARES = 1000

@@ -14,7 +14,7 @@ from kernelsvc.errors import BadRequest
 from kernelsvc.model.tool_calls.offers import Approval, Effects, Offer, Seconds, ToolFilter, ToolPattern, ToolPatterns
 
 #: Name of a server: the namespace of its tools in code.
-McpName = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+McpName = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z][A-Za-z0-9_]*$(?!\n)")]
 #: Provider ids of the bridge begin with this.
 PROVIDER = "mcp."
 

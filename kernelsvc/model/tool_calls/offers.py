@@ -31,8 +31,8 @@ Approval = Literal["never", "always", "once_per_cell", "once_per_session"]
 Effects = Literal["read", "write", "unknown"]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 Seconds = Annotated[float, Meta(gt=0, le=7 * 24 * 3600)]
-ToolName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.\-/]+$")]
-ToolPattern = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.\-/*?]+$")]
+ToolName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.\-/]+$(?!\n)")]
+ToolPattern = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.\-/*?]+$(?!\n)")]
 ToolPatterns = Annotated[list[ToolPattern], Meta(max_length=MAX_OFFERS)]
 
 

@@ -16,7 +16,7 @@ def test_a_name_without_an_owner_is_the_callers_own(address: str, parts: tuple[s
     assert parse_address(address, "ann") == parts
 
 
-@pytest.mark.parametrize("address", ["", "/report", "a/", "..", "a/..", "a b", "x" * 101])
+@pytest.mark.parametrize("address", ["", "/report", "a/", "..", "a/..", "a b", "x" * 101, "x\n"])
 def test_other_forms_are_refused(address: str) -> None:
     with pytest.raises(BadRequest, match="no name of a workspace"):
         parse_address(address, "ann")
