@@ -191,10 +191,15 @@ class SessionProxy:
 
     def report_denied(self, via: str, host: str, port: int | None, why: str) -> None:
         """Report a refusal, with a message for people and models."""
-        shown = "".join(c if c.isprintable() else "?" for c in host[:MAX_SHOWN])
+        shown, why = _printable(host[:MAX_SHOWN]), _printable(why)
         where = shown if port is None else f"{shown}:{port}"
         message = f"network: {where} was refused: {why}. Allowed: {self._summary}"
         self.report("denied", via=via, host=shown, port=port, why=why, message=message)
 
     def _refused_name(self, name: str, why: str) -> None:
         self.report_denied("dns", name, None, why)
+
+
+def _printable(text: str) -> str:
+    """Return a text that the session chose, as one line without control characters."""
+    return "".join(each if each.isprintable() else "?" for each in text)

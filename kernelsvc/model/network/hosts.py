@@ -33,11 +33,15 @@ _EXAMPLES = "Write a name (pypi.org), *.name (*.example.com) or a network (203.0
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 #: Networks that are not public, although ``is_global`` of some Python versions says so (CVE-2024-4032): local NAT64
 #: (RFC 8215), site-local (RFC 3879), SRv6 SIDs (RFC 9602), dummy (RFC 9780), documentation (RFC 9637), 6to4 relays
-#: (RFC 7526).
+#: (RFC 7526), IPv4-compatible and IPv4-translated (RFC 4291, section 2.5.5.1; RFC 2765), protocols of the next router
+#: (RFC 6890), and the address of Azure's agent for the machine, which has its keys.
 _NOT_PUBLIC: tuple[IpNetwork, ...] = tuple(
     ipaddress.ip_network(text)
-    for text in ("64:ff9b:1::/48", "fec0::/10", "5f00::/16", "100:0:0:1::/64", "3fff::/20", "192.88.99.0/24")
-)
+    for text in (
+        "64:ff9b:1::/48", "fec0::/10", "5f00::/16", "100:0:0:1::/64", "3fff::/20", "192.88.99.0/24",
+        "::/96", "::ffff:0:0:0/96", "192.0.0.0/24", "2001::/23", "168.63.129.16/32",
+    )
+)  # fmt: skip
 
 
 class Host(NamedTuple):

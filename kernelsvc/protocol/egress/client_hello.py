@@ -10,7 +10,8 @@ MAX_BYTES = 64 * 1024
 _HANDSHAKE, _CLIENT_HELLO = 22, 1
 #: The first byte of a connection with TLS.
 FIRST_BYTE = bytes([_HANDSHAKE])
-_MAX_RECORD = 16384
+#: Bytes of one record, and most records of a hello. Clients send one or two. Each new byte costs a look at all.
+_MAX_RECORD, MAX_RECORDS = 16384, 64
 _SERVER_NAME, _ENCRYPTED_CLIENT_HELLO = 0, 0xFE0D
 ALERT_ACCESS_DENIED, ALERT_INTERNAL_ERROR = 49, 80
 
@@ -35,13 +36,21 @@ class _Reader:
     """Bytes with a position. Reading past the end raises ``InvalidHello``."""
 
     def __init__(self, data: bytes) -> None:
-        self.data = data
+        self._data, self._at = data, 0
+
+    @property
+    def more(self) -> bool:
+        return self._at < len(self._data)
 
     def take(self, size: int) -> bytes:
-        if size > len(self.data):
+        # The rest is not copied: a hello can have 16,000 extensions.
+        start, self._at = self._at, self._at + size
+        if self._at > len(self._data):
             raise InvalidHello("it ends early")
-        head, self.data = self.data[:size], self.data[size:]
-        return head
+        return self._data[start : self._at]
+
+    def rest(self) -> bytes:
+        return self.take(len(self._data) - self._at)
 
     def number(self, size: int) -> int:
         return int.from_bytes(self.take(size))
@@ -60,7 +69,7 @@ def parse_client_hello(data: bytes) -> ClientHello | None:
         InvalidHello: It is not a ClientHello, or a malformed one.
     """
     body, rest = b"", data
-    while True:
+    for _ in range(MAX_RECORDS):
         if (rest and rest[0] != _HANDSHAKE) or (len(rest) > 1 and rest[1] != 3):
             raise InvalidHello("it is not TLS")
         if len(rest) < 5:
@@ -76,6 +85,7 @@ def parse_client_hello(data: bytes) -> ClientHello | None:
         if len(rest) < 5 + size:
             return None
         rest = rest[5 + size :]
+    raise InvalidHello("it has too many records")
 
 
 def _parse_body(hello: _Reader) -> ClientHello:
@@ -84,8 +94,8 @@ def _parse_body(hello: _Reader) -> ClientHello:
     hello.vector(2)  # cipher suites
     hello.vector(1)  # compression methods
     name, encrypted, seen = None, False, set()
-    extensions = hello.vector(2) if hello.data else _Reader(b"")
-    while extensions.data:
+    extensions = hello.vector(2) if hello.more else _Reader(b"")
+    while extensions.more:
         kind, value = extensions.number(2), extensions.vector(2)
         # RFC 8446, section 4.2: "There MUST NOT be more than one extension of the same type".
         if kind in seen:
@@ -101,10 +111,10 @@ def _server_name(value: _Reader) -> str:
     names = value.vector(2)
     kind, name = names.number(1), names.vector(2)
     # RFC 6066, section 3: one name for each type, and there is one type. A second name could be taken for the first.
-    if kind != 0 or names.data or value.data or not name.data:
+    if kind != 0 or names.more or value.more or not name.more:
         raise InvalidHello("not exactly one server name")
     try:
-        return name.data.decode("ascii")
+        return name.rest().decode("ascii")
     except UnicodeDecodeError:
         raise InvalidHello("the server name is not ASCII") from None
 

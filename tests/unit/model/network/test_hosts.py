@@ -15,6 +15,8 @@ PRIVATE = [
     # IPv4 addresses in other clothes: mapped, NAT64, local NAT64, 6to4, Teredo.
     *("::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::a9fe:a9fe", "64:ff9b:1::1", "2002:7f00:1::", "2002:a00:1::1"),
     "2001:0:808:808::f5ff:fffe",
+    # IPv4-compatible and -translated, port control, benchmarks, and the agent of Azure's machines.
+    *("::127.0.0.1", "::a9fe:a9fe", "::ffff:0:127.0.0.1", "192.0.0.9", "2001:1::1", "2001:2::1", "168.63.129.16"),
 ]
 PUBLIC = ["8.8.8.8", "151.101.0.223", "2606:4700::6810:1", "64:ff9b::808:808", "2a00:1450::1"]
 

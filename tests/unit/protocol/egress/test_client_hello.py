@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernelsvc.protocol.egress.client_hello import ClientHello, InvalidHello, alert, parse_client_hello
+from kernelsvc.protocol.egress.client_hello import MAX_RECORDS, ClientHello, InvalidHello, alert, parse_client_hello
 
 
 def real_hello(name: str | None) -> bytes:
@@ -45,12 +45,21 @@ def test_a_part_of_a_hello_needs_more():
     assert all(parse_client_hello(REAL[:size]) is None for size in range(len(REAL)))
 
 
-@pytest.mark.parametrize("size", [1, 7, 100])
+@pytest.mark.parametrize("size", [9, 100])
 def test_a_hello_may_be_split_over_records(size):
     body = REAL[5:]
     pieces = [body[at : at + size] for at in range(0, len(body), size)]
     data = b"".join(struct.pack("!BHH", 22, 0x0301, len(piece)) + piece for piece in pieces)
     assert parse_client_hello(data) == ClientHello("ok.test", encrypted=False)
+
+
+def test_many_records_or_extensions_cost_no_more_than_their_bytes():
+    tiny = b"".join(b"\x16\x03\x01\0\x01" + bytes([each]) for each in REAL[5:])
+    assert parse_client_hello(tiny[: 6 * MAX_RECORDS - 1]) is None
+    with pytest.raises(InvalidHello, match="records"):
+        parse_client_hello(tiny)
+    empty = b"".join(struct.pack("!HH", number, 0) for number in range(1000, 5000))
+    assert parse_client_hello(hello(empty)) == ClientHello(None, encrypted=False)
 
 
 def test_an_encrypted_hello_is_seen():
