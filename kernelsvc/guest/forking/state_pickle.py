@@ -26,6 +26,9 @@ import sys
 import types
 import weakref
 from collections.abc import Callable, Mapping
+from signal import ITIMER_REAL, SIG_DFL, SIGALRM, setitimer
+from signal import signal as set_handler
+from time import monotonic
 from typing import Any
 
 from kernelsvc.guest.private_modules import gc, open_file, os, threading
@@ -35,6 +38,8 @@ try:
 except ImportError:  # The user's own environment.
     cloudpickle = None
 
+#: Seconds for one name, and after which each further name gets only a little. The server waits for 300 s.
+NAME_SECONDS, MAX_SECONDS, _LEAST_SECONDS = 30.0, 120.0, 0.1
 #: Longest reason for one name, in characters.
 _REASON = 200
 _LOCK, _RLOCK = type(threading.Lock()), type(threading.RLock())
@@ -287,15 +292,16 @@ def _find_lost(namespace: dict[str, Any], names: list[str]) -> dict[str, str]:
     """Dump and load each name alone, in a fork. Return the names that fail, with reasons.
 
     Loading a class changes the existing one (cloudpickle tracks classes), and an object may crash the process. A crash
-    loses only the name that caused it.
+    loses only the name that caused it, and so does one that takes too long: nothing could interrupt it.
     """
     _flush()
+    deadline = monotonic() + MAX_SECONDS
     lost: dict[str, str] = {}
     waiting = list(names)
     while waiting:
-        tried = _try_in_fork(namespace, waiting, lost)
+        tried, late = _try_in_fork(namespace, waiting, lost, deadline)
         if tried < len(waiting):
-            lost[waiting[tried]] = "saving it ended the process"
+            lost[waiting[tried]] = "saving it takes too long" if late else "saving it ended the process"
         waiting = waiting[tried + 1 :]
     return lost
 
@@ -308,15 +314,24 @@ def _flush() -> None:
                 found.flush()
 
 
-def _try_in_fork(namespace: dict[str, Any], names: list[str], lost: dict[str, str]) -> int:
-    """Try names until the fork ends. Return how many were tried, and add the lost ones to ``lost``."""
+def _try_in_fork(
+    namespace: dict[str, Any], names: list[str], lost: dict[str, str], deadline: float
+) -> tuple[int, bool]:
+    """Try names until the fork ends, and add the lost ones to ``lost``.
+
+    Returns:
+        How many were tried, and whether the next one took too long.
+    """
     # The fork reports line by line, so that a crash loses only the name that caused it.
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(read)
+        set_handler(SIGALRM, SIG_DFL)
         with os.fdopen(write, "w", buffering=1, encoding="utf-8", errors="replace") as report:
             for name in names:
+                # Its default action ends the process, whatever code runs (signal(7)).
+                setitimer(ITIMER_REAL, max(_LEAST_SECONDS, min(NAME_SECONDS, deadline - monotonic())))
                 report.write(json.dumps(_try(namespace, name)) + "\n")
         os._exit(0)
     os.close(write)
@@ -327,8 +342,8 @@ def _try_in_fork(namespace: dict[str, Any], names: list[str], lost: dict[str, st
             if why is not None:
                 lost[name] = why
             tried += 1
-    os.waitpid(pid, 0)
-    return tried
+    status = os.waitpid(pid, 0)[1]
+    return tried, os.WIFSIGNALED(status) and os.WTERMSIG(status) == SIGALRM
 
 
 def _try(namespace: dict[str, Any], name: str) -> str | None:

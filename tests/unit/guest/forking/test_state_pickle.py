@@ -1,5 +1,6 @@
 """Variables to one pickle and back: shared objects stay shared, and what is lost says so."""
 
+import contextlib
 import io
 import json
 import os
@@ -222,6 +223,35 @@ def test_a_bomb_in_one_name_spares_the_others():
     assert fresh["fine"].sum() == 3
     while deep:
         deep = deep.pop()
+
+
+class Endless:
+    def __getstate__(self):
+        while True:
+            pass
+
+
+class EndlessToLoad:
+    def __setstate__(self, state):
+        while True:
+            with contextlib.suppress(BaseException):
+                threading.Event().wait(0.01)
+
+
+@pytest.mark.parametrize("total", [120.0, 0.3])
+def test_a_name_that_takes_too_long_is_lost_and_spares_the_others(monkeypatch, total):
+    monkeypatch.setattr(ns, "NAME_SECONDS", 0.3)
+    monkeypatch.setattr(ns, "MAX_SECONDS", total)
+    endless = EndlessToLoad()
+    endless.state = 1
+    space = {"a": 1, "saving": Endless(), "b": [2], "loading": endless, "c": "3"}
+    file = io.BytesIO()
+    lost = ns.dump(space, list(space), file)
+    assert lost == {"saving": "saving it takes too long", "loading": "saving it takes too long"}
+    file.seek(0)
+    found = {}
+    ns.load(file, found)
+    assert (found["a"], found["b"], found["c"]) == (1, [2], "3")
 
 
 def test_what_is_not_the_users_is_left_out():
