@@ -28,6 +28,7 @@ from kernelsvc.model.answers.machine import (
     RunCell,
     Step,
 )
+from kernelsvc.model.answers.model_settings import ModelSettings
 from kernelsvc.model.answers.values import (
     CellOutcome,
     CodeItem,
@@ -42,7 +43,6 @@ from kernelsvc.protocol.openai.chat_stream import ChatTurn, as_fault, learned_re
 from kernelsvc.protocol.openai.messages import TOOL, Dialect, to_messages
 from kernelsvc.protocol.openai.requests import AnswerRequest
 from kernelsvc.service.api import ServiceApi
-from kernelsvc.settings import ModelSettings
 from kernelsvc.tools.result import shortened
 
 log = logging.getLogger(__name__)

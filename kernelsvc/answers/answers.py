@@ -25,6 +25,7 @@ from kernelsvc.answers.upstream import ChatUpstream
 from kernelsvc.errors import BadRequest, KernelsvcError, NotFound, QuotaExceeded
 from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model.answers.machine import AnswerEnded, AnswerLimits, AnswerMachine, InputComplete, ItemDone, Step
+from kernelsvc.model.answers.model_settings import ModelSettings
 from kernelsvc.model.answers.values import (
     CodeItem,
     Entry,
@@ -41,7 +42,7 @@ from kernelsvc.model.objects import CellInfo, Principal
 from kernelsvc.protocol.openai.requests import AnswerRequest, refused
 from kernelsvc.protocol.openai.responses import ResponseEvents, ResponseHead, item_json, response_json, session_id
 from kernelsvc.service.api import ServiceApi
-from kernelsvc.settings import ModelSettings, Settings
+from kernelsvc.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -22,10 +22,10 @@ from tornado.tcpclient import TCPClient
 
 from kernelsvc.errors import TooLarge
 from kernelsvc.linux.tasks import OwnedTasks
+from kernelsvc.model.answers.model_settings import ModelSettings
 from kernelsvc.model.answers.values import ModelFault
 from kernelsvc.protocol.openai.chat_stream import fault_of
 from kernelsvc.protocol.openai.sse_decoder import SseDecoder
-from kernelsvc.settings import ModelSettings
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from kernelsvc.front.relay import FrontHandler
 from kernelsvc.front.upstream import NoAnswer, NotSent, Response
 from kernelsvc.model.cluster import ids, paging
 from kernelsvc.model.objects import SessionInfo, SessionState
-from kernelsvc.protocol.methods import ListParams
+from kernelsvc.protocol.method_params import ListParams
 from kernelsvc.protocol.openai.lists import MAX_LIMIT, page_of
 from kernelsvc.server.e2b import control_plane
 

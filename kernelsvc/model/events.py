@@ -17,6 +17,7 @@ from msgspec import UNSET, UnsetType
 
 from kernelsvc.model.limits import CellUsage, Limits
 from kernelsvc.model.network.rules import NetworkRules
+from kernelsvc.model.tool_calls.offers import CallStatus, OfferedTool
 from kernelsvc.model.tracing.context import CellTrace
 
 #: Version of the journal's format. A reader refuses a larger one.
@@ -480,30 +481,6 @@ class CellFinished(Event):
 
 
 # --- calls of a client's functions ------------------------------------------------------
-
-
-CallStatus = Literal[
-    "ok",
-    "error",
-    "denied",
-    "expired",
-    "timeout",
-    "cancelled",
-    "unavailable",
-    "lost",
-    "too_large",
-    "limit",
-    "refused",
-]
-
-
-class OfferedTool(msgspec.Struct, frozen=True, kw_only=True):
-    """An offer in the log. The digest names its whole definition."""
-
-    name: str = ""
-    digest: str = ""
-    approval: str = "never"
-    effects: str = "unknown"
 
 
 class ToolsOffered(Event):

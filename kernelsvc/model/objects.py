@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from kernelsvc.model.events import CallStatus, KernelInfo, Reason, SandboxReport
+from kernelsvc.model.events import KernelInfo, Reason, SandboxReport
 from kernelsvc.model.limits import CellUsage, Limits, LimitsRequest, Usage
 from kernelsvc.model.storage.mounts import MAX_MOUNTS, MountName
 from kernelsvc.model.storage.workspaces import WorkspaceAddress
-from kernelsvc.model.tool_calls.offers import ToolFilter, ToolPatterns
+from kernelsvc.model.tool_calls.offers import CallStatus, ToolFilter, ToolPatterns
 from kernelsvc.model.tracing.context import RequestMeta
 
 Scope = Literal["run", "read", "approve", "provide", "delegate", "audit", "operate", "admin"]

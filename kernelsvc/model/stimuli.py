@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from kernelsvc.model.events import CallStatus, Event, Reason, ToolReturned
+from kernelsvc.model.events import Event, Reason, ToolReturned
 from kernelsvc.model.objects import CellRequest
-from kernelsvc.model.tool_calls.offers import Approval, Offer
+from kernelsvc.model.tool_calls.offers import Approval, CallStatus, Offer
 
 # --- stimuli --------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from kernelsvc.model.stimuli import CallAnswered, CallFailed, CallsDecided
 from kernelsvc.model.tool_calls import offers as model
 from kernelsvc.model.tool_calls.ledger import OpenCall
 from kernelsvc.model.tool_calls.mcp_servers import PROVIDER
-from kernelsvc.model.tool_calls.offers import Approval, Offer, ProviderId
+from kernelsvc.model.tool_calls.offers import Approval, Offer, OfferedTool, ProviderId
 from kernelsvc.service.api import Blocks, ToolCallInfos
 from kernelsvc.service.offer_directory import (
     DispatchedCall,
@@ -175,7 +175,7 @@ class Offers:
     def _record(session: Session, provider: Provider, offers: Sequence[Offer], gone: Sequence[str]) -> None:
         offered = session.machine.calls.offered
         new = [
-            ev.OfferedTool(name=o.tool, digest=o.digest, approval=o.approval, effects=o.effects)
+            OfferedTool(name=o.tool, digest=o.digest, approval=o.approval, effects=o.effects)
             for o in offers
             if (known := offered.get(o.tool)) is None or known.digest != o.digest
         ]

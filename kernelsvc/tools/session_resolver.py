@@ -10,7 +10,7 @@ from typing import Any
 from kernelsvc.errors import NotFound
 from kernelsvc.model.cluster.ids import DIGITS
 from kernelsvc.model.objects import SessionInfo, SessionState
-from kernelsvc.protocol.methods import SessionPage
+from kernelsvc.protocol.method_params import SessionPage
 from kernelsvc.tools.backend import ToolBackend
 
 #: The label with a session's name. Another connection, or a later server, finds the session by it.

@@ -15,7 +15,6 @@ import msgspec
 from msgspec import Struct
 
 from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, NotFound, TooLarge
-from kernelsvc.model.name_rules import in_words
 from kernelsvc.model.objects import (
     CellInfo,
     CellState,
@@ -27,7 +26,8 @@ from kernelsvc.model.objects import (
     Variable,
 )
 from kernelsvc.model.view.line_search import matching_lines
-from kernelsvc.protocol.methods import CallPage, Output, SessionPage
+from kernelsvc.protocol.method_params import CallPage, Output, SessionPage
+from kernelsvc.protocol.name_rules import in_words
 from kernelsvc.tools import definitions
 from kernelsvc.tools.backend import ToolBackend
 from kernelsvc.tools.definitions import OLD_TOOLS, TOOLS

@@ -25,12 +25,13 @@ from served import Served, source_address
 from tornado.web import Application, RequestHandler
 from websockets.sync.client import connect
 
+from kernelsvc.model.answers.model_settings import ModelSettings
 from kernelsvc.protocol import e2b, methods
 from kernelsvc.server.e2b.handler import SandboxHandler
 from kernelsvc.server.e2b.unsupported import TemplateAliasHandler, UnsupportedHandler
 from kernelsvc.server.native import routes
 from kernelsvc.server.ports.target import HostForm
-from kernelsvc.settings import ModelSettings, Settings
+from kernelsvc.settings import Settings
 from kernelsvc.testing import InProcessServer
 from kernelsvc.tools import TOOLS
 

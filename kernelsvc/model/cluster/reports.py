@@ -32,7 +32,7 @@ class Hello(Struct, kw_only=True):
     """
 
     protocol: int
-    node: Annotated[str, Meta(pattern=rf"^[0-9a-f]{{{NODE_DIGITS}}}$")]
+    node: Annotated[str, Meta(pattern=rf"^[0-9a-f]{{{NODE_DIGITS}}}$(?!\n)")]
     instance: Annotated[str, Meta(max_length=64)]
     url: Annotated[str, Meta(max_length=300)]
     version: Annotated[str, Meta(max_length=64)]

@@ -19,7 +19,7 @@ from msgspec import UNSET
 
 from kernelsvc.errors import Conflict, NotFound
 from kernelsvc.model import events as ev
-from kernelsvc.model.events import CallStatus, Event, Reason, ToolReturned
+from kernelsvc.model.events import Event, Reason, ToolReturned
 from kernelsvc.model.stimuli import (
     CallAbandoned,
     CallAnswered,
@@ -31,7 +31,7 @@ from kernelsvc.model.stimuli import (
     DispatchCall,
     ToolRequested,
 )
-from kernelsvc.model.tool_calls.offers import hidden, matches
+from kernelsvc.model.tool_calls.offers import CallStatus, OfferedTool, hidden, matches
 
 CallStimulus = ToolRequested | CallsDecided | CallAnswered | CallFailed | CallAbandoned
 
@@ -133,7 +133,7 @@ class CallLedger:
     def __init__(self) -> None:
         self.open: dict[str, OpenCall] = {}
         self.ended: OrderedDict[str, tuple[CallStatus, int]] = OrderedDict()
-        self.offered: dict[str, ev.OfferedTool] = {}
+        self.offered: dict[str, OfferedTool] = {}
         self.requests: dict[str, ev.CellQueued] = {}
         self.asked_people = False
         self._deadlines = _Deadlines()

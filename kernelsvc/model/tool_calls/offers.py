@@ -35,6 +35,29 @@ ToolName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0
 ToolPattern = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.\-/*?]+$(?!\n)")]
 ToolPatterns = Annotated[list[ToolPattern], Meta(max_length=MAX_OFFERS)]
 
+CallStatus = Literal[
+    "ok",
+    "error",
+    "denied",
+    "expired",
+    "timeout",
+    "cancelled",
+    "unavailable",
+    "lost",
+    "too_large",
+    "limit",
+    "refused",
+]
+
+
+class OfferedTool(msgspec.Struct, frozen=True, kw_only=True):
+    """An offer in the log. The digest names its whole definition."""
+
+    name: str = ""
+    digest: str = ""
+    approval: str = "never"
+    effects: str = "unknown"
+
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A function that code in a session may call.

@@ -56,7 +56,7 @@ ELIDED = "[The result of this earlier call is left out. %history shows the code.
 
 
 class Dialect(msgspec.Struct, frozen=True, kw_only=True):
-    """How a model reads a conversation. The fields are those of ``settings.ModelSettings``."""
+    """How a model reads a conversation. The fields are those of ``model_settings.ModelSettings``."""
 
     fences: bool = False
     vision: bool = False

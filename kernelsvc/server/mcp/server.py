@@ -22,7 +22,7 @@ from kernelsvc import __version__
 from kernelsvc.errors import KernelsvcError
 from kernelsvc.model.objects import SessionState
 from kernelsvc.model.tracing.context import RequestMeta
-from kernelsvc.protocol.methods import SessionPage
+from kernelsvc.protocol.method_params import SessionPage
 from kernelsvc.server.mcp import approvals
 from kernelsvc.server.mcp.prompts import PROMPTS, render_prompt
 from kernelsvc.server.mcp.subscriptions import Subscriptions

@@ -22,7 +22,7 @@ from mcp.shared.exceptions import MCPError
 
 from kernelsvc.errors import KernelsvcError, NotFound
 from kernelsvc.model.objects import SessionInfo, SessionState
-from kernelsvc.protocol.methods import SessionPage
+from kernelsvc.protocol.method_params import SessionPage
 from kernelsvc.tools import ToolBackend
 
 Context: TypeAlias = ServerRequestContext[Any, Any]

@@ -12,7 +12,7 @@ from tornado.web import HTTPError
 from kernelsvc import __version__
 from kernelsvc.errors import AtCapacity, BadRequest, NotFound, TemplateFailed
 from kernelsvc.model.objects import CellInfo, ValueRequest
-from kernelsvc.protocol import jsonrpc, methods
+from kernelsvc.protocol import jsonrpc, method_params, methods
 from kernelsvc.server.handler import ApiHandler, ServerContext, invoke
 from kernelsvc.server.native import openapi, sse
 from kernelsvc.server.native import routes as rest
@@ -111,7 +111,7 @@ class CellsHandler(MethodHandler):
         wait = "queued" if streaming else self.query(rest.WaitQuery).wait
         fields = self.fields()
         several = "cells" in fields
-        kind = methods.BatchParams if several else methods.ExecuteParams
+        kind = method_params.BatchParams if several else method_params.ExecuteParams
         params = rest.check_body(fields, kind, {**path, "wait": wait}, self.context.request_limits)
         if key := self.request.headers.get("Idempotency-Key"):
             name_cells(params, key)
@@ -129,10 +129,10 @@ class CellsHandler(MethodHandler):
         await self.while_connected(sse.stream(self, subscription, after, selection))
 
 
-def name_cells(params: methods.ExecuteParams | methods.BatchParams, key: str) -> None:
+def name_cells(params: method_params.ExecuteParams | method_params.BatchParams, key: str) -> None:
     """Derive ids for cells without one from the idempotency key, so that a repeated request runs nothing."""
     stem = "key-" + hashlib.sha256(key.encode()).hexdigest()[:32]
-    if isinstance(params, methods.ExecuteParams):
+    if isinstance(params, method_params.ExecuteParams):
         params.cell = params.cell or stem
         return
     for number, cell in enumerate(params.cells):

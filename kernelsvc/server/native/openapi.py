@@ -11,7 +11,7 @@ from msgspec import Struct
 from kernelsvc.errors import BY_CODE
 from kernelsvc.model.events import AnyEvent
 from kernelsvc.model.objects import SessionRequest
-from kernelsvc.protocol import jsonrpc, methods
+from kernelsvc.protocol import jsonrpc, method_params, methods
 from kernelsvc.server.native import routes
 
 _REF = "#/components/schemas/{name}"
@@ -160,7 +160,9 @@ def _body(route: routes.Route) -> Schema | None:
         return None
     if route.id == "session.execute":
         names = [*route.names, "wait"]
-        schema: Schema = {"oneOf": [_without(methods.ExecuteParams, names), _without(methods.BatchParams, names)]}
+        schema: Schema = {
+            "oneOf": [_without(method_params.ExecuteParams, names), _without(method_params.BatchParams, names)]
+        }
     elif route.names:
         schema = _without(route.body, route.names)
     else:

@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 
 from kernelsvc.errors import BadRequest
 from kernelsvc.model.objects import CellInfo, Scope, SessionRequest
-from kernelsvc.protocol import jsonrpc, methods
+from kernelsvc.protocol import jsonrpc, method_params, methods
 
 JSON = "application/json"
 SSE = "text/event-stream"
@@ -30,7 +30,7 @@ class WaitQuery(Struct, kw_only=True, forbid_unknown_fields=True):
 class EventsQuery(Struct, kw_only=True, forbid_unknown_fields=True):
     """Selects events. With ``follow``, live events follow, as an event stream."""
 
-    after: methods.Position = 0
+    after: method_params.Position = 0
     limit: Annotated[int, Meta(ge=1, le=10_000)] = 1000
     follow: bool | None = None
 
@@ -45,7 +45,7 @@ class ValueQuery(Struct, kw_only=True, forbid_unknown_fields=True):
     """The format and the part of a variable's data. ``columns`` are names with commas between them."""
 
     format: Literal["parquet", "arrow", "csv", "json"] = "json"
-    from_row: methods.Position = 0
+    from_row: method_params.Position = 0
     rows: Annotated[int, Meta(ge=1, le=2**53)] | None = None
     columns: Annotated[str, Meta(max_length=10_000)] | None = None
 
@@ -231,7 +231,7 @@ ROUTES: tuple[Route, ...] = (
     Route(
         verb="POST", path=f"{_S}/cells", id="session.execute", scope="run", query=WaitQuery,
         summary="Run a cell, or several ('cells'); answers when they have ended, or streams their events.",
-        body=methods.ExecuteParams, result=CellInfo | list[CellInfo], media=(JSON, SSE),
+        body=method_params.ExecuteParams, result=CellInfo | list[CellInfo], media=(JSON, SSE),
     ),
     _native("GET", f"{_S}/cells", "session.cells"),
     _native("GET", f"{_S}/outline", "session.outline"),

@@ -37,7 +37,7 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketP
 from kernelsvc.errors import BadRequest, Internal, KernelsvcError, QuotaExceeded, Recovering
 from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model.objects import CellInfo
-from kernelsvc.protocol import jsonrpc, methods
+from kernelsvc.protocol import jsonrpc, method_params
 from kernelsvc.server import auth
 from kernelsvc.server.handler import BaseHandler, ServerContext, as_error, invoke
 from kernelsvc.server.ws.protocol import FastWebSocketProtocol
@@ -518,7 +518,7 @@ class ApiSocket(BaseHandler, WebSocketHandler):
             auth.require_scope(self.who, request.method.scope)
             last = self.context.service.get(self.who, params.session).last_seq
             attachment = self._attach(params.session, params.after)
-            return methods.Attached(session=params.session, last_seq=last), attachment.start
+            return method_params.Attached(session=params.session, last_seq=last), attachment.start
         if name == "session.detach":
             self._detach(params.session)
             return None, None

@@ -8,7 +8,7 @@ import pytest
 
 from kernelsvc.answers.answers import read_keys
 from kernelsvc.errors import BadRequest
-from kernelsvc.settings import ModelSettings
+from kernelsvc.model.answers.model_settings import ModelSettings
 
 
 def test_a_key_is_read_once_and_its_variable_removed(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from waiting import wait_until
 
 from kernelsvc.answers.scripted_model import ScriptedModel, delta, refusal, text
 from kernelsvc.answers.upstream import ChatUpstream, UpstreamError
-from kernelsvc.settings import ModelSettings
+from kernelsvc.model.answers.model_settings import ModelSettings
 
 BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 

@@ -11,9 +11,10 @@ from tornado.web import RequestHandler
 
 from kernelsvc.front import routes
 from kernelsvc.front.routes import Action, Wanted, find, sandbox_in, session_in, token_of, wanted
+from kernelsvc.model.answers.model_settings import ModelSettings
 from kernelsvc.model.cluster import ids
 from kernelsvc.server.app import make_app
-from kernelsvc.settings import ModelSettings, Settings
+from kernelsvc.settings import Settings
 
 PLAIN, OF_NODE = "s_0123456789abcdef", "s_a1b2c30123456789abcdef"
 KERNEL = ids.kernel_id(OF_NODE)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kernelsvc.answers.scripted_model import Script, ScriptedModel
-from kernelsvc.settings import AnswerSettings, ModelSettings
+from kernelsvc.model.answers.model_settings import AnswerSettings, ModelSettings
 
 CODE = {"type": "code_interpreter", "container": {"type": "auto"}}
 KEY = "canary-key-of-the-upstream"
