@@ -83,7 +83,8 @@ def test_a_rollback_says_what_it_undoes_and_a_branch_is_a_session(console: Any) 
     assert len(events(served, session, "rolled_back")) == 1
     page.get_by_role("button", name="Branch from now").click()
     page.get_by_role("dialog").get_by_role("button", name="Branch here").click()
-    wait_for(lambda: session not in page.url, deadline=40, what="the branch")
+    # Not page.url: it changes only while Playwright waits.
+    wait_for(lambda: session not in page.evaluate("location.href"), deadline=40, what="the branch")
     page.get_by_role("link", name="Tree").click()
     page.get_by_text("branched at entry").wait_for()
 
