@@ -16,6 +16,8 @@ export interface ClientOptions {
   url?: string;
   /** Default: the environment variable `KERNELSVC_TOKEN`. */
   token?: string;
+  /** For a backend: its name for the user who is served. The token needs the scope `delegate`. Not in browsers. */
+  onBehalfOf?: string;
   /** Time to try the first connection, in seconds. */
   connectSeconds?: number;
   /** Time to reconnect, in seconds, after which pending calls fail with `Unreachable`. */
@@ -93,7 +95,8 @@ export class Client implements AsyncDisposable {
         "No address is set. Give 'url' and 'token', set KERNELSVC_URL and KERNELSVC_TOKEN, or use localServer() of 'kernelsvc/node'.",
       );
     }
-    this.address = parseAddress(url, options.token ?? environment("KERNELSVC_TOKEN"));
+    const address = parseAddress(url, options.token ?? environment("KERNELSVC_TOKEN"));
+    this.address = { ...address, onBehalfOf: options.onBehalfOf };
     const { connectSeconds = 5, retrySeconds = 60, onState } = options;
     this.#rpc = new RpcConnection(this.address, { connectSeconds, retrySeconds, onState });
     this.#rest = new Rest(this.address, { connectSeconds, retrySeconds });

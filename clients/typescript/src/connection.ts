@@ -81,8 +81,12 @@ function socketHasHeaders(): boolean {
 
 function openSocket(address: Address): WebSocket {
   const url = `${address.base.replace(/^http/, "ws")}/v1/ws`;
-  if (address.token === undefined) return new WebSocket(url);
-  if (!socketHasHeaders()) return new WebSocket(`${url}?${new URLSearchParams({ token: address.token })}`);
+  const { token, onBehalfOf } = address;
+  if (!socketHasHeaders()) {
+    // Without the header, the sessions would be those of the backend itself.
+    if (onBehalfOf !== undefined) throw new BadRequest("The WebSocket of a browser can't act for a user. Use a backend.");
+    return new WebSocket(token === undefined ? url : `${url}?${new URLSearchParams({ token })}`);
+  }
   const Socket = WebSocket as unknown as new (url: string, options: NodeSocketOptions) => WebSocket;
   return new Socket(url, { headers: headersOf(address) });
 }
@@ -314,6 +318,7 @@ export class RpcConnection {
     for (let attempt = 0; !this.#closed; attempt++) {
       const answer = await this.#connectOnce();
       if (answer instanceof WebSocket) return answer;
+      if (answer instanceof KernelsvcError) throw answer;
       const seconds = backoff(attempt, Math.random());
       // A refusal, such as a wrong token, is final, unless the error says that a retry may succeed.
       const refused = await this.#refusal();

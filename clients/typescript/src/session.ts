@@ -418,6 +418,23 @@ export class Session implements AsyncDisposable {
     return (await this.#rpc.call("session.programs")).map((info) => new Program(this.#rpc, info));
   }
 
+  /**
+   * Return an address at which a browser reaches a server that runs in the session, without a token.
+   *
+   * @param port the port on which the server listens in the session.
+   * @param options `public`: everybody may use the port, until `unsharePort`. Otherwise the address is signed, and valid
+   * for `seconds` (3600).
+   */
+  async sharePort(port: number, options: { public?: boolean; seconds?: number } = {}): Promise<string> {
+    const { url, path } = await this.#rpc.call("session.share_port", { port, ...options });
+    return url ?? `${this.#rest.address.base}${path}`;
+  }
+
+  /** End every address of a port, and the connections that use one. */
+  async unsharePort(port: number): Promise<void> {
+    await this.#rpc.call("session.unshare_port", { port });
+  }
+
   // --- time travel --------------------------------------------------------------------
 
   /** Save the present state, for `rollback` or `branch`. */

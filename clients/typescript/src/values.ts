@@ -151,6 +151,8 @@ export interface Address {
   /** `http://host:port` or `https://...`, without a slash at the end. */
   readonly base: string;
   readonly token: string | undefined;
+  /** The user of a backend, for whom the requests are. */
+  readonly onBehalfOf?: string | undefined;
 }
 
 /**
@@ -185,7 +187,11 @@ export function parseAddress(url: string, token?: string): Address {
 
 /** Return the headers of each request. */
 export function headersOf(address: Address): Record<string, string> {
-  return address.token === undefined ? {} : { Authorization: `Bearer ${address.token}` };
+  const { token, onBehalfOf } = address;
+  return {
+    ...(token === undefined ? {} : { Authorization: `Bearer ${token}` }),
+    ...(onBehalfOf === undefined ? {} : { "X-On-Behalf-Of": onBehalfOf }),
+  };
 }
 
 /** Percent-encode a file's path for a URL. */
