@@ -1,4 +1,4 @@
-"""Spans and metrics in what platform teams run: rotel, Phoenix and Prometheus, each from its registry."""
+"""Spans and metrics in what platform teams run: rotel and Prometheus, each from its registry."""
 
 from __future__ import annotations
 
@@ -108,42 +108,6 @@ def listens(port: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def test_phoenix_keeps_each_span_once_and_knows_it_is_a_tool(tmp_path: Path, short_tmp: Path) -> None:
-    python = python_with("arize-phoenix==20.26.1")
-    port, grpc = free_port(), free_port()
-    url = f"http://127.0.0.1:{port}"
-    env = {
-        "PHOENIX_PORT": str(port),
-        "PHOENIX_GRPC_PORT": str(grpc),
-        "PHOENIX_HOST": "127.0.0.1",
-        "PHOENIX_WORKING_DIR": str(tmp_path),
-        "PHOENIX_TELEMETRY_ENABLED": "false",
-    }
-    command = [str(python), "-m", "phoenix.server.main", "serve"]
-    with running(command, tmp_path / "phoenix.log", lambda: get(f"{url}/healthz") is not None, **env):
-        options = ("--telemetry-endpoint", url, "--telemetry-content", "all")
-        with serving(short_tmp / "phoenix", *options, env=QUICK) as served:
-            session, cell, failed = run_cells(served)
-            spans = wait_for(lambda: len(found := phoenix_spans(url)) >= 3 and found, deadline=60)
-            # The same spans again, as after a crash.
-            again = [*served.command()[:3], "traces", session, "--data-dir", str(served.data_dir), *options]
-            subprocess.run(again, check=True, capture_output=True)
-            wait_for(lambda: get(f"{url}/healthz"))
-        assert len(phoenix_spans(url)) == len(spans) == 3
-    by_id = {span["context"]["span_id"]: span for span in spans}
-    own, other = by_id[span_id(session, cell).hex()], by_id[span_id(session, failed).hex()]
-    (call,) = (span for span in spans if span["name"] == "execute_tool double")
-    assert (own["context"]["trace_id"], own["parent_id"]) == (TRACE, SPAN)
-    assert call["parent_id"] == own["context"]["span_id"]
-    assert {span["span_kind"] for span in spans} == {"TOOL"}
-    assert (own["status_code"], other["status_code"]) == ("UNSET", "ERROR")
-    assert "8" in json.dumps(own["attributes"])
-
-
-def phoenix_spans(url: str) -> list[dict[str, Any]]:
-    return json.loads(get(f"{url}/v1/projects/default/spans?limit=100") or b'{"data": []}')["data"]
 
 
 def test_prometheus_answers_every_query_of_the_dashboard(tmp_path: Path, served: Served) -> None:

@@ -58,7 +58,7 @@ class Cursor:
         return dict(self._db.execute("SELECT session, size FROM position"))
 
     def counts(self) -> dict[str, int]:
-        """Return the number of spans by outcome, since the database was made."""
+        """Return the number of spans by outcome, over the life of the database."""
         return dict(self._db.execute("SELECT outcome, number FROM spans"))
 
     def advance(self, moves: Mapping[str, int], counts: Mapping[str, int]) -> None:
