@@ -15,7 +15,7 @@ from kernelsvc.egress.secret_values import Secret, read_secrets
 
 
 class Interception:
-    """The authority, the secrets, and the contexts of TLS. The contexts are made for the first such connection.
+    """The authority, the secrets, and the contexts of TLS. The first such connection makes the contexts.
 
     Args:
         authority: the authority's key and certificate, as PEM.

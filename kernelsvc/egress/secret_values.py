@@ -26,7 +26,7 @@ class Secret(NamedTuple):
     """A secret.
 
     Attributes:
-        value: what is sent.
+        value: the text to send.
         hosts: the names to which it may be sent.
     """
 
@@ -35,7 +35,7 @@ class Secret(NamedTuple):
 
 
 def read_secrets(sources: Mapping[str, SecretSource]) -> dict[str, Secret]:
-    """Read all secrets. One that can't be read is left out, with an error in the log that has no value in it."""
+    """Read all secrets. Leave out one that can't be read, and log an error without its value."""
     found = {}
     for name, source in sources.items():
         try:

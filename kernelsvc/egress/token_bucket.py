@@ -17,7 +17,7 @@ class TokenBucket:
         self._tokens, self._at = float(burst), now
 
     def take(self, now: float) -> float:
-        """Take one token. Return 0, or the seconds until there is one: then nothing was taken."""
+        """Take one token. Return 0, or the seconds until there is one. Then take nothing."""
         self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
         self._at = now
         if self._tokens < 1:

@@ -60,7 +60,7 @@ class SecretSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     Attributes:
         hosts: exact names of hosts. No rule can send the secret to another one.
-        file: path of a file with the value. A newline at its end is left out.
+        file: path of a file with the value. The value has no newline at its end.
         command: a program and its arguments, which prints the value.
         env: an environment variable of the server, or of the proxy if that has its own unit.
     """
@@ -162,7 +162,7 @@ def _replace(value: bytes, swaps: Mapping[bytes, bytes]) -> bytes:
 class Redactor:
     """Replaces values in a stream by stars of the same length. It holds back bytes only if they may begin a value.
 
-    A server that can be made to write a value in another form than these defeats it: raw, percent-encoded, as a JSON
+    A server that writes a value in another form than these defeats it: raw, percent-encoded, as a JSON
     string, in Base64.
 
     Args:
@@ -190,7 +190,7 @@ class Redactor:
         return data[: len(data) - kept]
 
     def flush(self) -> bytes:
-        """Return the bytes that were held back, at the end of the stream."""
+        """Return the bytes that ``feed`` has kept, at the end of the stream."""
         kept, self._kept = self._kept, b""
         return kept
 
