@@ -45,7 +45,7 @@ class NetworkPolicy:
         return any(rule.host.matches(name) for rule in self._allow)
 
     def rules_for(self, destination: str | IpAddress, port: int) -> tuple[ParsedRule, ...]:
-        """Return the rules that may allow a connection, the first one first. Rules that can't decide are not among them.
+        """Return the rules that may allow a connection, in order, without those that can't decide.
 
         If the first needs no request to be read, it is the only one. ``rule_for_request`` chooses among several.
 
