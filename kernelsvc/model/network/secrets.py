@@ -20,7 +20,7 @@ import msgspec
 
 from kernelsvc.model.network.hosts import clean_name
 
-SecretName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")]
+SecretName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$(?!\n)")]
 Headers = Sequence[tuple[bytes, bytes]]
 
 #: Fewest and most bytes of a value. Stars for a shorter one would spoil unrelated text in answers.
