@@ -254,6 +254,10 @@ class Members:
     def take_report(self, member: Member, report: NodeReport) -> None:
         """Note a node's report."""
         first = not member.candidate.report.max_sessions
+        if member.lost_at is not None and self._all.get(member.name) is member:
+            member.lost_at = None
+            log.info("The node %s answers again", member.name)
+            self._changed.set()
         member.candidate.renew(report)
         member.reported_at = self._loop.time()
         if report.guests is not None:
@@ -269,12 +273,16 @@ class Members:
         if not member.connections and self._all.get(member.name) is member:
             self._lose(member)
 
+    def _suspect(self, member: Member) -> None:
+        """Note that a node does not answer. Its connections stay, because it may only be slow."""
+        if member.lost_at is None:
+            member.lost_at = self._loop.time()
+            log.warning("The node %s does not answer any more", member.name)
+            self._changed.set()
+
     def _lose(self, member: Member) -> None:
-        if member.lost_at is not None:
-            return
-        member.lost_at = self._loop.time()
-        log.warning("The node %s does not answer any more", member.name)
-        self._changed.set()
+        """Note that a node does not answer, and cut all connections to it."""
+        self._suspect(member)
         for connection in [*member.connections]:
             connection.close(1001, "this node was silent")
         for lost in [*member.on_lost]:
@@ -287,8 +295,11 @@ class Members:
             await asyncio.sleep(CHECK_SECONDS)
             now = self._loop.time()
             for member in self.known():
-                if member.lost_at is None and now - member.reported_at > reports.SILENT_SECONDS:
+                silent = now - member.reported_at
+                if silent > reports.CUT_SECONDS and (member.connections or member.on_lost):
                     self._lose(member)
+                elif silent > reports.SILENT_SECONDS:
+                    self._suspect(member)
 
     # --- what is shown ----------------------------------------------------------------------
 

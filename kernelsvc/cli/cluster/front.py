@@ -78,6 +78,8 @@ async def serve(
         The exit code.
     """
     stopping = asyncio.Event()
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(name, stopping.set)
     front = Front(settings, principals, key, hold_seconds=hold_seconds, lost_seconds=lost_seconds)
     server = Server(front, settings, os.environ)
     addresses = server.bind()
@@ -91,8 +93,6 @@ async def serve(
             tasks.start(work)
         if beside is not None:
             return await beside(front, addresses, stopping)
-        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            asyncio.get_running_loop().add_signal_handler(name, stopping.set)
         await stopping.wait()
         return 0
     finally:

@@ -128,6 +128,16 @@ async def test_a_silent_node_is_noticed_held_and_then_refused(fleet: Fleet, monk
             return (await nodes(fleet))["nodes"].get(NAME, {}).get("state") == "unreachable"
 
         await wait_until(silent)
+        await socket.send(REPORT)
+
+        async def again() -> bool:
+            return (await nodes(fleet))["nodes"][NAME]["state"] == "ready"
+
+        # Its connection was not cut: it may only have been slow.
+        await wait_until(again)
+        await wait_until(silent)
+        monkeypatch.setattr(reports, "CUT_SECONDS", 0.3)
+        await socket.wait_closed()
     response = await fleet.fetch("GET", f"/v1/sessions/{session}")
     assert (response.code, response.headers["Retry-After"]) == (503, "1")
     assert b'"node_unreachable"' in response.body
