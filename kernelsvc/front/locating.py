@@ -33,7 +33,7 @@ _page = msgspec.json.Decoder(_SessionIds).decode
 
 @dataclass
 class Cluster:
-    """The nodes, and connections to them: what the handlers of a front share.
+    """The nodes, and connections to them. The handlers of a front share it.
 
     Attributes:
         members: The nodes.
@@ -166,7 +166,7 @@ class Cluster:
         return found[0] if found else None
 
     async def everywhere(self, verb: str, path: str, token: str) -> list[tuple[Member, Response]]:
-        """Send one request to all nodes that answer, with a caller's token. A node that fails is left out."""
+        """Send one request to all nodes that answer, with a caller's token. Leave out nodes that fail."""
         members = self.members.reachable()
         headers = {"Authorization": f"Bearer {token}"}
 

@@ -41,9 +41,9 @@ class Member:
     """One node.
 
     Attributes:
-        hello: What it said of itself.
+        hello: Its first message.
         url: Its address.
-        candidate: Its last report, and what was sent to it since.
+        candidate: Its last report, and the creations that were sent to it since.
         reported_at: Time of the last report, on the event loop's clock.
         lost_at: Time since when it is unreachable. None: it is not.
         guests: Its open sessions whose ids do not name it.

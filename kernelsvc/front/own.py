@@ -1,4 +1,4 @@
-"""The front's own routes: health, what the cluster is, its nodes, metrics, and MCP."""
+"""The front's own routes: health, a description of the cluster, its nodes, metrics, and MCP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""On which node a request makes a session: by what its body names, by its key, else by the load of the nodes."""
+"""On which node a request makes a session: by the names in its body, by its key, else by the load of the nodes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Placing:
         Args:
             who: The caller.
             token: Its token.
-            wanted: What the request's body says.
+            wanted: The fields of the request's body.
 
         Raises:
             QuotaExceeded: The caller has as many sessions as it may have.
@@ -77,7 +77,7 @@ class Placing:
         return wanted.template if wanted.template in known else None
 
     def _check_quota(self, who: Principal, wanted: Wanted) -> None:
-        """Check the quota of a principal over all nodes. It is soft: each front counts what it has sent itself."""
+        """Check the quota of a principal over all nodes. It is soft: each front counts its own creations."""
         most = who.max_sessions or self._max_sessions
         if placing.sessions_of(self._members.candidates(), who.name) < most:
             return

@@ -1,4 +1,4 @@
-"""Requests that are passed on to a node: heads are read, bodies pass in pieces, at the pace of whoever reads them."""
+"""Requests that are passed on to a node: heads are read, bodies pass in pieces, at the pace of the reader."""
 
 from __future__ import annotations
 

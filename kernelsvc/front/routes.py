@@ -1,4 +1,4 @@
-"""What a front does with each request: a table, and decisions on paths, headers and bodies. Pure.
+"""The actions of a front for requests: a table, and decisions on paths, headers and bodies. Pure.
 
 ``find`` returns the row of a request. A route of the server without a row is an error of a test, so a new API needs one
 here. Rows are tried in order.
@@ -20,7 +20,7 @@ from kernelsvc.protocol import e2b
 
 
 class Action(Enum):
-    """What is done with a request."""
+    """An action for a request."""
 
     SESSION = "to the node of the session in the path"
     SANDBOX = "to the node of the sandbox in a header or the host name"
@@ -42,7 +42,7 @@ class Row:
     Attributes:
         verbs: The HTTP methods. Empty means any.
         path: Regular expression of the path, without a token's prefix.
-        action: What is done.
+        action: The action.
         open: Whether the node authenticates, because the request may carry something else than a token, or nothing.
         prefix: Whether a token may stand before the path (``/t/TOKEN``).
         form: The format of errors: ``native`` or ``e2b``.
@@ -192,7 +192,7 @@ class _Spec(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the body of a creation says about its node.
+    """The fields of a creation's body that decide on its node.
 
     Attributes:
         session: A session whose node it is.
@@ -218,7 +218,7 @@ _decode = msgspec.json.Decoder(_Spec).decode
 
 
 def wanted(body: bytes, key: str | None) -> Wanted:
-    """Read what the body of a creation says about its node. A body that is no JSON object says nothing.
+    """Read the fields of a creation's body that decide on its node. A body that is no JSON object says nothing.
 
     Args:
         body: The request's body.
@@ -263,7 +263,7 @@ def _objects(spec: _Spec) -> list[str]:
 
 
 def _node_hint(spec: _Spec, body: bytes) -> str | None:
-    """Return the node of what a body continues, else that of the first uploaded file that it names."""
+    """Return the node of the object that a body continues, else that of the first uploaded file that it names."""
     hints = [ids.node_hint(each) for each in _objects(spec)]
     file = _FILE.search(body)
     return next((each for each in hints if each), ids.node_hint(file[1].decode()) if file else None)

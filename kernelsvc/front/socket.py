@@ -95,7 +95,7 @@ class NodeConnection:
         self._over = False
 
     async def open(self, member: Member) -> None:
-        """Connect, and send what waits. Safe to cancel.
+        """Connect, and send the waiting frames. Safe to cancel.
 
         Args:
             member: The node.

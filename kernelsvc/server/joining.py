@@ -1,6 +1,6 @@
 """A node's connections to the fronts of its cluster: it says who it is, reports each second, and answers questions.
 
-Nodes call fronts and not the other way round, so a front needs no list of nodes, and whoever starts nodes has nothing
+Nodes call fronts and not the other way round, so a front needs no list of nodes, and a program that starts nodes has nothing
 to register. A name may stand for several fronts: a node connects to each address of it.
 """
 
@@ -35,7 +35,7 @@ MAX_QUESTION = 64 * 1024
 
 
 class NodeStateApi(Protocol):
-    """What a node tells its fronts (``service.node_state``)."""
+    """The state that a node reports to its fronts (``service.node_state``)."""
 
     def report(self) -> NodeReport:
         """Return the state now."""
@@ -56,7 +56,7 @@ class Membership:
         node: The node's name.
         url: Address under which fronts reach this server.
         public_key: The server's key for signatures.
-        state: What is reported.
+        state: The reported state.
         on_drain: Called when a front asks the node to drain.
     """
 

@@ -1,4 +1,4 @@
-"""A server as a node of a cluster: what it reports to fronts, and its answers to their questions."""
+"""A server as a node of a cluster: its reports to fronts, and its answers to their questions."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ async def serve(
         principals: Authenticates callers.
         key: The cluster's key.
         on_listening: Called with the front and its addresses.
-        beside: Runs beside the front, until the event is set. Its result is the exit code. None: until a signal.
+        beside: Runs together with the front, until the event is set. Its result is the exit code. None: until a signal.
         hold_seconds: For which requests wait for a node that is away.
         lost_seconds: Silence after which the sessions of a node count as lost.
 

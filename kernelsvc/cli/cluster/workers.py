@@ -269,7 +269,7 @@ class _Workers:
                 process.send_signal(number)
 
     async def _stop_all(self) -> None:
-        """End the workers as the front was told to end."""
+        """End the workers by the signal that ended the front."""
         processes = [*self._processes.values()]
         self._send_signal(self._signal or signal.SIGHUP)
         waits = [asyncio.ensure_future(process.wait()) for process in processes]

@@ -42,7 +42,7 @@ def node_of(session: str) -> str | None:
 
 
 def node_hint(text: str) -> str | None:
-    """Return what may be the node of an object of OpenAI's API: the first digits of its id."""
+    """Return the likely node of an object of OpenAI's API: the first digits of its id."""
     found = _OPENAI.match(text)
     return found[1] if found else None
 

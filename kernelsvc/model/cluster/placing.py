@@ -36,7 +36,7 @@ class Candidate:
         self.sent_for[principal] += 1
 
     def renew(self, report: NodeReport) -> None:
-        """Take a later report, which has what was sent before."""
+        """Take a later report, which counts the earlier creations."""
         self.report, self.sent = report, 0
         self.sent_for.clear()
 

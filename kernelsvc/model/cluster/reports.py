@@ -93,7 +93,7 @@ class NodeMessage(Struct, kw_only=True, omit_defaults=True):
         hello: Sent first.
         report: Sent each second.
         answer: The id of a question.
-        found: What was found for it, or None.
+        found: The answer, or None.
     """
 
     hello: Hello | None = None
