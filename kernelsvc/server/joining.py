@@ -1,7 +1,7 @@
 """A node's connections to the fronts of its cluster: it says who it is, reports each second, and answers questions.
 
-Nodes call fronts and not the other way round, so a front needs no list of nodes, and a program that starts nodes has nothing
-to register. A name may stand for several fronts: a node connects to each address of it.
+Nodes call fronts and not the other way round, so a front needs no list of nodes, and a program that starts nodes has
+nothing to register. A name may stand for several fronts: a node connects to each address of it.
 """
 
 from __future__ import annotations
