@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import re
 import shutil
-import subprocess
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from kernelsvc.cli import INTERRUPTED
 from kernelsvc.cli.terminal import Terminal
 from kernelsvc.errors import BadRequest, Conflict, NotFound, TemplateFailed
 from kernelsvc.host.forkserver import VARIABLES
@@ -63,7 +67,21 @@ async def main(args: argparse.Namespace, terminal: Terminal) -> int:
     else:
         if args.name in settings.templates:
             raise Conflict(f"The settings have a template {args.name!r}. Choose another name.")
-        await asyncio.to_thread(_add, args, terminal, store)
+        return await _until_interrupted(_change(args, terminal, store), terminal)
+    return 0
+
+
+async def _until_interrupted(work: Coroutine[Any, Any, None], terminal: Terminal) -> int:
+    """Carry out a change. A signal ends the installer and leaves everything as it was before."""
+    task = asyncio.ensure_future(work)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        terminal.message("interrupted: nothing was changed", "red")
+        return INTERRUPTED
     return 0
 
 
@@ -94,61 +112,116 @@ def _remove(terminal: Terminal, store: EnvironmentStore, name: str) -> None:
     store.remove(name)
 
 
-def _add(args: argparse.Namespace, terminal: Terminal, store: EnvironmentStore) -> None:
+async def _change(args: argparse.Namespace, terminal: Terminal, store: EnvironmentStore) -> None:
     directory = store.directory(args.name)
     if not store.is_own():
         raise Conflict(f"{directory.parent.parent} belongs to another user. Run this command as that user.")
     if options := [each for each in args.package if each.startswith("-")]:
         raise BadRequest(f"{options[0]!r} is an option of pip. Put options into a file, and use -r FILE.")
     with store.changing(args.name):
-        _add_locked(args, terminal, store, directory)
+        if args.action == "update":
+            await _update(args, terminal, store, _known(store, args.name))
+            return
+        if directory.exists():
+            raise Conflict(f"There is an environment {args.name!r}. Change it: kernelsvc env update {args.name}.")
+        asked = EnvironmentRecord(
+            name=args.name,
+            python="",
+            preload=_modules(args),
+            wanted=args.package,
+            files=_absolute(args.requirements),
+            base=args.python or "",
+        )
+        is_path = args.python is not None and os.sep in args.python
+        if is_path and not (asked.wanted or asked.files):
+            await _finish(terminal, store, msgspec.structs.replace(asked, python=args.python), directory)
+        else:
+            await _make(terminal, store, asked, store.venv(args.name), directory)
 
 
-def _add_locked(args: argparse.Namespace, terminal: Terminal, store: EnvironmentStore, directory: Path) -> None:
-    if directory.exists():
-        raise Conflict(f"There is an environment {args.name!r}. Remove it first: kernelsvc env remove {args.name}.")
-    is_path = args.python is not None and os.sep in args.python
-    registered = args.python if is_path and not (args.package or args.requirements) else ""
+async def _update(
+    args: argparse.Namespace, terminal: Terminal, store: EnvironmentStore, known: EnvironmentRecord
+) -> None:
+    """Make an environment again from its requirements and further ones, and use it from now on if that succeeds."""
+    asked = msgspec.structs.replace(
+        known,
+        preload=_modules(args) if args.preload is not None else known.preload,
+        # One that an earlier version made has no list of requirements.
+        wanted=list(dict.fromkeys([*(known.wanted or ([] if known.files else sorted(known.packages))), *args.package])),
+        files=_absolute(args.requirements) or known.files,
+        base=args.python or known.base,
+    )
+    if not store.versions(args.name):  # a registered one
+        if args.package or args.requirements:
+            raise Conflict(f"{args.name!r} is an environment of another program. Install packages with its own pip.")
+        await _finish(terminal, store, msgspec.structs.replace(asked, python=args.python or known.python), None)
+        return
+    venv = store.next_venv(args.name)
+    await _make(terminal, store, asked, venv, venv)
+    if left := store.remove_versions(args.name, str(venv / "bin" / "python")):
+        names = ", ".join(path.name for path in left)
+        terminal.message(f"Sessions may still use {names}. The next 'env update' or 'env remove' deletes unused files.")
+
+
+def _absolute(paths: Sequence[str] | None) -> list[str]:
+    return [os.path.abspath(path) for path in paths or []]
+
+
+def _modules(args: argparse.Namespace) -> list[str]:
+    return [module for text in args.preload or [] for module in text.split(",") if module]
+
+
+async def _make(terminal: Terminal, store: EnvironmentStore, asked: EnvironmentRecord, venv: Path, made: Path) -> None:
+    """Make a virtual environment and finish it. If that fails or is cancelled, remove ``made``."""
     try:
-        python = registered or _build(args, terminal, store.venv(args.name))
-        terminal.message("checking: imports, and threads that they start")
-        preload = [module for text in args.preload or [] for module in text.split(",") if module]
-        about = _check(python, preload)
-        store.write(EnvironmentRecord(name=args.name, python=os.path.abspath(python), preload=preload, **about))
+        python = await _build(asked, terminal, venv)
     except BaseException:
-        shutil.rmtree(directory, ignore_errors=True)
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+    await _finish(terminal, store, msgspec.structs.replace(asked, python=python), made)
+
+
+async def _finish(terminal: Terminal, store: EnvironmentStore, asked: EnvironmentRecord, made: Path | None) -> None:
+    """Check an environment and write its record. If that fails or is cancelled, remove ``made``."""
+    try:
+        terminal.message("checking: imports, and threads that they start")
+        about = await _check(asked.python, asked.preload)
+        store.write(msgspec.structs.replace(asked, python=_absolute([asked.python])[0], **about))
+    except BaseException:
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)
         raise
     terminal.message(
-        f"{args.name} is ready: {len(about['packages'])} packages, imports in {about['start_ms']:.0f} ms, "
+        f"{asked.name} is ready: {len(about['packages'])} packages, imports in {about['start_ms']:.0f} ms, "
         f"{about['memory_bytes'] >> 20} MiB. A running server has it within seconds."
     )
 
 
-def _build(args: argparse.Namespace, terminal: Terminal, venv: Path) -> str:
+async def _build(asked: EnvironmentRecord, terminal: Terminal, venv: Path) -> str:
     """Make a virtual environment with uv, or with venv and pip where uv is not on the path. Return its interpreter."""
-    wanted = [*_NEEDED, *args.package]
-    files = [part for path in args.requirements or [] for part in ("-r", path)]
+    wanted = [*_NEEDED, *asked.wanted]
+    files = [part for path in asked.files for part in ("-r", path)]
     uv = shutil.which("uv")
-    base = args.python or sys.executable
+    base = asked.base or sys.executable
     terminal.message(f"making a virtual environment with {'uv' if uv else 'venv'}")
     venv.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     if uv:
-        _run([uv, "venv", "--quiet", "--python", base, str(venv)])
+        await _run([uv, "venv", "--quiet", "--python", base, str(venv)])
     else:
         program = base if os.sep in base else shutil.which(f"python{base}") or shutil.which(base)
         if program is None:
             raise BadRequest(f"There is no interpreter {base!r}. Install it, or give the path of one: --python PATH.")
-        _run([program, "-m", "venv", str(venv)])
+        await _run([program, "-m", "venv", str(venv)])
     python = str(venv / "bin" / "python")
-    terminal.message(f"installing {' '.join([*wanted, *(args.requirements or [])])}")
+    terminal.message(f"installing {' '.join([*wanted, *asked.files])}")
     if uv:
-        _run([uv, "pip", "install", "--quiet", "--python", python, *files, *wanted])
+        await _run([uv, "pip", "install", "--quiet", "--python", python, *files, *wanted])
     else:
-        _run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *files, *wanted])
+        await _run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *files, *wanted])
     return python
 
 
-def _check(python: str, preload: Sequence[str]) -> dict[str, Any]:
+async def _check(python: str, preload: Sequence[str]) -> dict[str, Any]:
     """Import the modules as a fork server does.
 
     Raises:
@@ -158,17 +231,15 @@ def _check(python: str, preload: Sequence[str]) -> dict[str, Any]:
     env = {**os.environ, **VARIABLES, "PATH": os.environ.get("PATH", VARIABLES["PATH"])}
     env.pop("PYTHONPATH", None)
     try:
-        done = subprocess.run(
-            [python, "-P", "-c", _CHECK, *preload],
-            capture_output=True, text=True, env=env, timeout=_CHECK_SECONDS, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired) as error:
+        async with asyncio.timeout(_CHECK_SECONDS):
+            status, out, err = await _output([python, "-P", "-c", _CHECK, *preload], env)
+    except (OSError, TimeoutError) as error:
         raise TemplateFailed(f"{python} can't be checked: {error}. Name a Python that has ipykernel 7.") from None
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["it ended without a message"])[-1]
+    if status != 0:
+        last = (err.strip().splitlines() or ["it ended without a message"])[-1]
         raise TemplateFailed(f"An import fails: {last}. Install the package, or leave it out of --preload.")
     try:
-        about: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        about: dict[str, Any] = json.loads(out.splitlines()[-1])
     except (IndexError, ValueError):
         raise TemplateFailed(f"{python} is no Python. Name one that has ipykernel 7: --python PATH.") from None
     if threads := about.pop("threads"):
@@ -179,11 +250,30 @@ def _check(python: str, preload: Sequence[str]) -> dict[str, Any]:
     return about
 
 
-def _run(command: list[str]) -> None:
+async def _run(command: list[str]) -> None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        status, out, err = await _output(command, None)
     except OSError as error:
         raise BadRequest(f"{command[0]} can't be run: {error.strerror}. Name an interpreter: --python PATH.") from None
-    if done.returncode != 0:
-        lines = [line for line in (done.stderr or done.stdout).strip().splitlines() if line.strip()]
+    if status != 0:
+        lines = [line for line in (err or out).strip().splitlines() if line.strip()]
         raise BadRequest(f"{' '.join(command[:4])} failed: {' '.join(lines[-3:])[:1000]}", command=command)
+
+
+async def _output(command: list[str], env: dict[str, str] | None) -> tuple[int, str, str]:
+    """Run a program. Return its status and what it wrote. Cancelling this kills it with the programs that it started.
+
+    Raises:
+        OSError: it can't be started.
+    """
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe, env=env, start_new_session=True)
+    try:
+        out, err = await process.communicate()
+    except BaseException:
+        # kill(2): a negative pid is a process group. pip and uv start builds of packages.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+        raise
+    return process.returncode or 0, out.decode("utf-8", "replace"), err.decode("utf-8", "replace")

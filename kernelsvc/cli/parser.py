@@ -505,10 +505,11 @@ def _machine_commands(commands: _Commands) -> None:
         "make environments of Python packages for sessions",
         "Make, list and remove environments on the server's machine. A running server uses a new one within\n"
         "seconds, as the template NAME. 'add NAME PACKAGE...' makes a virtual environment (with uv if it is on the\n"
-        "path), imports what --preload names, and refuses modules that leave threads running. Without packages,\n"
+        "path), imports what --preload names, and refuses modules that leave threads running. 'update NAME' makes it\n"
+        "again from the newest packages that its requirements allow. Running sessions continue. Without packages,\n"
         "--python PATH registers an existing environment. If a step fails, nothing is left.",
     )
-    env.add_argument("action", choices=["add", "list", "show", "remove"])
+    env.add_argument("action", choices=["add", "list", "show", "update", "remove"])
     env.add_argument("name", metavar="NAME", nargs="?", help="the environment, and its template (not for list)")
     env.add_argument("package", metavar="PACKAGE", nargs="*", help="add: a requirement as pip takes it")
     env.add_argument("-r", "--requirements", metavar="FILE", action="append", help="add: a file of requirements")

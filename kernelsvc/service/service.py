@@ -356,7 +356,9 @@ class Service:
         """Return the templates of sessions."""
         made = self._environments.read_all()
         return [
-            {**one, "packages": made[one["name"]].packages} if one["name"] in made else one
+            {**one, "packages": made[one["name"]].packages, "wanted": made[one["name"]].wanted}
+            if one["name"] in made
+            else one
             for one in self._launchers.templates()
         ]
 

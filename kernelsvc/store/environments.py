@@ -3,7 +3,8 @@
 ::
 
     <data>/environments/<name>/environment.json    written last, atomically: without it there is no environment
-                               venv/               the virtual environment, unless another one was registered
+                               venv/, venv-2/ ...  versions of the virtual environment: the newest is used, and earlier
+                                                   ones stay while sessions use them. None if one was registered
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ class EnvironmentRecord(msgspec.Struct, frozen=True, kw_only=True):
         packages: version of each installed distribution, by name.
         start_ms: time of the imports.
         memory_bytes: resident memory after them.
+        wanted: requirements that it was made from, as pip takes them.
+        files: paths of files of requirements that it was made from.
+        base: interpreter that it was made with, "" for the server's.
     """
 
     name: str
@@ -41,6 +45,9 @@ class EnvironmentRecord(msgspec.Struct, frozen=True, kw_only=True):
     packages: dict[str, str] = {}
     start_ms: float = 0.0
     memory_bytes: int = 0
+    wanted: list[str] = []
+    files: list[str] = []
+    base: str = ""
 
 
 class EnvironmentStore:
@@ -58,8 +65,25 @@ class EnvironmentStore:
         return self._root / name
 
     def venv(self, name: str) -> Path:
-        """Return the place of its virtual environment."""
+        """Return the place of its first virtual environment."""
         return self._root / name / _VENV
+
+    def versions(self, name: str) -> list[Path]:
+        """Return all versions of its virtual environment."""
+        return sorted(self._root.glob(f"{name}/{_VENV}*"))
+
+    def next_venv(self, name: str) -> Path:
+        """Return the place of a further version."""
+        taken = [int(path.name[len(_VENV) + 1 :] or 1) for path in self.versions(name)]
+        return self._root / name / f"{_VENV}-{max(taken, default=1) + 1}"
+
+    def remove_versions(self, name: str, python: str) -> list[Path]:
+        """Remove the versions that nothing uses, but for the one of this interpreter. Return those that stay."""
+        old = [path for path in self.versions(name) if not Path(python).is_relative_to(path)]
+        for path in old:
+            if not self._in_use(path):
+                shutil.rmtree(path, ignore_errors=True)
+        return [path for path in old if path.exists()]
 
     def read_all(self) -> dict[str, EnvironmentRecord]:
         """Return all environments by name, without those whose record can't be read.
@@ -127,7 +151,11 @@ class EnvironmentStore:
 
     def in_use(self, name: str) -> bool:
         """Return whether a process of this machine has the environment's files in its mount namespace."""
-        venv = os.fsencode(os.path.realpath(self.venv(name)))
+        return any(self._in_use(path) for path in self.versions(name))
+
+    @staticmethod
+    def _in_use(path: Path) -> bool:
+        venv = os.fsencode(os.path.realpath(path))
         for entry in os.listdir("/proc"):
             if entry.isdigit() and entry != str(os.getpid()):
                 try:
@@ -136,7 +164,7 @@ class EnvironmentStore:
                 except OSError:
                     continue
                 # proc_pid_mountinfo(5): the root of a bind mount is a path within its filesystem.
-                if venv in argv or any(_ends(line.split(b" ")[3], venv) for line in shown.splitlines()):
+                if venv + b"/" in argv or any(_ends(line.split(b" ")[3], venv) for line in shown.splitlines()):
                     return True
         return False
 
@@ -144,5 +172,5 @@ class EnvironmentStore:
 def _ends(root: bytes, venv: bytes) -> bool:
     """Return whether the root of a mount, which lacks its filesystem's mount point, is this directory or below."""
     parts = venv.split(b"/")
-    tail = b"/".join(parts[-3:])  # environments/NAME/venv
+    tail = b"/".join(parts[-3:])  # environments/NAME/venv-2
     return root.endswith(b"/" + tail) or b"/" + tail + b"/" in root

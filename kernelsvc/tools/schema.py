@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -120,6 +121,8 @@ def _gemini_tools(tools: list[Tool]) -> list[dict[str, Any]]:
     return [{"functionDeclarations": [_gemini(tool) for tool in tools]}]
 
 
+#: Most packages that a tool's description names, and what ends a package's name in a requirement (PEP 508).
+_MAX_PACKAGES, _REQUIREMENT = 30, re.compile(r"[\s<>=!~;\[@(]")
 #: Most hosts of network rules that a tool's description names.
 _MAX_HOSTS = 8
 #: Formats by name. Each returns the value of ``tools`` in a request.
@@ -134,8 +137,11 @@ FORMATS: dict[str, Callable[[list[Tool]], list[dict[str, Any]]]] = {
 def place(templates: list[dict[str, Any]], info: dict[str, Any]) -> str:
     """Return a sentence about the packages of a server's default environment, and what its code can reach."""
     chosen = [each for each in templates if each.get("name") == info.get("default_template")] or templates[:1]
-    loaded = [name.partition(".")[0] for each in chosen for name in each.get("preload") or []]
-    packages = f" Installed: {', '.join(dict.fromkeys(loaded))} and what they need." if loaded else ""
+    wanted = [_REQUIREMENT.split(text)[0] for each in chosen for text in each.get("wanted") or []]
+    loaded = wanted or [name.partition(".")[0] for each in chosen for name in each.get("preload") or []]
+    names = [*dict.fromkeys(loaded)]
+    more = f" and {len(names) - _MAX_PACKAGES} more" if len(names) > _MAX_PACKAGES else ""
+    packages = f" Installed: {', '.join(names[:_MAX_PACKAGES])}{more} and what they need." if loaded else ""
     # In the server it is a struct, over HTTP an object.
     network = msgspec.to_builtins(info.get("limits", {})).get("network")
     return packages + _reach(network)

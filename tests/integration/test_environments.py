@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -153,3 +154,68 @@ def test_environments_of_another_users_data_directory_are_not_used(tmp_path: Pat
     with contextlib.redirect_stderr(out):
         assert main(["env", "add", "mine", "--python", sys.executable, "--data-dir", str(tmp_path)]) == 3
     assert "belongs to another user" in out.getvalue()
+
+
+#: In place of uv: makes an environment that has this one's packages, and installs nothing. It waits if it is told to.
+UV = """#!{python}
+import os, subprocess, sys
+if sys.argv[1] == "venv":
+    made = sys.argv[-1]
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", made], check=True)
+    site = next(os.path.join(root, d) for root, dirs, _ in os.walk(made) for d in dirs if d == "site-packages")
+    open(os.path.join(site, "own.pth"), "w").write({sites!r})
+elif os.environ.get("WAIT"):
+    child = subprocess.Popen(["sleep", "600"])
+    open(os.environ["WAIT"], "w").write(str(child.pid))
+    child.wait()
+elif "broken" in sys.argv:
+    sys.exit("no package 'broken'")
+"""
+
+
+@pytest.fixture
+def uv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    sites = "\n".join(path for path in sys.path if path.endswith("site-packages"))
+    program = tmp_path / "bin" / "uv"
+    program.parent.mkdir()
+    program.write_text(UV.format(python=sys.executable, sites=sites))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    return program
+
+
+def test_an_update_makes_a_new_version_and_sessions_continue(server: Served, uv: Path) -> None:
+    store = EnvironmentStore(server.data_dir)
+    kernelsvc_env(server, "add", "grows", "first>=1")
+    with Client(server.url, server.token) as client:
+        ready(client, "grows")
+        with client.create_session(template="grows") as session:
+            session.run("x = 6").raise_for_error()
+            said = kernelsvc_env(server, "update", "grows", "second")
+            assert "installing ipykernel>=7,<8 cloudpickle first>=1 second" in said
+            record = store.read_all()["grows"]
+            assert record.wanted == ["first>=1", "second"]
+            assert "/venv-2/" in record.python
+            assert "no package 'broken'" in kernelsvc_env(server, "update", "grows", "broken", status=2)
+            assert store.read_all()["grows"] == record
+            assert session.run("x * 7").text.strip() == "42"  # its version stays while it runs
+        used = lambda: ready(client, "grows")["executable"] == record.python  # noqa: E731
+        wait_for(used, deadline=60, what="the new version")
+        (about,) = [one for one in client.templates() if one["name"] == "grows"]
+        assert about["wanted"] == ["first>=1", "second"]
+    kernelsvc_env(server, "remove", "grows")
+    assert "no environment" in kernelsvc_env(server, "update", "grows", status=3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_installer_and_leaves_nothing(
+    server: Served, uv: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    waits = tmp_path / "waits"
+    command = [sys.executable, "-m", "kernelsvc", "env", "add", "stopped", "x", "--data-dir", str(server.data_dir)]
+    process = subprocess.Popen(command, env={**os.environ, "WAIT": str(waits)}, stderr=subprocess.DEVNULL)
+    installer = int(wait_for(lambda: waits.exists() and waits.read_text(), deadline=60))
+    process.send_signal(number)
+    assert process.wait(30) == 130
+    wait_for(lambda: not Path(f"/proc/{installer}").exists(), what="the end of the installer's child")
+    assert not EnvironmentStore(server.data_dir).directory("stopped").exists()
