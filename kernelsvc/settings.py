@@ -35,11 +35,11 @@ from kernelsvc.model.network.rules import NetworkRules
 from kernelsvc.model.network.secrets import SecretName, SecretSource
 from kernelsvc.model.objects import Scope
 from kernelsvc.model.storage.mounts import Mount, MountName, why_unsafe
+from kernelsvc.model.storage.name_rules import in_words
 from kernelsvc.model.tokens import TokenRecord, hash_token, record_for, weakness
 from kernelsvc.model.tool_calls.mcp_servers import McpName, McpServer
 from kernelsvc.model.tracing import target
 from kernelsvc.model.tracing.target import TelemetrySettings
-from kernelsvc.protocol.name_rules import in_words
 
 MiB = 1024 * 1024
 ENV_PREFIX = "KERNELSVC_"

@@ -19,9 +19,9 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from kernelsvc.errors import BadRequest, Internal, KernelsvcError, NotFound, TooLarge
+from kernelsvc.model.storage.name_rules import in_words
 from kernelsvc.protocol.jupyter import COPIED, check_json
 from kernelsvc.protocol.methods import METHODS, Method
-from kernelsvc.protocol.name_rules import in_words
 
 #: Deepest JSON in a client's own data (metadata, arguments). Readers of the journal recurse.
 MAX_DEPTH = 64

@@ -37,9 +37,9 @@ from kernelsvc.errors import (
 )
 from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model.objects import Principal, Scope
+from kernelsvc.model.storage.name_rules import in_words
 from kernelsvc.model.tracing.context import RequestMeta
 from kernelsvc.protocol import jsonrpc, methods
-from kernelsvc.protocol.name_rules import in_words
 from kernelsvc.server import auth
 from kernelsvc.server.connections import connection_of
 from kernelsvc.server.wrong_tokens import WrongTokens

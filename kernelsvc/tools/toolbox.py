@@ -25,9 +25,9 @@ from kernelsvc.model.objects import (
     ToolCallInfo,
     Variable,
 )
+from kernelsvc.model.storage.name_rules import in_words
 from kernelsvc.model.view.line_search import matching_lines
 from kernelsvc.protocol.method_params import CallPage, Output, SessionPage
-from kernelsvc.protocol.name_rules import in_words
 from kernelsvc.tools import definitions
 from kernelsvc.tools.backend import ToolBackend
 from kernelsvc.tools.definitions import OLD_TOOLS, TOOLS

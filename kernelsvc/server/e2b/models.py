@@ -20,9 +20,9 @@ from kernelsvc.errors import BadRequest, NotFound, NotSupported
 from kernelsvc.model.hash_chain import seconds_of
 from kernelsvc.model.limits import LimitsRequest, MiB
 from kernelsvc.model.objects import Principal, SessionInfo, SessionRequest
+from kernelsvc.model.storage.name_rules import in_words
 from kernelsvc.model.usage_history import UsageSample
 from kernelsvc.protocol import e2b
-from kernelsvc.protocol.name_rules import in_words
 from kernelsvc.server.e2b.network import network_of
 
 #: Prefix of this API's own labels.

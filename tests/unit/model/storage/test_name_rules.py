@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import kernelsvc
-from kernelsvc.protocol.name_rules import in_words
+from kernelsvc.model.storage.name_rules import in_words
 
 SOURCES = [path.read_text("utf-8") for path in Path(kernelsvc.__file__).parent.rglob("*.py")]
 #: Patterns of fields that are no names: addresses, paths, digests.

@@ -6,7 +6,9 @@ import re
 
 _REPORT = re.compile(r"matching regex '(?P<pattern>.*?)'(?P<rest> - at `.*`)?$")
 #: ``^[first][rest]{0,N}$``, ``^[rest]+$`` and the like, with ``(?!\n)`` behind it.
-_NAME = re.compile(r"\^(\[(?P<first>[^\]]+)\])?\[(?P<rest>[^\]]+)\](?P<count>\*|\+|\{\d+,(?P<most>\d+)\})\$(\(\?!\\n\))?")
+_NAME = re.compile(
+    r"\^(\[(?P<first>[^\]]+)\])?\[(?P<rest>[^\]]+)\](?P<count>\*|\+|\{\d+,(?P<most>\d+)\})\$(\(\?!\\n\))?"
+)
 #: How the name of another principal's workspace begins.
 _OWNER = "^(.{1,128}/)?"
 _RANGES = {"A-Za-z": "letters", "a-z": "lower-case letters", "A-Z": "capitals", "0-9": "digits"}
