@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 _REPORT = re.compile(r"matching regex '(?P<pattern>.*?)'(?P<rest> - at `.*`)?$")
-#: ``^[first][rest]{0,N}$``, ``^[rest]+$`` and the like, with ``(?!\n)`` behind it.
+#: ``^[first][rest]{0,N}$``, ``^[rest]+$`` and the like.
 _NAME = re.compile(
-    r"\^(\[(?P<first>[^\]]+)\])?\[(?P<rest>[^\]]+)\](?P<count>\*|\+|\{\d+,(?P<most>\d+)\})\$(\(\?!\\n\))?"
+    r"\^(\[(?P<first>[^\]]+)\])?\[(?P<rest>[^\]]+)\](?P<count>\*|\+|\{\d+,(?P<most>\d+)\})\$(\(\?!\\+n\))?"
 )
 #: How the name of another principal's workspace begins.
 _OWNER = "^(.{1,128}/)?"
