@@ -369,7 +369,7 @@ class StartProgramParams(SessionParams, kw_only=True, forbid_unknown_fields=True
 
     argv: Annotated[list[Argument], Meta(min_length=1, max_length=4096)]
     program: Annotated[Id, Meta(description="An id of your choice. The same id again starts nothing.")] | None = None
-    env: dict[Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = {}
+    env: dict[Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$(?!\n)")], str] = {}
     cwd: Annotated[str, Meta(max_length=4096, description="Default: the session's directory.")] = ""
     stdin: Annotated[bool, Meta(description="Whether it has a standard input. Otherwise it reads an empty one.")] = (
         False
