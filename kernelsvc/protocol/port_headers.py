@@ -4,7 +4,7 @@ The server in a session is hostile. Its requests must hold nothing that gives ri
 must not act on this service's origin, on other sessions' pages, or on a proxy in front.
 
 A request has one of two forms. In the *host form* the port has a host name, and so a web origin, of its own. In the
-*path form* its pages come from this service's origin, so a browser is told to treat them as an origin that is nobody's
+*path form* its pages come from this service's origin, so a browser is told to treat them as an origin of no site
 (CSP ``sandbox``), and no cookie passes.
 """
 

@@ -1,4 +1,4 @@
-"""The directories of a server: made private before anything is written, and the token that is kept in one."""
+"""The directories of a server: made private at the start, and the token in one."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ class SessionFactory:
         self._budget = CheckpointBudget(len(os.sched_getaffinity(0)), asyncio.get_running_loop().time())
 
     def use_offers(self, offers: OfferPort) -> None:
-        """Let the sessions that are made from now on call these functions of clients."""
+        """Let new sessions call these functions of clients."""
         self.offers = offers
 
     def recheck_binds_with(self, withdraw: Callable[[SessionSpec], None]) -> None:

@@ -159,6 +159,8 @@ def importers() -> dict[str, set[Path]]:
 #: Modules that have no test file of their name and are imported by none, and the test that runs them all the same: in a
 #: process of their own, through the package that re-exports them, or as part of one that is named.
 TESTED_THROUGH = {
+    "kernelsvc.protocol.method_params": "tests/unit/protocol/test_jsonrpc.py",
+    "kernelsvc.cli.sessions.console": "tests/acceptance/test_console.py",
     "kernelsvc.host.port_sockets": "tests/integration/test_ports.py",
     "kernelsvc.service.ports.session_ports": "tests/unit/server/ports/test_handler.py",
     **dict.fromkeys(("kernelsvc.store.backups.backup", "kernelsvc.cli.backup"), "tests/acceptance/test_operate.py"),
@@ -364,6 +366,8 @@ def test_the_list_of_exceptions_holds_nothing_that_is_none() -> None:
 #: number chooses, or yields to what no one outside can see.
 SLEEPS_LEFT = {
     "attack/driver.py": 1,
+    "clients/driver.py": 2,
+    "clients/relay.py": 1,
     "chaos/test_any_order.py": 3,
     "chaos/test_clean_up.py": 1,
     "chaos/test_clients.py": 1,
@@ -371,7 +375,7 @@ SLEEPS_LEFT = {
     "chaos/test_kernel_dies.py": 3,
     "chaos/test_power_loss.py": 1,
     "chaos/test_server_dies.py": 5,
-    "compat/clients/e2b_commands.py": 1,
+    "compat/clients/e2b_commands.py": 2,
     "compat/clients/e2b_files.py": 1,
     "compat/clients/e2b_sync.py": 2,
     "compat/clients/e2b_together.py": 2,

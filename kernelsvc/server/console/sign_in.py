@@ -26,7 +26,7 @@ MAX_TICKETS = 100
 _MAX_BODY = 4096
 
 
-class Ticket(Struct, kw_only=True):
+class SignInTicket(Struct, kw_only=True):
     """A new ticket, and the seconds for which it can be redeemed."""
 
     ticket: str
@@ -84,7 +84,7 @@ class TicketHandler(ApiHandler):
     def post(self) -> None:
         """Serve POST."""
         ticket = self.tickets.issue(self.token() or "", time.monotonic())
-        self.answer(Ticket(ticket=ticket, expires_in=TICKET_SECONDS), 201)
+        self.answer(SignInTicket(ticket=ticket, expires_in=TICKET_SECONDS), 201)
 
 
 class RedeemHandler(ApiHandler):

@@ -243,7 +243,7 @@ class Commands:
             session: the session's id.
             program: the program's id.
             data: bytes to write.
-            at: position of the first of them. Those that the program has already got are left out.
+            at: position of the first of them. The program gets no byte twice.
             end: close the standard input after them.
 
         Raises:

@@ -21,7 +21,7 @@ class OutputWindow:
         drop: whether a full window forgets.
 
     Attributes:
-        first: position of the oldest byte that is kept.
+        first: position of the oldest byte in it.
         last: position after the newest byte.
         ended: whether no output follows.
     """
@@ -35,7 +35,7 @@ class OutputWindow:
 
     @property
     def size(self) -> int:
-        """Bytes that are kept."""
+        """The bytes in it."""
         return self.last - self.first
 
     async def put(self, piece: ProgramPiece) -> None:

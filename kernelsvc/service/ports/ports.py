@@ -1,6 +1,6 @@
 """Who may reach servers in sessions from outside, and connections to them.
 
-A session whose ports nobody uses costs nothing. The log has each address that the owner gives out, each end of one,
+A session whose ports are not used costs nothing. The log has each address that the owner gives out, each end of one,
 and, some seconds after the first request, how many there were.
 """
 
@@ -215,7 +215,7 @@ class Ports:
         if ports is None:
             ports = self._sessions[found.id] = SessionPorts(found, self._launchers)
         most = self._settings.port_connections
-        # The owner's own requests are answered also while others use all that is left.
+        # The owner's own requests get an answer also while others use the rest.
         if len(ports.connections) >= (most if access == "token" else max(1, most - most // 4)):
             raise QuotaExceeded(
                 f"{len(ports.connections)} connections to this session's ports are open (port_connections). "

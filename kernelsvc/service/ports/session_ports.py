@@ -17,7 +17,7 @@ from kernelsvc.model import events as ev
 from kernelsvc.model.network.ports import Access
 from kernelsvc.session import Session
 
-#: Sockets that are made at a time, and the number below which more are made.
+#: Sockets of one request to the host, and the number below which it asks again.
 BATCH, FEW = 32, 8
 #: Seconds for a session's server to accept a connection. It is on the same machine.
 CONNECT_SECONDS = 10.0

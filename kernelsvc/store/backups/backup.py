@@ -1,6 +1,6 @@
 """A backup of a data directory, made while its server runs.
 
-A journal and the file of heads (``store.heads``) are written one after the other, so a plain copy can hold a head that
+A journal and the file of heads (``store.heads``) change one after the other, so a plain copy can hold a head that
 is ahead of its journal, or a journal that is ahead of its head. The next server then can't tell the copy from a
 forgery, and signs nothing in that session any more. So the heads are copied first, and of each journal as much as its
 head covers.
@@ -95,7 +95,7 @@ class _FirstEvent(msgspec.Struct):
 
 
 class _Hashed(io.RawIOBase):
-    """A file that also computes the digest of all that was written to it."""
+    """A file that also computes the digest of its bytes."""
 
     def __init__(self, file: gzip.GzipFile) -> None:
         self._file, self.digest = file, hashlib.sha256()

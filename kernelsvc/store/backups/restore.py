@@ -1,6 +1,6 @@
 """Restore a backup into a new data directory: all of it, checked, or nothing.
 
-Before anything is written, the archive is read twice: each entry must be one that a backup has, and the digest and the
+It first reads the archive twice, and writes nothing: each entry must be one that a backup has, and the digest and the
 signature of the manifest must fit. Then the entries are written into ``.restore`` of the target. There each journal is
 compared with its head, and at the end the entries get their places. ``sessions`` is the last one.
 
@@ -73,7 +73,7 @@ def restore_backup(
         archive: A regular file.
         target: A directory that is empty or does not exist. It gets the mode 0700. As root, the owners of the files
             are those of the backup.
-        key: The signing key, if the archive has none because it is kept elsewhere (setting ``signing_key``).
+        key: The signing key, if the archive has none because the key lies elsewhere (setting ``signing_key``).
         public_key: The key that must have signed the archive (``/v1/info`` shows a server's).
 
     Raises:
@@ -102,7 +102,7 @@ def restore_backup(
     return report
 
 
-# --- before anything is written ---------------------------------------------------
+# --- checks of the archive ---------------------------------------------------
 
 
 @contextlib.contextmanager

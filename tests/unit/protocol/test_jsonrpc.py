@@ -217,13 +217,13 @@ def test_every_error_has_a_frame_even_with_details_that_have_no_json():
 
 
 def test_every_method_calls_the_service_with_arguments_it_takes():
-    from kernelsvc.service import ServiceApi
-    from kernelsvc.service.api import NetworkApi, OffersApi, WorkspacesApi
+    from kernelsvc.service import api
 
     samples = {
         "session": "s", "cell": "c", "code": "1", "text": "t", "cells": [{"code": "1"}], "checkpoint": "k",
         "provider": {"id": "p", "instance": "i"}, "offers": [{"name": "f"}], "call": "k.1", "calls": ["k.1"],
-        "decision": "deny", "status": "ok", "progress": 1.0, "name": "n", "workspace": "w",
+        "decision": "deny", "argv": ["ls"], "program": "p", "rows": 1, "columns": 1, "port": 80,
+        "status": "ok", "progress": 1.0, "name": "n", "workspace": "w",
     }  # fmt: skip
     for row in methods.METHODS.values():
         if row.calls == "detach":
@@ -235,8 +235,8 @@ def test_every_method_calls_the_service_with_arguments_it_takes():
         who = ("who",) if row.who else ()
         client = {"client": None} if row.client else {}
         port, _, name = row.calls.rpartition(".")
-        api: type = {"network": NetworkApi, "offers": OffersApi, "workspaces": WorkspacesApi}.get(port, ServiceApi)
-        inspect.signature(getattr(api, name)).bind("self", *who, *args, **kwargs, **client)
+        of_port = api.CommandApi if port == "commands" else getattr(api, f"{port.capitalize() or 'Service'}Api")
+        inspect.signature(getattr(of_port, name)).bind("self", *who, *args, **kwargs, **client)
 
 
 def test_cells_are_paged():
