@@ -14,7 +14,7 @@ from kernelsvc.session import new_session_id
 PLAIN, OF_NODE = "s_0123456789abcdef", "s_a1b2c30123456789abcdef"
 
 
-@pytest.mark.parametrize(("session", "node"), [(PLAIN, None), (OF_NODE, "a1b2c3"), (new_session_id(), None)])
+@pytest.mark.parametrize(("session", "node"), [(PLAIN, None), (OF_NODE, "a1b2c3")])
 def test_a_session_names_its_node_or_none(session: str, node: str | None) -> None:
     assert ids.node_of(session) == node
     assert ids.session_of(session) == session
@@ -23,6 +23,10 @@ def test_a_session_names_its_node_or_none(session: str, node: str | None) -> Non
     assert ids.session_of_kernel(ids.kernel_id(session)) == session
     assert e2b.session_id(e2b.shown_id(session)) == session
     assert ids_in(f"/v1/sessions/{session}/cells and {e2b.shown_id(session)}") == [session, session]
+
+
+def test_a_new_session_without_a_node_names_none() -> None:
+    assert ids.node_of(new_session_id()) is None
 
 
 def test_a_new_session_on_a_node_has_its_name() -> None:
