@@ -205,7 +205,11 @@ class OrdinaryServed(Served):
         return as_ordinary_user(super().command())
 
 
-@pytest.fixture(scope="module", params=["as we are", "ordinary user"])
+#: A thorough run has root's sessions, too: on most machines the same mechanisms hold them.
+AS_WE_ARE = pytest.param("as we are", marks=[pytest.mark.thorough] if os.geteuid() == 0 else [])
+
+
+@pytest.fixture(scope="module", params=[AS_WE_ARE, "ordinary user"])
 def server(request: pytest.FixtureRequest) -> Iterator[Served]:
     ordinary = request.param == "ordinary user"
     if ordinary and os.geteuid() != 0:

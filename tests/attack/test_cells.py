@@ -7,6 +7,7 @@ would prove nothing. ``test_cells_in_copies`` runs the cells in branches and res
 from __future__ import annotations
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from attack.cell import Cell, Who
 from attack.cell_runs import CONFINED, WHO, check, check_confined, ids, run, skip_without
@@ -31,12 +32,18 @@ BARE = [(who, cell) for who in WHO for cell in ALL if who in cell.bare]
 DEGRADED = [(who, cell) for who in WHO for cell in ALL if cell.name in WITHOUT_NAMESPACES]
 
 
+def each(pairs: list[tuple[Who, Cell]], usual: Who) -> list[ParameterSet]:
+    """The parameters of a test. Those of other users than this one are left to a thorough run."""
+    marks = {who: [] if who == usual else [pytest.mark.thorough] for who in WHO}
+    return [pytest.param(who, cell, id=f"{who}: {cell.name}", marks=marks[who]) for who, cell in pairs]
+
+
 @pytest.mark.parametrize(("who", "cell"), CONFINED, ids=ids(CONFINED))
 def test_a_session_blocks_an_attack_and_runs_a_harmless_cell(who: Who, cell: Cell) -> None:
     check_confined(cell, run(who, "session", tuple(c.name for w, c in CONFINED if w == who)))
 
 
-@pytest.mark.parametrize(("who", "cell"), BARE, ids=ids(BARE))
+@pytest.mark.parametrize(("who", "cell"), each(BARE, WHO[0]))
 def test_an_attack_succeeds_without_confinement(who: Who, cell: Cell) -> None:
     answer = run(who, "off", tuple(c.name for w, c in BARE if w == who))
     skip_without(cell, answer)
@@ -44,7 +51,7 @@ def test_an_attack_succeeds_without_confinement(who: Who, cell: Cell) -> None:
     check(cell, answer["cells"][cell.name], "reached")
 
 
-@pytest.mark.parametrize(("who", "cell"), DEGRADED, ids=ids(DEGRADED))
+@pytest.mark.parametrize(("who", "cell"), each(DEGRADED, WHO[-1]))
 def test_landlock_and_seccomp_block_without_namespaces(who: Who, cell: Cell) -> None:
     answer = run(who, "best-effort", tuple(WITHOUT_NAMESPACES), ("mount namespace",))
     assert answer["report"]["isolation"] == "files"

@@ -10,21 +10,25 @@ from attack.cells import FAMILY
 
 pytestmark = pytest.mark.timeout(300)
 
-#: A branch and a resumed checkpoint are copies of the same kind. So each user has one of them in every run, and the
-#: other one in a thorough run.
-USUAL = {("root", "branch"), ("user", "resumed" if len(WHO) == 2 else "branch")}
+#: A branch and a resumed checkpoint are copies of the same kind, and test_cells.py has both users. So the others are
+#: left to a thorough run.
+USUAL = (WHO[0], "branch")
 COPIES = [
     pytest.param(
         who,
         cell,
         kind,
         id=f"{who}: {kind}: {cell.name}",
-        marks=[] if (who, kind) in USUAL else [pytest.mark.thorough],
+        marks=[] if (who, kind) == USUAL else [pytest.mark.thorough],
     )
     for kind in ("branch", "resumed")
     for who, cell in CONFINED
 ]
-RELATIVES = [pytest.param(who, cell, id=f"{who}: {cell.name}") for who in WHO for cell in FAMILY]
+RELATIVES = [
+    pytest.param(who, cell, id=f"{who}: {cell.name}", marks=[] if who == WHO[0] else [pytest.mark.thorough])
+    for who in WHO
+    for cell in FAMILY
+]
 
 
 @pytest.mark.parametrize(("who", "cell", "kind"), COPIES)
