@@ -23,6 +23,8 @@ PROPERTIES = $(shell grep -rlE '^(from|import) (hypothesis|rest_fuzz)' tests/uni
 WORKERS := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 export PYTHONUNBUFFERED := 1
+# Tests start hundreds of processes. Each would compile the whole package if no compiled module may be kept.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo demo-model test test-thorough test-console test-chaos test-cluster test-properties test-compat test-typescript test-telemetry test-matrix test-vm test-image check bench bench-smoke fix serve docs lock clean
 
