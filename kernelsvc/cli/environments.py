@@ -118,6 +118,8 @@ async def _change(args: argparse.Namespace, terminal: Terminal, store: Environme
         raise Conflict(f"{directory.parent.parent} belongs to another user. Run this command as that user.")
     if options := [each for each in args.package if each.startswith("-")]:
         raise BadRequest(f"{options[0]!r} is an option of pip. Put options into a file, and use -r FILE.")
+    if args.action == "update":
+        _known(store, args.name)
     with store.changing(args.name):
         if args.action == "update":
             await _update(args, terminal, store, _known(store, args.name))
