@@ -93,6 +93,8 @@ ROWS: tuple[Row, ...] = (
     _row("", r"/v1/sessions|/v1/execute", Action.PLACE),
     _row("", rf"{_S}(?:/.*)?", Action.SESSION),
     _row("GET", r"/v1/workspaces", Action.GATHER),
+    _row("", r"/v1/search", Action.ANY),
+    _row("", r"/v1/ports/(?P<session>[^/.]+)\.[^/]*(?:/.*)?", Action.SESSION, open=True),
     _row("", r"/v1/workspaces", Action.WORKSPACE),
     _row("", rf"{_W}(?:/.*)?", Action.WORKSPACE),
     # Models.

@@ -88,7 +88,7 @@ def test_a_bad_token_is_not_echoed():
 
 
 def test_an_unknown_scope_names_the_valid_ones():
-    with pytest.raises(BadRequest, match="run, read, approve, provide, audit, operate, admin"):
+    with pytest.raises(BadRequest, match="run, read, approve, provide, delegate, audit, operate, admin"):
         s.load({"tokens": '[{"name": "a", "token": "s3cret-one", "scopes": ["all"]}]'})
 
 

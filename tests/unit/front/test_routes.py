@@ -20,7 +20,7 @@ PLAIN, OF_NODE = "s_0123456789abcdef", "s_a1b2c30123456789abcdef"
 KERNEL = ids.kernel_id(OF_NODE)
 RESPONSE = "resp_a1b2c3" + "0" * 26
 #: What stands for a group of a route's pattern, by its name.
-_SAMPLES = {"kernel": KERNEL, "sandbox": OF_NODE, "path_token": "TOKEN", "action": None}
+_SAMPLES = {"kernel": KERNEL, "sandbox": OF_NODE, "path_token": "TOKEN", "action": None, "ticket": f"{OF_NODE}.80.1.ab"}
 
 
 def real_routes() -> list[tuple[str, type[RequestHandler]]]:
@@ -32,7 +32,8 @@ def real_routes() -> list[tuple[str, type[RequestHandler]]]:
 
 def sample(pattern: str) -> str:
     """A path that a route's pattern matches."""
-    text = pattern.removesuffix("$")
+    text = pattern.removesuffix("$").replace(r"(?P<rest>/.*)", "/rest").replace("[0-9]{1,5}", "8080")
+    text = text.replace(r"([a-z0-9_]+\.(?:js|css|svg))?", "app.js").replace("(?P<port>8080)", "8080")
     text = re.sub(r"\(\?:/t/[^)]*\)(?:[^)]*\))?\?", "", text)
     text = re.sub(r"\((?:\?P<(\w+)>|\?:)?([^()]*)\)\??", lambda found: one_of(found[1], found[2]), text)
     return re.sub(r"\\(.)", r"\1", text).replace("/?", "").replace("(", "").replace(")", "")
@@ -172,6 +173,7 @@ def test_only_rows_that_let_the_node_authenticate_are_open() -> None:
         r"/v1/cluster/join",
         r"/v1/openapi\.json|/v1/openrpc\.json",
         r"/console(?:/.*)?",
+        r"/v1/ports/(?P<session>[^/.]+)\.[^/]*(?:/.*)?",  # the address itself is the secret
         r"/api/?",
         r"/v1/healthz",
         r"/files|/health|/execute|/contexts(?:/.*)?|/(?:process\.Process|filesystem\.Filesystem)/.*",

@@ -11,6 +11,7 @@ from kernelsvc.model import events as ev
 from kernelsvc.model import hash_chain
 from kernelsvc.model.events import Reason
 from kernelsvc.model.limits import CellUsage, Limits
+from kernelsvc.model.network.rules import NetworkRules
 from kernelsvc.model.notebook import RULES, CellFold, NotebookFold, fold, inherited, nb_id, notebook
 from kernelsvc.model.objects import CellState
 
@@ -77,6 +78,7 @@ SPECIAL = {
     "content": bundles,
     "sandbox": st.just(ev.SandboxReport(enforced=["seccomp"])),
     "usage": st.just(CellUsage(wall_ms=1.0)),
+    "network": st.just(NetworkRules(allow=("pypi.org",))),
     "kernel": st.builds(ev.KernelInfo, language=st.text(max_size=3), python=st.text(max_size=3), kind=st.just("cold")),
     "text": st.text(max_size=30),
     "code": st.text(max_size=20),

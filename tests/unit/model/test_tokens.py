@@ -12,7 +12,7 @@ from kernelsvc.model.tokens import TokenRecord, authenticate, hash_token, presen
 def test_a_token_names_its_principal():
     records = [record_for("one", "a"), record_for("two", "b")]
     assert authenticate(records, "two").name == "b"
-    assert authenticate(records, "two").scopes == {"run", "read", "approve", "audit", "operate", "admin"}
+    assert authenticate(records, "two").scopes == {"run", "read", "approve", "delegate", "audit", "operate", "admin"}
 
 
 @pytest.mark.parametrize("token", [None, "", "three", "on", "one ", "x" * 5000, "\udcff"])
@@ -31,7 +31,7 @@ def test_scopes_include_smaller_ones():
     assert scopes("audit") == {"read", "audit"}
     assert scopes("approve") == {"read", "approve"}
     assert scopes("operate") == {"read", "run", "approve", "audit", "operate"}
-    assert scopes("admin") == {"read", "run", "approve", "audit", "operate", "admin"}
+    assert scopes("admin") == {"read", "run", "approve", "delegate", "audit", "operate", "admin"}
 
 
 def test_a_record_without_scopes_reaches_no_session_of_others():

@@ -13,6 +13,7 @@ INHERITED = {
     ("tornado.tcpserver.TCPServer", "_handlers"),
     ("tornado.tcpserver.TCPServer", "_sockets"),
     ("tornado.web.RequestHandler", "_finished"),
+    ("tornado.web.RequestHandler", "_headers"),
     ("tornado.web.RequestHandler", "_headers_written"),
     ("tornado.web.RequestHandler", "_request_summary"),
     ("tornado.websocket.WebSocketProtocol", "_abort"),

@@ -418,12 +418,15 @@ async def test_anothers_session_does_not_exist(http_server):
     await http_server.fetch("PUT", f"/v1/sessions/{session}/files/x", b"1")
     for route in ROUTES:
         if "{session}" in route.path:
-            path = re.sub(r"\{\w+\}", "x", route.path.replace("{session}", session))
+            path = re.sub(r"\{\w+\}", "x", route.path.replace("{session}", session).replace("{port}", "80"))
             bodies = {
                 "session.execute": {"code": "1"},
                 "session.complete": {"code": ""},
                 "session.inspect": {"code": ""},
                 "session.decide": {"calls": ["k.1"], "decision": "deny"},
+                "program.start": {"argv": ["true"]},
+                "session.share_port": {"port": 3000},
+                "program.resize": {"rows": 1, "columns": 1},
                 "tool.return": {"status": "ok"},
                 "tool.progress": {"progress": 1.0},
             }

@@ -322,7 +322,7 @@ async def test_keys_and_prompts_are_nowhere_but_where_they_belong(lab: Any, capl
 
 
 def test_a_server_without_models_imports_nothing_for_them() -> None:
-    loaded = "[m for m in sys.modules if '.answers' in m or 'openai' in m]"
+    loaded = "[m for m in sys.modules if ('.answers' in m or 'openai' in m) and '.model.answers' not in m]"
     code = f"import sys, kernelsvc.cli.serve, kernelsvc.testing; print({loaded})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
