@@ -111,15 +111,16 @@ likely = st.lists(
 
 
 @settings(
-    max_examples=examples(40), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None
+    max_examples=examples(20), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None
 )
 @given(sequences | likely)
+@pytest.mark.timeout(180)
 def test_any_sequence_of_events_gives_a_valid_notebook(events):
     valid(fold(stamped(*events)))
 
 
 @settings(
-    max_examples=examples(40), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None
+    max_examples=examples(20), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None
 )
 @given(likely, st.randoms(use_true_random=False))
 def test_taking_settled_cells_on_the_way_changes_nothing(events, random):
