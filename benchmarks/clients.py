@@ -28,7 +28,7 @@ from kernelsvc.client import AsyncSession
 from kernelsvc.model.events import Stream
 
 SCRIPT = Path(__file__).with_name("client_script.ts")
-#: What is measured, with the unit of one sample.
+#: Each measurement and the unit of its samples.
 WORK = {"cell": "`1+1`", "lines": "a cell that prints many lines"}
 
 
@@ -61,7 +61,7 @@ async def typescript_client(process: asyncio.subprocess.Process, name: str, coun
 
 
 async def compare(url: str, token: str, args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Return the medians of both clients, and their ratio, by what was measured."""
+    """Return the medians of both clients and their ratio, by measurement."""
     env = {**os.environ, "KERNELSVC_URL": url, "KERNELSVC_TOKEN": token}
     pipes: dict[str, Any] = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE, "limit": 1 << 24}
     process = await asyncio.create_subprocess_exec(args.node, str(SCRIPT), env=env, **pipes)

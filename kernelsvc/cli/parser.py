@@ -133,7 +133,7 @@ def _server_commands(commands: _Commands) -> None:
         help="after this silence the sessions of a node count as lost (default: 600)",
     )  # fmt: skip
     _serve_options(front)
-    nodes = commands.add("nodes", "cluster.nodes:nodes", "list the nodes of a cluster, and what is wrong with them")
+    nodes = commands.add("nodes", "cluster.nodes:nodes", "list the nodes of a cluster and their faults")
     _server_options(nodes)
     _json_option(nodes)
     drain = commands.add(

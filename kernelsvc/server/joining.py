@@ -112,7 +112,7 @@ class Membership:
             wait = min(LONGEST_WAIT, wait * 2)
 
     async def _join(self, url: str) -> str:
-        """NodeReport to one front until the connection ends. Return why it ended."""
+        """Report to one front until the connection ends. Return why it ended."""
         ended = asyncio.Event()
         refused: list[str] = []
         replies: list[Callable[[bytes], object]] = []
@@ -121,7 +121,7 @@ class Membership:
             try:
                 question = reports.decode_question(data)
             except msgspec.MsgspecError:
-                refused.append(_refusal(data))
+                refused[:] = [_refusal(data)]
                 return
             for send in replies:
                 send(_encode(NodeMessage(answer=question.id, found=self._answer(question))))

@@ -10,6 +10,8 @@ import traceback
 import urllib.request
 from typing import Any
 
+from waiting import wait_until
+
 from kernelsvc import AsyncClient, KernelsvcError
 from kernelsvc.client import AsyncProgram, AsyncSession
 from kernelsvc.model import events as ev
@@ -93,8 +95,7 @@ class Driver:
                 await session.input(stream.id, answers.pop(0))
             if len(events) == pause.get("after"):
                 before = await self.cause("passed")
-                while (await session.info()).state != pause["until"]:
-                    await asyncio.sleep(0.1)
+                await self.until(session, pause["until"])
                 more["passed_in_pause"] = await self.cause("passed") - before
         return {**told(events), **more}
 
@@ -130,8 +131,10 @@ class Driver:
         return await self.started[of]
 
     async def until(self, session: AsyncSession, state: str) -> None:
-        while (await session.info()).state != state:
-            await asyncio.sleep(0.02)
+        async def reached() -> bool:
+            return (await session.info()).state == state
+
+        await wait_until(reached, deadline=60, what=f"the state {state}")
 
     async def reconnects(self, _: None) -> Step:
         return {"some": self.client.reconnects > 0}

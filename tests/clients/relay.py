@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from faulty_proxy import FaultyProxy
 from served import Served
+from waiting import wait_until
 
 #: For one scenario.
 SECONDS = 100
@@ -92,8 +93,7 @@ class Relay:
         elif what in ("silence", "speak"):
             proxy.silent = what == "silence"
         elif what == "held":
-            while not proxy.held:
-                await asyncio.sleep(0.01)
+            await wait_until(lambda: proxy.held, deadline=60, what="data that the relay holds back")
         elif what == "passed":
             return proxy.passed
         elif what == "kill":

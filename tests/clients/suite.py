@@ -78,7 +78,9 @@ def typescript_driver(runtime: Sequence[str]) -> list[str]:
 @contextmanager
 def driving(relay: Relay, command: Sequence[str]) -> Iterator[Relay]:
     """A driver for the length of a ``with``."""
-    process = subprocess.Popen([*command, relay.control], env=clean_env(NO_COLOR="1"), cwd=ROOT)
+    process = subprocess.Popen(
+        [*command, relay.control], env=clean_env(NO_COLOR="1", PYTHONPATH=str(HERE.parent)), cwd=ROOT
+    )
     try:
         yield relay
         relay.quit()

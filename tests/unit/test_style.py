@@ -366,8 +366,6 @@ def test_the_list_of_exceptions_holds_nothing_that_is_none() -> None:
 #: number chooses, or yields to what no one outside can see.
 SLEEPS_LEFT = {
     "attack/driver.py": 1,
-    "clients/driver.py": 2,
-    "clients/relay.py": 1,
     "chaos/test_any_order.py": 3,
     "chaos/test_clean_up.py": 1,
     "chaos/test_clients.py": 1,
