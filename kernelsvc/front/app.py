@@ -13,13 +13,14 @@ from kernelsvc.front.locating import Cluster
 from kernelsvc.front.members import JoinHandler, Members
 from kernelsvc.front.placing import Placing
 from kernelsvc.front.relay import FrontHandler, RelayHandler
-from kernelsvc.front.routes import find
+from kernelsvc.front.routes import PORT_BY_HOST, find
 from kernelsvc.front.socket import FrontSocket
 from kernelsvc.front.upstream import NodeHttp
 from kernelsvc.model.cluster.reports import digest_of
 from kernelsvc.server.app import log_request
 from kernelsvc.server.handler import ServerContext, UnknownRoute
 from kernelsvc.server.mcp import McpHandler, McpServiceHolder
+from kernelsvc.server.ports.target import HostForm
 from kernelsvc.service.access.principals import Principals
 from kernelsvc.settings import Settings
 from kernelsvc.telemetry.metrics import Metrics, Statistics
@@ -90,7 +91,8 @@ class Front(Application):
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
         """Tornado's hook: choose the handler of a request."""
-        match = find(request.method or "", request.path)
+        named = HostForm().match(request) is not None
+        match = PORT_BY_HOST if named else find(request.method or "", request.path)
         if match is None:
             return self.get_handler_delegate(request, UnknownRoute, self._shared)
         handler, more = self._own.get(match.row.own, (RelayHandler, {}))

@@ -132,6 +132,9 @@ class RelayHandler(FrontHandler):
                     return found
             case Action.HOME:
                 return await cluster.home_of(self.who.name)
+            case Action.TICKET:
+                # A ticket is in the memory of one server.
+                return await cluster.home_of("tickets of the console")
             case _:
                 pass
         await cluster.members.wait_for_any()

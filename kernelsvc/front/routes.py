@@ -30,6 +30,7 @@ class Action(Enum):
     SNAPSHOT = "to the node of the snapshot in the path"
     PLACE = "to a node with room, or to the one that the body names"
     HOME = "to the node that a principal always gets"
+    TICKET = "to the node that has the tickets of the console"
     ANY = "to any node"
     GATHER = "to all nodes: their JSON lists are joined"
     OWN = "the front answers itself"
@@ -85,6 +86,8 @@ ROWS: tuple[Row, ...] = (
     _row("", r"/v1/nodes/(?P<node>[^/]+)/drain", Action.OWN, own="drain"),
     _row("", r"/v1/cluster/join", Action.OWN, open=True, own="join"),
     _row("", r"/v1/openapi\.json|/v1/openrpc\.json", Action.ANY, open=True),
+    _row("", r"/console/tickets", Action.TICKET),
+    _row("", r"/console/tickets/redeem", Action.TICKET, open=True),
     _row("", r"/console(?:/.*)?", Action.ANY, open=True),
     _row("", r"/v1/templates", Action.ANY),
     # The native API.
@@ -133,6 +136,10 @@ ROWS: tuple[Row, ...] = (
 )  # fmt: skip
 
 _PREFIX = re.compile(r"/t/([^/]+)(?=/)")
+
+
+#: The match of a request that names a session's own server by host name, whatever its path.
+PORT_BY_HOST = Match(_row("", ".*", Action.SANDBOX, open=True), {})
 
 
 def find(verb: str, path: str) -> Match | None:

@@ -27,8 +27,8 @@ HELP: dict[str, tuple[str, str | None]] = {
         None,
     ),
     "content": (
-        "Content that spans hold: none (off), the code of cells and the arguments of calls (code), or also output and "
-        "results (all).",
+        "Content that spans hold: none (off), the code of cells, the arguments of calls and the paths of requests "
+        "(code), or also output and results (all).",
         None,
     ),
     "sample": ("Share of the traces without a caller that are sent. A caller's trace is sent if the caller records it.",

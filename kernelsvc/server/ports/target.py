@@ -11,13 +11,14 @@ from tornado.httputil import HTTPServerRequest
 from tornado.routing import Matcher
 
 from kernelsvc.errors import BadRequest, NotFound
+from kernelsvc.model.cluster.ids import DIGITS
 from kernelsvc.model.network.ports import TICKET_QUERY, parse_ticket
 from kernelsvc.protocol import e2b
 
 #: Ports that this server answers itself, as E2B's clients expect.
 _OF_E2B = frozenset({None, e2b.FILES_PORT, e2b.INTERPRETER_PORT})
 _BASE = re.compile(r"/v1/(?:sessions/[^/]+/ports/[0-9]+|ports/[^/]+)")
-_SESSION = re.compile(r"s_[0-9a-f]{16}")
+_SESSION = re.compile(rf"s_{DIGITS}")
 _QUERY = re.compile(rf"(?:^|&){TICKET_QUERY}=([^&]*)")
 
 

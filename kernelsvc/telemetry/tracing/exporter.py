@@ -8,6 +8,7 @@ for good is split, until the spans that it can't take are alone. They are droppe
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import logging
 import os
@@ -195,5 +196,7 @@ async def _wait(event: asyncio.Event, seconds: float) -> None:
 
 
 def lower_priority() -> None:
-    """Leave the CPU to the server and its kernels (nice(2))."""
-    os.nice(10)
+    """Leave the CPU to the server and its kernels (nice(2)), where that is allowed."""
+    # The filter @resources of a systemd unit (systemd.exec(5)) refuses it.
+    with contextlib.suppress(OSError):
+        os.nice(10)

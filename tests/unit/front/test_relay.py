@@ -112,3 +112,29 @@ async def test_a_client_that_goes_ends_its_request_at_the_node(fleet: Fleet) -> 
     )  # fmt: skip
     await asyncio.gather(call, return_exceptions=True)
     await wait_until(lambda: lost, what="the node notices")
+
+
+async def test_a_ticket_of_the_console_is_redeemed_where_it_was_made(fleet: Fleet) -> None:
+    for _ in range(4):
+        await fleet.on_each()  # another node has most room now
+        made = await fleet.json("POST", "/console/tickets", {}, status=201)
+        redeemed = await fleet.fetch(
+            "POST", "/console/tickets/redeem", json.dumps({"ticket": made["ticket"]}), token=None
+        )
+        assert redeemed.code == 200, redeemed.body
+
+
+async def test_a_port_is_reached_by_host_name_on_each_node(fleet: Fleet) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+        writer.close()
+
+    # Fake kernels have the network of the test.
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        for session in await fleet.on_each():
+            host = f"{port}-{session['id'].replace('_', '-')}.apps.test"
+            answer = await fleet.fetch("GET", "/any/path", headers={"Host": host})
+            assert (answer.code, answer.body) == (200, b"hi")
+            assert (await fleet.fetch("GET", "/any/path", headers={"Host": host}, token=None)).code == 401

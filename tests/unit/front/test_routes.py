@@ -172,6 +172,7 @@ def test_only_rows_that_let_the_node_authenticate_are_open() -> None:
         r"/metrics",
         r"/v1/cluster/join",
         r"/v1/openapi\.json|/v1/openrpc\.json",
+        r"/console/tickets/redeem",
         r"/console(?:/.*)?",
         r"/v1/ports/(?P<session>[^/.]+)\.[^/]*(?:/.*)?",  # the address itself is the secret
         r"/api/?",
