@@ -118,9 +118,7 @@ async def test_a_ticket_of_the_console_is_redeemed_where_it_was_made(fleet: Flee
     for _ in range(4):
         await fleet.on_each()  # another node has most room now
         made = await fleet.json("POST", "/console/tickets", {}, status=201)
-        redeemed = await fleet.fetch(
-            "POST", "/console/tickets/redeem", json.dumps({"ticket": made["ticket"]}), token=None
-        )
+        redeemed = await fleet.fetch("POST", "/console/tickets/redeem", {"ticket": made["ticket"]}, token=None)
         assert redeemed.code == 200, redeemed.body
 
 
