@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from types import SimpleNamespace
@@ -9,7 +10,12 @@ from types import SimpleNamespace
 import pytest
 from served import Served
 
+from kernelsvc import Client
+from kernelsvc.client.values import CellFailed
+from kernelsvc.errors import BadRequest
 from kernelsvc.integrations import AsyncTools, Tools, anthropic, gemini, langchain, openai
+from kernelsvc.integrations.fastmcp import SandboxProvider
+from kernelsvc.integrations.smolagents import CodeExecutor, ExecutedCode
 
 PLOT = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"
 
@@ -124,3 +130,82 @@ def test_langchain_tools_are_functions_for_code(tools):
 
     tools.offer(*langchain.offers([Tool()]))
     assert "HI" in tools.call("run_code", {"code": "tools.shout('hi')"}).text
+
+
+async def call_tool(tool_name: str, params: dict[str, int]) -> dict[str, int]:
+    if tool_name == "boom":
+        raise ValueError("deliberate")
+    return {"result": sum(params.values())}
+
+
+STRINGS = "x = '''a\n b\\n'''\nreturn x"
+
+
+@pytest.mark.parametrize(
+    ("program", "value"),
+    [
+        ("return [n, (await call_tool('add', {'x': 1, 'y': 2}))['result']]", [{"a": None}, 3]),
+        ("try:\n    await call_tool('boom', {})\nexcept Exception as error:\n    return str(error)", "deliberate"),
+        ("import numpy, pandas\nreturn [numpy.arange(2), pandas.DataFrame({'x': [1]})]", [[0, 1], [{"x": 1}]]),
+        (STRINGS, "a\n b\n"),
+        ("", None),
+        ("return {1}", "TypeError: The program returned a set"),
+        ("return await call_tool('boom', {})", "deliberate"),
+        ("retur n", "SyntaxError"),
+    ],
+)
+async def test_a_program_of_code_mode_calls_back_and_returns_json(served: Served, program: str, value: object) -> None:
+    provider = SandboxProvider(served.url, served.token)
+    run = provider.run(program, inputs={"n": {"a": None}}, external_functions={"call_tool": call_tool})
+    if program.startswith(("return {1}", "return await", "retur n")):
+        with pytest.raises(CellFailed, match=str(value)):
+            await run
+    else:
+        assert await run == value
+
+
+async def test_a_cancelled_program_ends_with_its_functions(served: Served) -> None:
+    started, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def wait() -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    provider = SandboxProvider(served.url, served.token)
+    run = asyncio.ensure_future(provider.run("await wait()", external_functions={"wait": wait}))
+    await asyncio.wait_for(started.wait(), 30)
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert cancelled.is_set()
+
+
+def test_the_code_of_an_agent_calls_tools_here_and_ends_with_its_answer(served: Served) -> None:
+    inputs = {"n": {"type": "integer", "description": "a number"}}
+    double = Tool(lambda n: 2 * n, inputs)
+    answer = Tool(None, {"answer": {"type": "any", "description": "the answer"}})
+    with Client(served.url, served.token) as client, client.create_session() as session:
+        run = CodeExecutor(session)
+        for _ in range(2):  # an agent sends them at each start
+            run.send_tools({"double": double, "final_answer": answer})
+        run.send_variables({"given": [1, 2]})
+        assert run("print('seen')\ndouble(given[1])") == ExecutedCode("4", "seen\n", is_final_answer=False)
+        final = run("try:\n    final_answer({'n': double(n=3)})\nexcept Exception:\n    print('caught')")
+        assert final == ExecutedCode({"n": 6}, "", is_final_answer=True)
+        with pytest.raises(CellFailed, match="ZeroDivisionError"):
+            run("print('before')\n1 / 0")
+        assert run.state["_print_outputs"] == "before\n"
+        with pytest.raises(BadRequest, match="JSON"):
+            run.send_variables({"a": object()})
+
+
+class Tool:
+    def __init__(self, function, inputs):
+        self.inputs, self.description, self._function = inputs, "A tool.", function
+
+    def __call__(self, **arguments):
+        return self._function(**arguments)

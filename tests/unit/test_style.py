@@ -291,6 +291,8 @@ TESTED_THROUGH = {
     "kernelsvc.client.tool_backend": "tests/integration/test_mcp_stdio.py",
     "kernelsvc.integrations.anthropic": "tests/integration/test_integrations.py",
     "kernelsvc.integrations.tool_calls": "tests/integration/test_integrations.py",
+    "kernelsvc.integrations.fastmcp": "tests/integration/test_integrations.py",
+    "kernelsvc.integrations.smolagents": "tests/integration/test_integrations.py",
     "kernelsvc.integrations.gemini": "tests/integration/test_integrations.py",
     "kernelsvc.integrations.langchain": "tests/compat/test_function_calling.py",
     "kernelsvc.integrations.openai": "tests/integration/test_integrations.py",
