@@ -23,6 +23,7 @@ from kernelsvc.model.cluster.ids import node_of
 from kernelsvc.model.cluster.placing import Candidate
 from kernelsvc.model.cluster.reports import FrontQuestion, Hello, NodeMessage, NodeReport
 from kernelsvc.server import auth
+from kernelsvc.server.connections import connection_of
 from kernelsvc.server.handler import BaseHandler
 from kernelsvc.server.ws.client import endpoint
 
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 HOLD_SECONDS, LOST_SECONDS = 10.0, 600.0
 #: Seconds between two checks for silent nodes, and for a node's answer to a question.
 CHECK_SECONDS, ANSWER_SECONDS = 0.25, 2.0
+#: The owner of the nodes' connections. No principal has an empty name.
+OWNER_OF_CONNECTIONS = ""
 #: Sessions whose node was found by asking, of which the oldest is forgotten first.
 MAX_FOUND = 10_000
 
@@ -373,8 +376,12 @@ class JoinHandler(BaseHandler, WebSocketHandler):
 
         Raises:
             Unauthenticated: It is another one.
+            AtCapacity: Nodes have as many connections as one principal may have.
         """
         self.members.check_key(auth.bearer(self.request.headers.get("Authorization")))
+        # Unauthenticated connections are closed after a time, and before others when there are too many.
+        if (connection := connection_of(getattr(self.request.connection, "stream", None))) is not None:
+            connection.claim(OWNER_OF_CONNECTIONS, "")
 
     def check_origin(self, origin: str) -> bool:
         """Tornado's hook: no page in a browser has the key."""

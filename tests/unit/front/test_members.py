@@ -76,6 +76,16 @@ async def test_a_wrong_key_is_refused_and_the_node_says_what_to_do(
     assert NAME not in (await nodes(fleet))["nodes"]
 
 
+async def test_the_limits_of_unauthenticated_connections_do_not_cut_nodes(fleet: Fleet) -> None:
+    limiter = fleet.server._http.connections
+    assert limiter is not None
+    joined = {each.ws_connection.stream.connection for node in fleet.front.members.known() for each in node.connections}
+    assert len(joined) == 2
+    for each in joined:
+        assert each.overdue(limiter.now() + 3600, 3600) is None
+        assert limiter._victim() is not each
+
+
 @pytest.mark.parametrize(
     ("wrong", "why"),
     [
