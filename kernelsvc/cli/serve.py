@@ -85,6 +85,8 @@ def main(args: argparse.Namespace, terminal: Terminal) -> int:
     exporter = traces.prepare(settings, os.environ)
     key = ""
     if settings.join:
+        addresses = [*settings.join, *([settings.advertise] if settings.advertise else [])]
+        importlib.import_module("kernelsvc.server.joining").check_addresses(*addresses)
         key = cluster_key(settings, os.environ)
         settings = msgspec.structs.replace(settings, node=node_name(settings))
     with _data_dir_lock(settings):

@@ -7,7 +7,6 @@ nothing to register. A name may stand for several fronts: a node connects to eac
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import random
 import secrets
@@ -32,6 +31,16 @@ PATH = "/v1/cluster/join"
 LOOKUP_SECONDS, SHORTEST_WAIT, LONGEST_WAIT = 5.0, 0.05, 2.0
 #: Most bytes of a front's question.
 MAX_QUESTION = 64 * 1024
+
+
+def check_addresses(*urls: str) -> None:
+    """Check addresses of fronts, or of this node, before the server starts.
+
+    Raises:
+        BadRequest: One is neither ``http://HOST:PORT`` nor ``unix:/path``.
+    """
+    for each in urls:
+        client.endpoint(each)
 
 
 class NodeStateApi(Protocol):
@@ -86,14 +95,22 @@ class Membership:
     async def run(self) -> None:
         """Stay joined until cancelled."""
         tasks = OwnedTasks()
+        found: dict[str, list[str]] = {}
         joined: dict[str, asyncio.Task[None]] = {}
         try:
             while True:
-                found = {url for front in self._fronts for url in await _addresses(front)}
-                for url in joined.keys() - found:
+                for front in self._fronts:
+                    if (urls := await _addresses(front)) is not None:
+                        found[front] = urls
+                    elif front not in found:
+                        found[front] = []
+                        log.warning("The front %s: its name can't be looked up now. The node tries again.", front)
+                wanted = {url for urls in found.values() for url in urls}
+                for url in joined.keys() - wanted:
                     joined.pop(url).cancel()
-                for url in found - joined.keys():
-                    joined[url] = tasks.start(self._stay_joined(url), name=f"join {url}")
+                for url in wanted:
+                    if url not in joined or joined[url].done():
+                        joined[url] = tasks.start(self._stay_joined(url), name=f"join {url}")
                 await asyncio.sleep(LOOKUP_SECONDS)
         finally:
             tasks.cancel()
@@ -181,17 +198,16 @@ def _refusal(data: bytes) -> str:
         return "It sent a message that this release can't read. Give nodes and fronts the same release."
 
 
-async def _addresses(front: str) -> list[str]:
-    """Return a URL for each address of a front's name. None while the name can't be looked up."""
+async def _addresses(front: str) -> list[str] | None:
+    """Return a URL for each address of a front's name. None: the name can't be looked up now."""
     where = client.endpoint(front)
     if isinstance(where, str):
         return [front]
     host, port = where
-    look_up = functools.partial(socket.getaddrinfo, type=socket.SOCK_STREAM)
     try:
-        found = await asyncio.to_thread(look_up, host, port)
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
         log.debug("%s can't be looked up: %s", host, error)
-        return [front]
+        return None
     hosts = {str(address[0]) for *_, address in found}
     return [f"http://[{each}]:{port}" if ":" in each else f"http://{each}:{port}" for each in hosts]
