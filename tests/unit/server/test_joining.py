@@ -24,7 +24,10 @@ async def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     """A front with one node, which looks its front up again and again."""
     monkeypatch.setattr(joining, "LOOKUP_SECONDS", 0.02)
     made = Fleet(tmp_path)
-    await made.start(1)
+    await made.start(0)
+    made.url = made.url.replace("127.0.0.1", "localhost")
+    await made.add("000000")
+    await made.joined(1)
     yield made
     await made.stop()
 
