@@ -24,7 +24,7 @@ from kernelsvc.model.cluster.placing import Candidate
 from kernelsvc.model.cluster.reports import FrontQuestion, Hello, NodeMessage, NodeReport
 from kernelsvc.server import auth
 from kernelsvc.server.connections import connection_of
-from kernelsvc.server.handler import BaseHandler
+from kernelsvc.server.handler import BaseHandler, ServerContext
 from kernelsvc.server.ws.client import endpoint
 
 log = logging.getLogger(__name__)
@@ -224,8 +224,9 @@ class Members:
         except BadRequest as error:
             why = error.message
         if why:
+            if self._refused.get(hello.node) != why:  # it tries again every few seconds
+                log.warning("Refused the node %s at %s: %s", hello.node, peer, why)
             self._refused[hello.node] = why
-            log.warning("Refused the node %s at %s: %s", hello.node, peer, why)
             return why
         self._refused.pop(hello.node, None)
         before = self._all.get(hello.node)
@@ -367,6 +368,12 @@ class JoinHandler(BaseHandler, WebSocketHandler):
     members: Members
     _member: Member | None = None
 
+    def initialize(self, context: ServerContext, **more: Any) -> None:
+        """Tornado's hook."""
+        super().initialize(context, **more)
+        self._asked: dict[int, asyncio.Future[str | None]] = {}
+        self._number = 0
+
     async def prepare(self) -> None:
         """Tornado's hook: check the key before the upgrade."""
         await self.admit_request()
@@ -390,8 +397,6 @@ class JoinHandler(BaseHandler, WebSocketHandler):
     def open(self, *args: str, **kwargs: str) -> None:
         """Tornado's hook."""
         self.context.sockets.add(self)
-        self._asked: dict[int, asyncio.Future[str | None]] = {}
-        self._number = 0
         if self.context.stopping:
             self.close(1001, "the front stops")
 
@@ -431,7 +436,8 @@ class JoinHandler(BaseHandler, WebSocketHandler):
             TimeoutError, OSError: It does not answer.
         """
         self._number += 1
-        number, future = self._number, asyncio.get_running_loop().create_future()
+        number = self._number
+        future: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self._asked[number] = future
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
@@ -439,8 +445,7 @@ class JoinHandler(BaseHandler, WebSocketHandler):
                     await self.write_message(msgspec.json.encode(FrontQuestion(id=number, **question)))
                 except (WebSocketClosedError, StreamClosedError):
                     raise ConnectionResetError("the node's connection ended") from None
-                answer: str | None = await future
-                return answer
+                return await future
         finally:
             self._asked.pop(number, None)
 
@@ -449,7 +454,8 @@ class JoinHandler(BaseHandler, WebSocketHandler):
         self.context.sockets.discard(self)
         for future in self._asked.values():
             if not future.done():
-                future.cancel()
+                # No cancellation: it would end the request that asked, without a response.
+                future.set_exception(ConnectionResetError("the node's connection ended"))
         if self._member is not None:
             self.members.leave(self, self._member)
 

@@ -14,7 +14,7 @@ from http_server import Rpc
 from waiting import wait_until
 
 from kernelsvc import __version__
-from kernelsvc.front.members import reachable_url
+from kernelsvc.front.members import ask, reachable_url
 from kernelsvc.model.cluster import reports
 from kernelsvc.model.cluster.reports import Hello, NodeMessage, NodeReport
 from kernelsvc.model.tokens import TokenRecord, hash_token
@@ -108,6 +108,28 @@ async def test_a_node_that_does_not_fit_is_told_why(fleet: Fleet, wrong: dict[st
     shown = await nodes(fleet)
     assert set(shown["nodes"]) == {"000000", "000001"}
     assert wrong == {"node": "../x"} or any(why in each for each in shown["refused"])
+
+
+async def test_a_node_that_is_refused_again_is_logged_once(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(3):
+        async with joining(fleet) as socket:
+            await socket.send(hello(protocol=99))
+            await socket.recv()
+    assert caplog.text.count(f"Refused the node {NAME}") == 1
+
+
+async def test_a_question_to_a_node_that_goes_has_no_answer(fleet: Fleet) -> None:
+    """The request that asks goes on. It is not cancelled."""
+    async with joining(fleet) as socket:
+        await socket.send(hello())
+        await socket.send(REPORT)
+        await fleet.joined(3)
+        member = fleet.front.members.get(NAME)
+        assert member is not None
+        question = asyncio.ensure_future(ask(member, key=("alice", "k")))
+        assert b'"key"' in await socket.recv(decode=False)
+    async with asyncio.timeout(10):
+        assert await question is None
 
 
 async def test_another_release_is_taken_and_shown(fleet: Fleet) -> None:
