@@ -17,7 +17,7 @@ from kernelsvc.front.members import Member
 from kernelsvc.front.placing import Placing
 from kernelsvc.front.routes import Action, Match, sandbox_in, session_in, token_of, wanted
 from kernelsvc.front.splice import splice
-from kernelsvc.front.upstream import HOP_BY_HOP, Collector, NoAnswer, NotSent, Response
+from kernelsvc.front.upstream import HOP_BY_HOP, UNLIMITED, Collector, NoAnswer, NotSent, Response
 from kernelsvc.protocol import jsonrpc
 from kernelsvc.server import sandboxai
 from kernelsvc.server.handler import DISCARD_BYTES, BaseHandler, ServerContext, as_error
@@ -26,7 +26,6 @@ from kernelsvc.server.handler import DISCARD_BYTES, BaseHandler, ServerContext, 
 MAX_PIECES = 4
 #: Attempts to reach a node that reports but does not accept, each after a pause.
 PAUSE_SECONDS = 0.1
-_UNLIMITED = 1 << 60
 
 
 class FrontHandler(BaseHandler):
@@ -72,7 +71,8 @@ class RelayHandler(FrontHandler):
     """Handler of every request that a node answers."""
 
     _work: asyncio.Task[None] | None = None
-    _spliced = _read_whole = False
+    _websocket_at: Member | None = None
+    _read_whole = False
 
     def initialize(self, context: ServerContext, **more: Any) -> None:
         """Tornado's hook."""
@@ -98,15 +98,20 @@ class RelayHandler(FrontHandler):
         if action is Action.PLACE:
             return
         member = await self._find(action)
-        if "websocket" in self.request.headers.get("Upgrade", "").lower():
-            self._spliced = True
-            await splice(self, member)
-            return
         if action is Action.GATHER:
             return
+        if self._opens_websocket():
+            self._websocket_at = member
+            return
         if isinstance(connection, HTTP1Connection):
-            connection.set_max_body_size(_UNLIMITED)
+            connection.set_max_body_size(UNLIMITED)
         self._work = asyncio.ensure_future(self._pass_on(member))
+
+    def _opens_websocket(self) -> bool:
+        """Return whether this is an opening handshake. Any other request loses the header ``Upgrade``."""
+        request, headers = self.request, self.request.headers
+        body = "Transfer-Encoding" in headers or headers.get("Content-Length", "0") != "0"
+        return request.method == "GET" and not body and "websocket" in headers.get("Upgrade", "").lower()
 
     async def _find(self, action: Action) -> Member:
         cluster, values, token = self.cluster, self.match.values, self.token()
@@ -188,10 +193,11 @@ class RelayHandler(FrontHandler):
 
     async def _serve(self, *_: str, **__: str) -> None:
         """Wait for the node's answer, or place the request."""
-        if self._spliced:
-            return
         try:
-            if self._work is not None:
+            if self._websocket_at is not None:
+                self._work = asyncio.ensure_future(self._open_websocket(self._websocket_at))
+                await self._work
+            elif self._work is not None:
                 await self._put(None)
                 await self._work
             elif self.match.row.action is Action.GATHER:
@@ -225,6 +231,15 @@ class RelayHandler(FrontHandler):
             except StreamClosedError:
                 self.abort()
                 return
+        if not self._finished:
+            self.finish()
+
+    async def _open_websocket(self, member: Member) -> None:
+        try:
+            await splice(self, member, *self._head(), Passing(self))
+        except StreamClosedError:
+            self.abort()
+            return
         if not self._finished:
             self.finish()
 
@@ -314,8 +329,7 @@ class RelayHandler(FrontHandler):
     def on_finish(self) -> None:
         """Tornado's hook."""
         self.context.requests.discard(self)
-        if not self._spliced:
-            super().on_finish()
+        super().on_finish()
 
     def on_connection_close(self) -> None:
         """Tornado's hook: the client disconnected, so the node's connection ends."""

@@ -1,43 +1,105 @@
-"""WebSockets that belong to one session (Jupyter's channels): bytes pass both ways, from the opening on."""
+"""WebSockets that belong to one session: Jupyter's channels, and those of servers in sessions.
+
+The node answers the opening handshake. Only after it has agreed do bytes pass in both directions, unread.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
-from tornado.iostream import StreamClosedError
+from tornado.http1connection import HTTP1Connection
+from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, RequestStartLine, ResponseStartLine
+from tornado.iostream import IOStream, StreamClosedError
 
 from kernelsvc.errors import NodeUnreachable
 from kernelsvc.front.members import Member
+from kernelsvc.front.upstream import HOP_BY_HOP, PARAMETERS, PIECE_BYTES
 from kernelsvc.server.connections import connection_of
 from kernelsvc.server.handler import BaseHandler
 from kernelsvc.server.ws.client import open_socket
 from kernelsvc.server.ws.socket_stream import SocketStream, take_over
 
 
-async def splice(handler: BaseHandler, member: Member) -> None:
-    """Join a client's connection with a new one to a node. Either end closes both.
+class _Opening(HTTPMessageDelegate):
+    """The node's response to an opening handshake. One that is no agreement passes to another delegate."""
+
+    def __init__(self, connection: HTTP1Connection, inner: HTTPMessageDelegate) -> None:
+        self._connection, self._inner = connection, inner
+        self.agreed: HTTPHeaders | None = None
+        self.whole = False
+
+    def headers_received(self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders) -> Any:
+        assert isinstance(start_line, ResponseStartLine)
+        if start_line.code == 101:
+            self.agreed = headers
+            self._connection.detach()
+            return None
+        return self._inner.headers_received(start_line, headers) if start_line.code >= 200 else None
+
+    def data_received(self, chunk: bytes) -> Any:
+        return self._inner.data_received(chunk)
+
+    def finish(self) -> None:
+        self.whole = True
+        self._inner.finish()
+
+
+async def splice(
+    handler: BaseHandler, member: Member, start: RequestStartLine, headers: HTTPHeaders, refusal: HTTPMessageDelegate
+) -> None:
+    """Join a client's connection with a new one to a node. Either end closes both. Safe to cancel.
 
     Args:
-        handler: The request that opens the WebSocket.
+        handler: The request that opens the WebSocket. It is detached if the node agrees.
         member: The node.
+        start: Method and path of the opening handshake.
+        headers: Its headers, without those of one hop.
+        refusal: Gets a response that is no agreement.
 
     Raises:
-        NodeUnreachable: It does not accept connections.
+        NodeUnreachable: The node does not accept connections, or does not answer. Nothing was sent to the client.
+        StreamClosedError: A refusal broke off, or the client disconnected.
     """
-    request = handler.request
+    unreachable = NodeUnreachable(f"The node {member.name} does not accept connections. Try again soon.")
     try:
-        node_socket = await open_socket(member.url)
+        connected = await open_socket(member.url)
     except (OSError, TimeoutError):
-        raise NodeUnreachable(f"The node {member.name} does not accept connections. Try again soon.") from None
-    connection = connection_of(getattr(request.connection, "stream", None))
+        raise unreachable from None
+    stream = IOStream(connected, max_buffer_size=16 * PIECE_BYTES, read_chunk_size=PIECE_BYTES)
+    http = HTTP1Connection(stream, True, PARAMETERS)
+    opening = _Opening(http, refusal)
+    headers["Connection"], headers["Upgrade"] = "Upgrade", "websocket"
+    member.on_lost.add(stream.close)
+    try:
+        await http.write_headers(start, headers)
+        http.finish()
+        await http.read_response(opening)
+    except StreamClosedError:
+        if not handler._headers_written:
+            raise unreachable from None
+        raise
+    finally:
+        member.on_lost.discard(stream.close)
+        if opening.agreed is None:
+            stream.close()
+    if opening.agreed is not None:
+        await _join(handler, member, stream, opening.agreed)
+    elif not opening.whole:
+        raise unreachable
+
+
+async def _join(handler: BaseHandler, member: Member, stream: IOStream, agreed: HTTPHeaders) -> None:
+    """Pass bytes both ways from now on."""
+    connection = connection_of(getattr(handler.request.connection, "stream", None))
+    node_socket, first = await take_over(stream)
     try:
         client_socket, early = await take_over(handler.detach())
     except StreamClosedError:
         node_socket.close()
         return
     finally:
-        handler._finished = True
         handler.on_finish()
     ends: list[SocketStream] = []
 
@@ -63,12 +125,17 @@ async def splice(handler: BaseHandler, member: Member) -> None:
     ends.append(SocketStream(client_socket, passing_to(1), close_both, released))
     if connection is not None:
         connection.restore(ends[0])
+        connection.await_relay()
     ends.append(SocketStream(node_socket, passing_to(0), close_both))
     member.on_lost.add(close_both)
-    lines = [f"{request.method} {request.uri} HTTP/1.1"]
-    lines += [f"{name}: {value}" for name, value in request.headers.get_all()]
+    if early:
+        # RFC 6455, section 4.1: a client sends nothing before it has the response. This may be another request.
+        close_both()
+        return
+    lines = [f"{name}: {value}" for name, value in agreed.get_all() if name.lower() not in HOP_BY_HOP]
+    head = ("HTTP/1.1 101 Switching Protocols", "Connection: Upgrade", "Upgrade: websocket", *lines, "", "")
     ends[0].set_nodelay(True)
-    ends[1].write("\r\n".join((*lines, "", "")).encode("latin-1") + early)
+    ends[0].write("\r\n".join(head).encode("latin-1") + first)
     for end in ends:
         end.listen()
     await asyncio.sleep(0)

@@ -24,7 +24,8 @@ MAX_IDLE, IDLE_SECONDS = 128, 60.0
 #: Largest head of a response, and the size of a piece, in bytes.
 MAX_HEAD, PIECE_BYTES = 64 * 1024, 256 * 1024
 #: Bodies are limited where they are kept, not where they pass.
-_UNLIMITED = 1 << 60
+UNLIMITED = 1 << 60
+PARAMETERS = HTTP1ConnectionParameters(max_header_size=MAX_HEAD, max_body_size=UNLIMITED, chunk_size=PIECE_BYTES)
 
 Body = Callable[[], AsyncIterator[bytes]]
 
@@ -101,9 +102,6 @@ class NodeHttp:
 
     def __init__(self) -> None:
         self._idle: dict[str, dict[IOStream, float]] = defaultdict(dict)
-        self._parameters = HTTP1ConnectionParameters(
-            max_header_size=MAX_HEAD, max_body_size=_UNLIMITED, chunk_size=PIECE_BYTES
-        )
 
     async def fetch(
         self, member: Member, verb: str, path: str, headers: dict[str, str] | None = None, body: bytes = b""
@@ -171,7 +169,7 @@ class NodeHttp:
     async def _exchange_on(
         self, stream: IOStream, start: RequestStartLine, headers: HTTPHeaders, body: Body, delegate: _WatchedResponse
     ) -> bool:
-        connection = HTTP1Connection(stream, True, self._parameters)
+        connection = HTTP1Connection(stream, True, PARAMETERS)
         try:
             connection.write_headers(start, headers)
             async for piece in body():
