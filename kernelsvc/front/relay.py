@@ -20,7 +20,7 @@ from kernelsvc.front.splice import splice
 from kernelsvc.front.upstream import HOP_BY_HOP, UNLIMITED, Collector, NoAnswer, NotSent, Response
 from kernelsvc.protocol import jsonrpc
 from kernelsvc.server import sandboxai
-from kernelsvc.server.handler import DISCARD_BYTES, BaseHandler, ServerContext, as_error
+from kernelsvc.server.handler import DISCARD_BYTES, ON_LOOPBACK, BaseHandler, ServerContext, as_error
 
 #: Pieces of a body that wait for a node.
 MAX_PIECES = 4
@@ -87,6 +87,11 @@ class RelayHandler(FrontHandler):
 
     # --- the request ------------------------------------------------------------------------
 
+    def authenticate_request(self) -> None:
+        """Check origin and token, except for a session's own server, whose rules only the node knows."""
+        if self.match.row.action is not Action.PORT:
+            super().authenticate_request()
+
     async def prepare(self) -> None:
         """Tornado's hook: authenticate, and find the node of a request that names it before its body is read."""
         self.context.requests.add(self)
@@ -94,7 +99,9 @@ class RelayHandler(FrontHandler):
         if isinstance(connection, HTTP1Connection):
             connection.set_max_body_size(DISCARD_BYTES)
         await self.admit_request()
-        action = Action.ANY if self.request.method == "OPTIONS" else self.match.row.action
+        action = self.match.row.action
+        if self.request.method == "OPTIONS" and action is not Action.PORT:
+            action = Action.ANY
         if action is Action.PLACE:
             return
         member = await self._find(action)
@@ -122,8 +129,13 @@ class RelayHandler(FrontHandler):
                     return await cluster.node_of(session, token)
             case Action.SANDBOX:
                 return await self._find_sandbox()
+            case Action.PORT:
+                # Nodes report their open sessions, so none is asked with a token that was not checked.
+                session = session_in(self.match) or sandbox_in(self.request.headers)
+                if session is not None:
+                    return await cluster.node_of(session, None)
             case Action.OBJECT:
-                path = self.request.path.partition(values["object"])[0] + values["object"]
+                path = "/".join(self.request.path.split("/")[:4])  # /v1/KIND/ID, as the client has quoted it
                 return await cluster.node_of_object(values["object"], path, token or "")
             case Action.WORKSPACE if "name" in values:
                 return await cluster.node_of_workspace(f"{values['owner']}/{values['name']}", token or "")
@@ -252,6 +264,8 @@ class RelayHandler(FrontHandler):
         if "chunked" in request.headers.get("Transfer-Encoding", "").lower():
             headers["Transfer-Encoding"] = "chunked"
         headers.setdefault("Host", "localhost")
+        if self.context.on_loopback:
+            headers[ON_LOOPBACK] = "1"
         return RequestStartLine(request.method or "", request.uri or "", "HTTP/1.1"), headers
 
     def abort(self) -> None:

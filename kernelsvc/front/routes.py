@@ -24,6 +24,7 @@ class Action(Enum):
 
     SESSION = "to the node of the session in the path"
     SANDBOX = "to the node of the sandbox in a header or the host name"
+    PORT = "to the node of the session whose server the path, a header or the host name names. The node authenticates"
     OBJECT = "to the node of an object of OpenAI's API in the path"
     WORKSPACE = "to the node that has the workspace"
     NAMED = "to the node of the session with this label"
@@ -94,10 +95,11 @@ ROWS: tuple[Row, ...] = (
     _row("", r"/v1/ws", Action.OWN, own="socket"),
     _row("GET", r"/v1/sessions", Action.OWN, own="sessions"),
     _row("", r"/v1/sessions|/v1/execute", Action.PLACE),
+    _row("", rf"{_S}/ports/[0-9]{{1,5}}/.*", Action.PORT, open=True),
+    _row("", r"/v1/ports/(?P<session>[^/.]+)\.[^/]*(?:/.*)?", Action.PORT, open=True),
     _row("", rf"{_S}(?:/.*)?", Action.SESSION),
     _row("GET", r"/v1/workspaces", Action.GATHER),
     _row("", r"/v1/search", Action.ANY),
-    _row("", r"/v1/ports/(?P<session>[^/.]+)\.[^/]*(?:/.*)?", Action.SESSION, open=True),
     _row("", r"/v1/workspaces", Action.WORKSPACE),
     _row("", rf"{_W}(?:/.*)?", Action.WORKSPACE),
     # Models.
@@ -139,7 +141,7 @@ _PREFIX = re.compile(r"/t/([^/]+)(?=/)")
 
 
 #: The match of a request that names a session's own server by host name, whatever its path.
-PORT_BY_HOST = Match(_row("", ".*", Action.SANDBOX, open=True), {})
+PORT_BY_HOST = Match(_row("", ".*", Action.PORT, open=True), {})
 
 
 def find(verb: str, path: str) -> Match | None:

@@ -30,7 +30,7 @@ _OF_SERVICE = frozenset(
 #: Fields that this service sets itself, so that nobody else can.
 _FORWARDED = frozenset(
     {"forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-port", "x-forwarded-prefix"}
-    | {"x-real-ip", "x-forwarded-server", "via", "host"}
+    | {"x-real-ip", "x-forwarded-server", "x-kernelsvc-on-loopback", "via", "host"}
 )
 #: Fields by which a response gives orders to a proxy in front (nginx, lighttpd, Apache), or to a browser for the time
 #: after it, or for other hosts.

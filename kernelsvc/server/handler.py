@@ -60,9 +60,11 @@ DISCARD_BYTES = 256 * 1024 * 1024
 
 #: Seconds that a stopping server waits for the tasks that clean up.
 CLEANUP_SECONDS = 5.0
-#: Headers in which a request carries a token or a secret.
+#: The header of a front that listens on loopback addresses only. From a client it only makes a check stricter.
+ON_LOOPBACK = "X-Kernelsvc-On-Loopback"
 #: A session's id in a path, see ``session.new_id``.
 _SESSION = re.compile(r"\bs_[0-9A-Za-z]+")
+#: Headers in which a request carries a token or a secret.
 _SECRET_HEADERS = ("Authorization", "X-API-KEY", "X-Access-Token", "E2B-Traffic-Access-Token")
 
 SECURITY_HEADERS = {
@@ -227,10 +229,11 @@ class BaseHandler(RequestHandler):
         """Check ``Host`` where no token is needed. A page in a browser that guessed one would not need this server.
 
         Raises:
-            Forbidden: The server listens on loopback, and the client asks for another name.
+            Forbidden: The server or its front listens on loopback, and the client asks for another name.
         """
         context, host = self.context, self.request.headers.get("Host")
-        if not context.on_loopback or auth.host_allowed(host, context.settings.hosts):
+        on_loopback = context.on_loopback or ON_LOOPBACK in self.request.headers
+        if not on_loopback or auth.host_allowed(host, context.settings.hosts):
             return
         if host and host.lower() in {urlsplit(origin).netloc.lower() for origin in context.settings.origins}:
             return

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 
+import pytest_asyncio
 from fleet import Fleet
 from http_server import SLEEP
 from waiting import wait_until
 
 from kernelsvc.model.cluster import ids
+from kernelsvc.protocol import e2b
 
 
 async def test_a_session_on_each_node_works_by_rest(fleet: Fleet) -> None:
@@ -122,17 +125,45 @@ async def test_a_ticket_of_the_console_is_redeemed_where_it_was_made(fleet: Flee
         assert redeemed.code == 200, redeemed.body
 
 
-async def test_a_port_is_reached_by_host_name_on_each_node(fleet: Fleet) -> None:
+@pytest_asyncio.fixture
+async def port() -> AsyncIterator[int]:
+    """A server in a session: fake kernels have the network of the test."""
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+        head = await reader.readuntil(b"\r\n\r\n")
+        body = b"x-kernelsvc" if b"x-kernelsvc" in head.lower() else b"hi"
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         writer.close()
 
-    # Fake kernels have the network of the test.
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-        for session in await fleet.on_each():
-            host = f"{port}-{session['id'].replace('_', '-')}.apps.test"
-            answer = await fleet.fetch("GET", "/any/path", headers={"Host": host})
-            assert (answer.code, answer.body) == (200, b"hi")
-            assert (await fleet.fetch("GET", "/any/path", headers={"Host": host}, token=None)).code == 401
+        yield server.sockets[0].getsockname()[1]
+
+
+async def test_a_port_is_reached_by_host_name_on_each_node(fleet: Fleet, port: int) -> None:
+    for session in await fleet.on_each():
+        host = f"{port}-{session['id'].replace('_', '-')}.apps.test"
+        answer = await fleet.fetch("GET", "/any/path", headers={"Host": host})
+        assert (answer.code, answer.body) == (200, b"hi")
+        assert (await fleet.fetch("GET", "/any/path", headers={"Host": host}, token=None)).code == 401
+
+
+async def test_the_node_decides_who_reaches_a_port(fleet: Fleet, port: int) -> None:
+    for node, session in zip(fleet.nodes, await fleet.on_each(), strict=True):
+        node.app.settings["context"].on_loopback = False  # as a worker, which listens on a Unix socket
+        ports = f"/v1/sessions/{session['id']}/ports"
+        path = f"{ports}/{port}/"
+        assert (await fleet.fetch("GET", path)).body == b"hi"
+        assert (await fleet.fetch("GET", path, token=None)).code == 401
+        secret = node.service.access.secret(node.service.authenticate("alice-token"), session["id"], e2b.TRAFFIC)
+        assert (await fleet.fetch("GET", path, token=None, headers={"E2B-Traffic-Access-Token": secret})).body == b"hi"
+        address = (await fleet.json("POST", ports, {"port": port, "seconds": 60}, status=201))["path"]
+        # Pages of a session's server have the origin "null", and a ticket is no cookie of this service.
+        page = {"Origin": "null", "Host": "rebound.example"}
+        assert (await fleet.fetch("GET", address, token=None, headers=page)).body == b"hi"
+        asks = {**page, "Access-Control-Request-Method": "PUT"}
+        assert (await fleet.fetch("OPTIONS", address, token=None, headers=asks)).code == 204
+        await fleet.json("POST", ports, {"port": port, "public": True}, status=201)
+        assert (await fleet.fetch("GET", path, token=None)).body == b"hi"
+        for token in (None, "wrong"):
+            rebound = await fleet.fetch("GET", path, token=token, headers={"Host": "rebound.example"})
+            assert (rebound.code, b"'Host'" in rebound.body) == (403, True)

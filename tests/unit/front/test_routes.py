@@ -74,6 +74,9 @@ def test_a_route_without_a_row_is_noticed() -> None:
         ("GET", "/v1/sessions", Action.OWN),
         ("POST", "/v1/sessions", Action.PLACE),
         ("GET", f"/v1/sessions/{OF_NODE}/events", Action.SESSION),
+        ("OPTIONS", f"/v1/sessions/{OF_NODE}/ports/8080/", Action.PORT),
+        ("DELETE", f"/v1/sessions/{OF_NODE}/ports/8080", Action.SESSION),
+        ("GET", f"/v1/ports/{OF_NODE}.80.1.ab/x", Action.PORT),
         ("PUT", f"/v1/sessions/{OF_NODE}/files/a/b.txt", Action.SESSION),
         ("GET", f"/v1/workspaces/alice/w/files/{OF_NODE}", Action.WORKSPACE),
         ("POST", "/v1/responses", Action.PLACE),
@@ -174,7 +177,9 @@ def test_only_rows_that_let_the_node_authenticate_are_open() -> None:
         r"/v1/openapi\.json|/v1/openrpc\.json",
         r"/console/tickets/redeem",
         r"/console(?:/.*)?",
-        r"/v1/ports/(?P<session>[^/.]+)\.[^/]*(?:/.*)?",  # the address itself is the secret
+        # Secrets, signed addresses and public ports, which only the session's node knows.
+        r"/v1/ports/(?P<session>[^/.]+)\.[^/]*(?:/.*)?",
+        r"/v1/sessions/(?P<session>[^/]+)/ports/[0-9]{1,5}/.*",
         r"/api/?",
         r"/v1/healthz",
         r"/files|/health|/execute|/contexts(?:/.*)?|/(?:process\.Process|filesystem\.Filesystem)/.*",
