@@ -20,6 +20,7 @@ from kernelsvc.front.splice import splice
 from kernelsvc.front.upstream import HOP_BY_HOP, UNLIMITED, Collector, NoAnswer, NotSent, Response
 from kernelsvc.protocol import jsonrpc
 from kernelsvc.server import sandboxai
+from kernelsvc.server.connections import ANSWER_SECONDS, connection_of
 from kernelsvc.server.handler import DISCARD_BYTES, ON_LOOPBACK, BaseHandler, ServerContext, as_error
 
 #: Pieces of a body that wait for a node.
@@ -205,6 +206,10 @@ class RelayHandler(FrontHandler):
 
     async def _serve(self, *_: str, **__: str) -> None:
         """Wait for the node's answer, or place the request."""
+        connection = connection_of(getattr(self.request.connection, "stream", None))
+        if connection is not None:
+            # The node knows whether the caller is authenticated, and how long its response may take.
+            connection.await_relay()
         try:
             if self._websocket_at is not None:
                 self._work = asyncio.ensure_future(self._open_websocket(self._websocket_at))
@@ -218,6 +223,9 @@ class RelayHandler(FrontHandler):
                 await self._place()
         except asyncio.CancelledError:
             return
+        finally:
+            if connection is not None and self._websocket_at is None:
+                connection.await_answer()
 
     get = post = put = delete = head = patch = options = _serve  # type: ignore[assignment]
 
@@ -424,10 +432,13 @@ class Passing(HTTPMessageDelegate):
             await self._flush()
 
     async def _flush(self) -> None:
+        """Send what is written, as fast as the client reads. A client without a token may not wait for long."""
+        known = getattr(self._handler, "who", None) is not None
         try:
-            await self._handler.flush()
-        except StreamClosedError:
-            raise asyncio.CancelledError from None
+            async with asyncio.timeout(None if known else ANSWER_SECONDS):
+                await self._handler.flush()
+        except TimeoutError:
+            raise StreamClosedError from None
 
     def finish(self) -> None:
         """Tornado's hook."""

@@ -15,35 +15,27 @@ from tornado.iostream import IOStream, StreamClosedError
 
 from kernelsvc.errors import NodeUnreachable
 from kernelsvc.front.members import Member
-from kernelsvc.front.upstream import HOP_BY_HOP, PARAMETERS, PIECE_BYTES
+from kernelsvc.front.upstream import HOP_BY_HOP, PARAMETERS, PIECE_BYTES, WatchedResponse
 from kernelsvc.server.connections import connection_of
 from kernelsvc.server.handler import BaseHandler
 from kernelsvc.server.ws.client import open_socket
 from kernelsvc.server.ws.socket_stream import SocketStream, take_over
 
 
-class _Opening(HTTPMessageDelegate):
-    """The node's response to an opening handshake. One that is no agreement passes to another delegate."""
+class _Opening(WatchedResponse):
+    """The node's response to an opening handshake."""
 
-    def __init__(self, connection: HTTP1Connection, inner: HTTPMessageDelegate) -> None:
-        self._connection, self._inner = connection, inner
+    def __init__(self, inner: HTTPMessageDelegate, stream: IOStream, connection: HTTP1Connection) -> None:
+        super().__init__(inner, stream)
+        self._connection = connection
         self.agreed: HTTPHeaders | None = None
-        self.whole = False
 
     def headers_received(self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders) -> Any:
-        assert isinstance(start_line, ResponseStartLine)
-        if start_line.code == 101:
+        if isinstance(start_line, ResponseStartLine) and start_line.code == 101:
             self.agreed = headers
             self._connection.detach()
             return None
-        return self._inner.headers_received(start_line, headers) if start_line.code >= 200 else None
-
-    def data_received(self, chunk: bytes) -> Any:
-        return self._inner.data_received(chunk)
-
-    def finish(self) -> None:
-        self.whole = True
-        self._inner.finish()
+        return super().headers_received(start_line, headers)
 
 
 async def splice(
@@ -69,7 +61,7 @@ async def splice(
         raise unreachable from None
     stream = IOStream(connected, max_buffer_size=16 * PIECE_BYTES, read_chunk_size=PIECE_BYTES)
     http = HTTP1Connection(stream, True, PARAMETERS)
-    opening = _Opening(http, refusal)
+    opening = _Opening(refusal, stream, http)
     headers["Connection"], headers["Upgrade"] = "Upgrade", "websocket"
     member.on_lost.add(stream.close)
     try:
@@ -86,6 +78,8 @@ async def splice(
             stream.close()
     if opening.agreed is not None:
         await _join(handler, member, stream, opening.agreed)
+    elif opening.began and not opening.whole:
+        raise StreamClosedError
     elif not opening.whole:
         raise unreachable
 

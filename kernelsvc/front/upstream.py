@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,25 +74,53 @@ class Collector(HTTPMessageDelegate):
         self.response.body = b"".join(self._pieces)
 
 
-class _WatchedResponse(HTTPMessageDelegate):
-    """Passes a final response on, and notes how far it came."""
+class WatchedResponse(HTTPMessageDelegate):
+    """Passes a final response on, and notes how far it came.
 
-    def __init__(self, inner: HTTPMessageDelegate) -> None:
-        self._inner = inner
-        self.began = self.whole = False
+    Args:
+        inner: Gets the response.
+        stream: The connection, which is closed when the client has disconnected.
+
+    Attributes:
+        began, whole: Whether its head, or all of it, was passed on.
+        cancelled: Whether the exchange was cancelled meanwhile.
+        keep: Whether the node keeps the connection.
+    """
+
+    def __init__(self, inner: HTTPMessageDelegate, stream: IOStream) -> None:
+        self._inner, self._stream = inner, stream
+        self.began = self.whole = self.cancelled = False
         self.keep = True
 
     def headers_received(self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders) -> Any:
+        """Tornado's hook."""
         if isinstance(start_line, ResponseStartLine) and start_line.code < 200:
             return None
         self.began = True
         self.keep = headers.get("Connection", "").lower() != "close"
-        return self._inner.headers_received(start_line, headers)
+        return self._until_gone(self._inner.headers_received(start_line, headers))
 
     def data_received(self, chunk: bytes) -> Any:
-        return self._inner.data_received(chunk)
+        """Tornado's hook."""
+        return self._until_gone(self._inner.data_received(chunk))
+
+    def _until_gone(self, passed: Awaitable[None] | None) -> Awaitable[None] | None:
+        return None if passed is None else self._wait(passed)
+
+    async def _wait(self, passed: Awaitable[None]) -> None:
+        """Wait until a piece is passed on, else close the connection.
+
+        Tornado logs an exception of a delegate as a bug, also a cancellation. Here each means that the client has
+        disconnected.
+        """
+        try:
+            await passed
+        except (StreamClosedError, asyncio.CancelledError) as error:
+            self.cancelled = isinstance(error, asyncio.CancelledError)
+            self._stream.close()
 
     def finish(self) -> None:
+        """Tornado's hook."""
         self.whole = True
         self._inner.finish()
 
@@ -145,7 +173,7 @@ class NodeHttp:
         """
         while True:
             stream, reused = await self._connect(member)
-            watched = _WatchedResponse(delegate)
+            watched = WatchedResponse(delegate, stream)
             member.on_lost.add(stream.close)
             try:
                 again = await self._exchange_on(stream, start, headers, body, watched)
@@ -154,6 +182,8 @@ class NodeHttp:
                 raise
             finally:
                 member.on_lost.discard(stream.close)
+            if watched.cancelled:
+                raise asyncio.CancelledError
             if watched.whole:
                 if again and watched.keep:
                     self._put_back(member.url, stream)
@@ -167,7 +197,7 @@ class NodeHttp:
                 raise NoAnswer
 
     async def _exchange_on(
-        self, stream: IOStream, start: RequestStartLine, headers: HTTPHeaders, body: Body, delegate: _WatchedResponse
+        self, stream: IOStream, start: RequestStartLine, headers: HTTPHeaders, body: Body, delegate: WatchedResponse
     ) -> bool:
         connection = HTTP1Connection(stream, True, PARAMETERS)
         try:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 
+import pytest
 import pytest_asyncio
 from fleet import Fleet
 from http_server import SLEEP
 from waiting import wait_until
 
+from kernelsvc.front import relay
 from kernelsvc.model.cluster import ids
 from kernelsvc.protocol import e2b
 
@@ -145,6 +148,82 @@ async def test_a_port_is_reached_by_host_name_on_each_node(fleet: Fleet, port: i
         answer = await fleet.fetch("GET", "/any/path", headers={"Host": host})
         assert (answer.code, answer.body) == (200, b"hi")
         assert (await fleet.fetch("GET", "/any/path", headers={"Host": host}, token=None)).code == 401
+
+
+@pytest.mark.parametrize("websocket", [False, True])
+async def test_a_client_without_a_token_may_read_for_long(fleet: Fleet, websocket: bool) -> None:
+    """A sandbox's secret authenticates it at the node. The front does not know that, and cuts no stream."""
+    ended = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        upgrade = b"101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+        writer.write(b"HTTP/1.1 " + (upgrade if websocket else b"200 OK\r\n\r\n") + b"first")
+        await ended.wait()
+        writer.close()
+
+    session, _ = await fleet.on_each()
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        await fleet.json("POST", f"/v1/sessions/{session['id']}/ports", {"port": port, "public": True}, status=201)
+        reader, writer = await asyncio.open_connection(*fleet.url.removeprefix("http://").rsplit(":", 1))
+        upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\n" if websocket else ""
+        path = f"/v1/sessions/{session['id']}/ports/{port}/"
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{upgrade}\r\n".encode())
+        async with asyncio.timeout(10):
+            await reader.readuntil(b"first")
+        limiter = fleet.server._http.connections
+        assert limiter is not None
+        (connection,) = (each for group in limiter._unauthenticated.values() for each in group)
+        assert connection.overdue(limiter.now() + 3600, 3600) is None
+        ended.set()
+        async with asyncio.timeout(10):
+            await reader.read() if websocket else await reader.readuntil(b"0\r\n\r\n")
+        writer.close()
+
+
+async def test_a_client_without_a_token_that_does_not_read_is_disconnected(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            while True:
+                writer.write(b"x" * 1_000_000)
+                await writer.drain()
+        ended.set()
+
+    monkeypatch.setattr(relay, "ANSWER_SECONDS", 0.2)
+    session, _ = await fleet.on_each()
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        await fleet.json("POST", f"/v1/sessions/{session['id']}/ports", {"port": port, "public": True}, status=201)
+        _, writer = await asyncio.open_connection(*fleet.url.removeprefix("http://").rsplit(":", 1))
+        writer.write(f"GET /v1/sessions/{session['id']}/ports/{port}/ HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        async with asyncio.timeout(20):
+            await ended.wait()
+        writer.close()
+
+
+async def test_a_disconnected_client_is_no_bug(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+    session, _ = await fleet.on_each()
+    path = f"/v1/sessions/{session['id']}/files/f"
+    assert (await fleet.fetch("PUT", path, b"x" * 20_000_000)).code == 201
+    reader, writer = await asyncio.open_connection(*fleet.url.removeprefix("http://").rsplit(":", 1))
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer alice-token\r\n\r\n".encode())
+    async with asyncio.timeout(10):
+        await reader.readuntil(b"xxx")
+    (member,) = (each for each in fleet.front.members.known() if session["id"].startswith(f"s_{each.name}"))
+    limiter = fleet.server._http.connections
+    assert limiter is not None
+    streams = [each.stream for each in limiter._owned["alice"]]
+    await wait_until(lambda: any(each.writing() for each in streams), what="the front waits for the client")
+    writer.transport.abort()
+    await wait_until(lambda: not member.on_lost, what="the exchange ends")
+    assert not [one for one in caplog.records if one.levelname == "ERROR"], caplog.text
 
 
 async def test_the_node_decides_who_reaches_a_port(fleet: Fleet, port: int) -> None:
