@@ -115,11 +115,16 @@ class RelayHandler(FrontHandler):
             connection.set_max_body_size(UNLIMITED)
         self._work = asyncio.ensure_future(self._pass_on(member))
 
+    def _is_repeatable(self) -> bool:
+        """Return whether the request only reads, and has no body, which would have passed already."""
+        headers = self.request.headers
+        body = "Transfer-Encoding" in headers or headers.get("Content-Length", "0") != "0"
+        return self.request.method in ("GET", "HEAD") and not body
+
     def _opens_websocket(self) -> bool:
         """Return whether this is an opening handshake. Any other request loses the header ``Upgrade``."""
-        request, headers = self.request, self.request.headers
-        body = "Transfer-Encoding" in headers or headers.get("Content-Length", "0") != "0"
-        return request.method == "GET" and not body and "websocket" in headers.get("Upgrade", "").lower()
+        upgrade = self.request.headers.get("Upgrade", "").lower()
+        return "websocket" in upgrade and self.request.method == "GET" and self._is_repeatable()
 
     async def _find(self, action: Action) -> Member:
         cluster, values, token = self.cluster, self.match.values, self.token()
@@ -236,17 +241,15 @@ class RelayHandler(FrontHandler):
             try:
                 await self.cluster.upstream.exchange(member, start, headers, self._flowing, Passing(self))
                 break
-            except NotSent:
-                if asyncio.get_running_loop().time() > deadline:
-                    raise NodeUnreachable(
-                        f"The node {member.name} does not accept connections. Try again in a few seconds."
-                    ) from None
-                await asyncio.sleep(PAUSE_SECONDS)
-                member = await self.cluster.members.wait_for(member.name, "this")
-            except NoAnswer:
-                if start.method not in ("GET", "HEAD") or "Content-Length" in headers:
+            except (NotSent, NoAnswer) as error:
+                if isinstance(error, NoAnswer) and not self._is_repeatable():
                     self.abort()
                     return
+                if asyncio.get_running_loop().time() > deadline:
+                    raise NodeUnreachable(
+                        f"The node {member.name} does not answer. Try again in a few seconds.", node=member.name
+                    ) from None
+                await asyncio.sleep(PAUSE_SECONDS)
                 member = await self.cluster.members.wait_for(member.name, "this")
             except StreamClosedError:
                 self.abort()

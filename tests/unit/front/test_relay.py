@@ -7,14 +7,18 @@ import contextlib
 import json
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 import pytest_asyncio
-from fleet import Fleet
+import websockets
+from fleet import KEY, Fleet
 from http_server import SLEEP
+from tornado.simple_httpclient import HTTPStreamClosedError
 from waiting import wait_until
 
 from kernelsvc.front import relay
 from kernelsvc.model.cluster import ids
+from kernelsvc.model.cluster.reports import PROTOCOL, Hello, NodeMessage, NodeReport
 from kernelsvc.protocol import e2b
 
 
@@ -118,6 +122,33 @@ async def test_a_client_that_goes_ends_its_request_at_the_node(fleet: Fleet) -> 
     )  # fmt: skip
     await asyncio.gather(call, return_exceptions=True)
     await wait_until(lambda: lost, what="the node notices")
+
+
+@pytest.mark.parametrize(("verb", "most"), [("GET", 20), ("POST", 1)])
+async def test_a_node_that_closes_connections_is_asked_again_for_a_time(fleet: Fleet, verb: str, most: int) -> None:
+    """Only requests that read are sent again, and they end with an error."""
+    fleet.front.members.hold_seconds = 0.3
+    asked: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        url = fleet.url.replace("http", "ws") + "/v1/cluster/join"
+        async with websockets.connect(url, additional_headers={"Authorization": f"Bearer {KEY}"}) as socket:
+            hello = Hello(protocol=PROTOCOL, node="abcdef", instance="i", url=f"http://127.0.0.1:{port}", version="1")
+            for message in (NodeMessage(hello=hello), NodeMessage(report=NodeReport(max_sessions=1))):
+                await socket.send(msgspec.json.encode(message))
+            await fleet.joined(3)
+            request = fleet.refused(verb, "/v1/sessions/s_abcdef0123456789abcdef/cells", {} if verb == "POST" else None)
+            if verb == "POST":
+                with pytest.raises(HTTPStreamClosedError):
+                    await request
+            else:
+                assert await request == (503, "node_unreachable")
+    assert 1 <= len(asked) <= most
 
 
 async def test_a_ticket_of_the_console_is_redeemed_where_it_was_made(fleet: Fleet) -> None:
