@@ -216,16 +216,15 @@ class RelayHandler(FrontHandler):
             # The node knows whether the caller is authenticated, and how long its response may take.
             connection.await_relay()
         try:
-            if self._websocket_at is not None:
-                self._work = asyncio.ensure_future(self._open_websocket(self._websocket_at))
-                await self._work
-            elif self._work is not None:
+            if self._work is not None:
                 await self._put(None)
-                await self._work
+            elif self._websocket_at is not None:
+                self._work = asyncio.ensure_future(self._open_websocket(self._websocket_at))
             elif self.match.row.action is Action.GATHER:
-                await self._gather()
+                self._work = asyncio.ensure_future(self._gather())
             else:
-                await self._place()
+                self._work = asyncio.ensure_future(self._place())
+            await self._work
         except asyncio.CancelledError:
             return
         finally:

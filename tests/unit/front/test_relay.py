@@ -110,18 +110,14 @@ async def test_e2b_through_the_front(fleet: Fleet) -> None:
     assert (await fleet.fetch("GET", "/health", headers={"E2b-Sandbox-Id": names[0]}, token=None)).code == 401
 
 
-async def test_a_client_that_goes_ends_its_request_at_the_node(fleet: Fleet) -> None:
-    (session, _) = await fleet.on_each()
-    node = fleet.node(session["id"])
-    lost = node.losses()
-    call = asyncio.ensure_future(
-        fleet.fetch(
-            "POST", f"/v1/sessions/{session['id']}/cells", {"code": SLEEP, "on_disconnect": "interrupt"},
-            request_timeout=0.5,
-        )
-    )  # fmt: skip
+@pytest.mark.parametrize("path", ["/v1/sessions/{}/cells", "/v1/execute"], ids=["passed on", "placed"])
+async def test_a_client_that_goes_ends_its_request_at_the_node(fleet: Fleet, path: str) -> None:
+    session, _ = await fleet.on_each()
+    losses = [node.losses() for node in fleet.nodes]
+    body = {"code": SLEEP, **({"on_disconnect": "interrupt"} if "{}" in path else {})}
+    call = asyncio.ensure_future(fleet.fetch("POST", path.format(session["id"]), body, request_timeout=0.5))
     await asyncio.gather(call, return_exceptions=True)
-    await wait_until(lambda: lost, what="the node notices")
+    await wait_until(lambda: any(losses), what="the node notices")
 
 
 @pytest.mark.parametrize(("verb", "most"), [("GET", 20), ("POST", 1)])
