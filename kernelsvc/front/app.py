@@ -33,7 +33,6 @@ class FrontMcpHandler(FrontHandler, McpHandler):
     """Handler of ``/mcp``. Its tools call the front itself, so sessions of all nodes have one list of names."""
 
     transport = "mcp"
-    prepare = McpHandler.prepare
 
 
 class Front(Application):

@@ -145,7 +145,9 @@ class _ListsSandboxes(FrontHandler):
 
     async def prepare(self) -> None:
         """Tornado's hook: authenticate, then read the sessions of all nodes."""
-        await self.admit_request()
+        await super().prepare()
+        if self.request.method == "OPTIONS":
+            return
         found = await asyncio.gather(*(self._in_state(state) for state in SessionState if state != "closed"))
         # A session may change its state between two of the requests.
         self._sessions = {each.id: each for some in found for each in some if each.state != "closed"}

@@ -18,10 +18,9 @@ from kernelsvc.front.placing import Placing
 from kernelsvc.front.routes import Action, Match, sandbox_in, session_in, token_of, wanted
 from kernelsvc.front.splice import splice
 from kernelsvc.front.upstream import HOP_BY_HOP, UNLIMITED, Collector, NoAnswer, NotSent, Response
-from kernelsvc.protocol import jsonrpc
 from kernelsvc.server import sandboxai
 from kernelsvc.server.connections import ANSWER_SECONDS, connection_of
-from kernelsvc.server.handler import DISCARD_BYTES, ON_LOOPBACK, BaseHandler, ServerContext, as_error
+from kernelsvc.server.handler import DISCARD_BYTES, ON_LOOPBACK, ApiHandler, ServerContext, as_error
 
 #: Pieces of a body that wait for a node.
 MAX_PIECES = 4
@@ -29,17 +28,13 @@ MAX_PIECES = 4
 PAUSE_SECONDS = 0.1
 
 
-class FrontHandler(BaseHandler):
+class FrontHandler(ApiHandler):
     """Base of the front's handlers: tokens in the forms of all APIs, and errors in their formats."""
 
     transport = "front"
     match: Match
     cluster: Cluster
     placing: Placing
-
-    async def prepare(self) -> None:
-        """Tornado's hook: authenticate."""
-        await self.admit_request()
 
     def token(self) -> str | None:
         """Return the token that the request carries."""
@@ -71,7 +66,6 @@ class FrontHandler(BaseHandler):
 class RelayHandler(FrontHandler):
     """Handler of every request that a node answers."""
 
-    _work: asyncio.Task[None] | None = None
     _websocket_at: Member | None = None
     _read_whole = False
 
@@ -79,8 +73,8 @@ class RelayHandler(FrontHandler):
         """Tornado's hook."""
         super().initialize(context, **more)
         self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue(MAX_PIECES)
-        self._kept: list[bytes] = []
-        self._size = 0
+        self._body = []
+        self._kept = 0
         row = self.match.row
         self.route = row.path.pattern
         if row.open or self.request.method == "OPTIONS":
@@ -185,12 +179,7 @@ class RelayHandler(FrontHandler):
         """Tornado's hook: a piece of the body."""
         if self._work is not None:
             return None if self._work.done() else self._put(chunk)
-        self._size += len(chunk)
-        if self._size <= self.context.settings.max_body_bytes:
-            self._kept.append(chunk)
-        else:
-            self._kept.clear()
-        return None
+        return super().data_received(chunk)
 
     async def _put(self, chunk: bytes | None) -> None:
         """Hand a piece to the node's connection, unless the exchange ends first."""
@@ -242,7 +231,8 @@ class RelayHandler(FrontHandler):
                 break
             except (NotSent, NoAnswer) as error:
                 if isinstance(error, NoAnswer) and not self._is_repeatable():
-                    self.abort()
+                    # The node may have carried it out, so no error may say that it has not.
+                    self._abort()
                     return
                 if asyncio.get_running_loop().time() > deadline:
                     raise NodeUnreachable(
@@ -251,7 +241,7 @@ class RelayHandler(FrontHandler):
                 await asyncio.sleep(PAUSE_SECONDS)
                 member = await self.cluster.members.wait_for(member.name, "this")
             except StreamClosedError:
-                self.abort()
+                self._abort()
                 return
         if not self._finished:
             self.finish()
@@ -260,7 +250,7 @@ class RelayHandler(FrontHandler):
         try:
             await splice(self, member, *self._head(), Passing(self))
         except StreamClosedError:
-            self.abort()
+            self._abort()
             return
         if not self._finished:
             self.finish()
@@ -277,18 +267,6 @@ class RelayHandler(FrontHandler):
         if self.context.on_loopback:
             headers[ON_LOOPBACK] = "1"
         return RequestStartLine(request.method or "", request.uri or "", "HTTP/1.1"), headers
-
-    def abort(self) -> None:
-        """Close the client's connection in the middle of a response, as when a server ends.
-
-        Whether the node has carried out the request is not known, so no error may say that it has not.
-        """
-        stream = getattr(self.request.connection, "stream", None)
-        if stream is not None:
-            stream.close()
-        if not self._finished:
-            self._finished = True
-            self.on_finish()
 
     async def _gather(self) -> None:
         parts = await self.cluster.everywhere("GET", self.request.uri or "", self.token() or "")
@@ -307,9 +285,7 @@ class RelayHandler(FrontHandler):
             self.set_header("X-Kernelsvc-Unreachable", ",".join(absent))
 
     async def _place(self) -> None:
-        if self._size > self.context.settings.max_body_bytes:
-            raise jsonrpc.too_large("The body", self._size, self.context.settings.max_body_bytes)
-        body = b"".join(self._kept)
+        body = self.body()
         start, headers = self._head()
         headers.pop("Transfer-Encoding", None)
         headers["Content-Length"] = str(len(body))
@@ -335,7 +311,7 @@ class RelayHandler(FrontHandler):
                     raise AtCapacity("No node accepts this now. Try again in a few seconds.") from None
                 continue
             except (NoAnswer, StreamClosedError):
-                self.abort()
+                self._abort()
                 return
             if passing.refused is None or not is_full(passing.refused):
                 break
@@ -347,28 +323,6 @@ class RelayHandler(FrontHandler):
         passing = Passing(self)
         passing.copy_head(response.status, response.headers)
         self.finish(response.body)
-
-    # --- the end ----------------------------------------------------------------------------
-
-    def on_finish(self) -> None:
-        """Tornado's hook."""
-        self.context.requests.discard(self)
-        super().on_finish()
-
-    def on_connection_close(self) -> None:
-        """Tornado's hook: the client disconnected, so the node's connection ends."""
-        self.context.requests.discard(self)
-        if self._work is not None:
-            self._work.cancel()
-
-    def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
-        """Tornado's hook."""
-        if self._headers_written:
-            self.abort()
-            return
-        if not getattr(self.request.connection, "_read_finished", True):
-            self.keep_headers(Connection="close")
-        super().send_error(status_code, **kwargs)
 
 
 def is_full(response: Response) -> bool:

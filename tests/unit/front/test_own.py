@@ -16,6 +16,20 @@ async def test_open_routes_need_no_token(fleet: Fleet, path: str) -> None:
     assert (await fleet.fetch("GET", path, token=None)).code in (200, 404)
 
 
+async def test_a_browsers_preflight_needs_no_token(fleet: Fleet) -> None:
+    asks = {"Origin": fleet.url, "Access-Control-Request-Method": "GET"}
+    own = ["/v1/info", "/v1/nodes", "/v1/nodes/000000/drain", "/mcp", "/v2/sandboxes", "/snapshots", "/healthz"]
+    for path in [*own, "/v1/sessions", "/sandboxes/metrics"]:
+        response = await fleet.fetch("OPTIONS", path, headers=asks, token=None)
+        assert (response.code, response.headers["Access-Control-Allow-Origin"]) == (204, fleet.url), path
+
+
+async def test_a_body_without_a_reader_is_no_error(fleet: Fleet) -> None:
+    for path in ["/v1/info", "/v2/sandboxes", "/snapshots", "/v1/sessions", "/sandboxes/metrics"]:
+        assert (await fleet.fetch("GET", path, b"{}")).code == 200, path
+    assert not fleet.front._context.requests
+
+
 async def test_metrics_and_info_describe_the_cluster(fleet: Fleet) -> None:
     text = (await fleet.fetch("GET", "/metrics", token=None)).body.decode()
     assert 'kernelsvc_front_nodes{kind="ready"} 2' in text
