@@ -59,6 +59,8 @@ class Front(Application):
         cluster = Cluster(self.members, self._upstream)
         placing = Placing(cluster, settings.max_sessions_per_principal)
         self._context = context = ServerContext(cast("ServiceApi", self._service), settings, self._metrics)
+        # After the last response: a request ends with the connection of its node.
+        context.closers.append(self.members.close)
         info = {"info": own.Info(cluster)}
         self._shared = {"context": context}
         self._parts = {"cluster": cluster, "placing": placing}

@@ -305,6 +305,11 @@ class Members:
                 elif silent > reports.SILENT_SECONDS:
                     self._suspect(member)
 
+    async def close(self) -> None:
+        """Close the connections of all nodes. Requests that still run at them end."""
+        for member in self.known():
+            self._lose(member)
+
     # --- what is shown ----------------------------------------------------------------------
 
     def describe(self) -> list[dict[str, Any]]:
@@ -396,7 +401,6 @@ class JoinHandler(BaseHandler, WebSocketHandler):
 
     def open(self, *args: str, **kwargs: str) -> None:
         """Tornado's hook."""
-        self.context.sockets.add(self)
         if self.context.stopping:
             self.close(1001, "the front stops")
 
@@ -451,7 +455,6 @@ class JoinHandler(BaseHandler, WebSocketHandler):
 
     def on_close(self) -> None:
         """Tornado's hook: the connection ended."""
-        self.context.sockets.discard(self)
         for future in self._asked.values():
             if not future.done():
                 # No cancellation: it would end the request that asked, without a response.

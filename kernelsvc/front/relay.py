@@ -215,7 +215,7 @@ class RelayHandler(FrontHandler):
                 self._work = asyncio.ensure_future(self._place())
             await self._work
         except asyncio.CancelledError:
-            return
+            self._abort()  # the client has disconnected, or an endless response ends because the front stops
         finally:
             if connection is not None and self._websocket_at is None:
                 connection.await_answer()
@@ -362,6 +362,9 @@ class Passing(HTTPMessageDelegate):
             (handler.add_header if name in seen else handler.set_header)(name, value)
             seen.add(name)
         self._length = headers.get("Content-Length")
+        if headers.get("Content-Type", "").startswith("text/event-stream") and (task := asyncio.current_task()):
+            handler.context.streams.add(task)
+            task.add_done_callback(handler.context.streams.discard)
 
     async def headers_received(self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders) -> None:
         """Tornado's hook."""

@@ -120,6 +120,26 @@ async def test_a_client_that_goes_ends_its_request_at_the_node(fleet: Fleet, pat
     await wait_until(lambda: any(losses), what="the node notices")
 
 
+async def test_a_stop_ends_event_streams_and_waits_for_responses(fleet: Fleet) -> None:
+    fleet.server._settings = msgspec.structs.replace(fleet.settings, shutdown_seconds=60)
+    path = f"/v1/sessions/{(await fleet.on_each())[1]['id']}"
+    got = asyncio.Event()
+    events = asyncio.ensure_future(
+        fleet.fetch(
+            "GET", f"{path}/events", headers={"Accept": "text/event-stream"}, streaming_callback=lambda _: got.set()
+        )
+    )
+    await got.wait()
+    code = "import asyncio\nawait asyncio.sleep(0.5)\nprint('done')"
+    cell = asyncio.ensure_future(fleet.json("POST", f"{path}/cells", {"code": code}, status=200))
+    await wait_until(lambda: fleet.state(path.rpartition("/")[2]) == "busy", what="the cell runs")
+    async with asyncio.timeout(30):
+        await fleet.server.stop()
+        assert (await cell)["reason"] == "ok"
+        with pytest.raises(HTTPStreamClosedError):
+            await events
+
+
 @pytest.mark.parametrize(("verb", "most"), [("GET", 20), ("POST", 1)])
 async def test_a_node_that_closes_connections_is_asked_again_for_a_time(fleet: Fleet, verb: str, most: int) -> None:
     """Only requests that read are sent again, and they end with an error."""
