@@ -1,8 +1,8 @@
 """New entries of all journals of a data directory, as spans.
 
 The journals are read where they lie, so the server does nothing for it, and a receiver that is away costs no memory:
-the journals are the queue. An entry is read only when it is older than one look. The tail of a journal that a failed
-write takes back was never read then.
+the journals are the queue. An entry is read only when two looks have found it. So the tail of a journal that a failed
+write takes back is not read, unless the process ends meanwhile and takes all that is there (``settle``).
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ class JournalFollower:
             except OSError:
                 self._drop(session)
                 continue
-            self._settled[session] = min(size, self._sizes.get(session, 0))
+            # What a receiver has was settled before: the first look of a process has no other to compare with.
+            self._settled[session] = min(size, self._sizes.get(session, self._sent[session]))
             self._sizes[session] = size
 
     def settle(self) -> None:
@@ -164,16 +165,24 @@ class JournalFollower:
     # --- spans ---------------------------------------------------------------------------
 
     def take(self) -> Batch | None:
-        """Return the next spans, or None if no journal has a further entry. Call ``sent`` before the next call."""
+        """Return the next spans, or None if no journal has a further entry.
+
+        Call ``sent`` when a receiver has them. Without it the next call returns them again.
+        """
         batch = Batch()
         for session, end in self._settled.items():
             sent = self._sent.get(session)
             if sent is None or sent == end:
                 continue
-            followed = self._follow(session)
-            if max(followed.offset, sent) > end:
+            if sent > end:
                 # The journal is shorter than it was: a loss of power took entries that were sent. All are sent again.
-                followed = self._restart(session)
+                self._followed.pop(session, None)
+                self._sent[session] = 0
+            followed = self._follow(session)
+            if followed.offset > self._sent[session]:
+                # The last batch was not sent. Its spans are made again, from the beginning, as they may span entries.
+                del self._followed[session]
+                followed = self._follow(session)
             if not self._read(session, followed, end, batch):
                 continue
             position = COMPLETE if followed.complete else followed.offset
@@ -201,11 +210,6 @@ class JournalFollower:
                 self._followed.popitem(last=False)
         self._followed.move_to_end(session)
         return found
-
-    def _restart(self, session: str) -> _Followed:
-        del self._followed[session]
-        self._sent[session] = 0
-        return self._follow(session)
 
     def _open(self, session: str) -> int:
         return os.open(self._journal(session), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)

@@ -71,6 +71,43 @@ def test_a_restart_goes_on_from_the_position_and_knows_what_came_before(tmp_path
     assert drain(JournalFollower(tmp_path, {})) == ["c1", "c2"], "without a note everything is sent again"
 
 
+@pytest.mark.parametrize("sessions", [1, 3])
+def test_a_restart_sends_nothing_again_that_was_sent(tmp_path, sessions):
+    journals = [journal_of(tmp_path, f"s{n}") for n in range(sessions)]
+    for number, journal in enumerate(journals):
+        run(journal, f"a{number}")
+    first, positions = JournalFollower(tmp_path, {}), {}
+    first.look(), first.look()
+    while (batch := first.take()) is not None:
+        positions |= batch.moves
+        first.sent(batch.moves)
+    second = JournalFollower(tmp_path, positions)
+    second.look()
+    assert cells_of(second.take()) == [], "spans were sent again at the first look"
+    run(journals[0], "b0")
+    assert drain(second) == ["b0"]
+
+
+def test_a_journal_that_lost_its_end_while_no_exporter_ran_is_sent_again(tmp_path):
+    journal = journal_of(tmp_path)
+    run(journal, "c1")
+    assert drain(JournalFollower(tmp_path, {"s1": journal.size + 100})) == ["c1"]
+
+
+def test_a_batch_that_was_not_sent_is_taken_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BATCH_SPANS", 3)
+    journals = [journal_of(tmp_path, name) for name in ("s1", "s2")]
+    for journal in journals:
+        run(journal, "c0", "c1")
+    journals[0].append([ev.CellQueued(cell="c2")])
+    follower = JournalFollower(tmp_path, {})
+    follower.look(), follower.look()
+    lost = cells_of(follower.take())
+    assert len(lost) == 3
+    journals[0].append([ev.CellFinished(cell="c2")])
+    assert sorted(drain(follower)) == ["c0", "c0", "c1", "c1", "c2"]
+
+
 def test_a_batch_is_bounded_and_the_rest_follows(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "BATCH_SPANS", 3)
     journal = journal_of(tmp_path)
