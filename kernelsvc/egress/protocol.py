@@ -15,6 +15,9 @@ from kernelsvc.model.network.secrets import SecretSource
 
 #: Name of the socket in the runtime directory.
 SOCKET_NAME = "egress.sock"
+#: Most bytes of a session's rules as JSON. A longer datagram than ``seqpacket.DATAGRAM`` would end the connection, and
+#: so the network of all sessions. The message to the kernel host has the session's environment beside the rules.
+MAX_RULES_BYTES = 96 * 1024
 #: Descriptors of ``open``: the init's pidfd, two sockets for look-ups, and the listeners.
 MAX_FDS = 3 + MAX_PORTS
 

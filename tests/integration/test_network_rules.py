@@ -32,6 +32,8 @@ def get(url, **headers):
     request = urllib.request.Request(url, headers=headers)
     return urllib.request.urlopen(request, timeout=10, context=context if url.startswith("https") else None).read()
 """
+#: Rules that no datagram between the server and the proxy holds.
+LONG = {"allow": [{"host": "ok.test", "paths": [f"/{n}/{'x' * 480}" for n in range(60)]}] * 8}
 TLS = "print(get('https://ok.test/over-tls').decode())"
 
 
@@ -135,6 +137,7 @@ def test_a_refusal_is_in_the_text_and_in_the_journal(filtered: Served, client: C
         ({"allow": ["127.1"]}, "bad_request", "an address and not a name"),
         ({"allow": ["ok.test"], "speed": 3}, "bad_request", "speed"),
         ({"deny": []}, "bad_request", "allow"),
+        (LONG, "bad_request", "may take 98304"),
     ],
 )
 def test_bad_rules_change_nothing(client: Client, network: object, code: str, words: str) -> None:
@@ -276,6 +279,7 @@ def test_the_rules_of_a_running_session_can_be_replaced(filtered: Served, client
             ({"allow": ["evil.example"]}, "limit_too_high", "evil.example is more than"),
             ("host", "limit_too_high", "network = host"),
             ({"allow": ["*.com"]}, "bad_request", "many owners"),
+            (LONG, "bad_request", "may take 98304"),
         ]
         for rules, code, words in refused:
             with pytest.raises(KernelsvcError, match=words) as raised:

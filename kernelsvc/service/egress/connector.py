@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from kernelsvc.egress.client import EgressClient
-from kernelsvc.egress.protocol import Report
+from kernelsvc.egress.protocol import MAX_RULES_BYTES, Report
 from kernelsvc.errors import BadRequest, KernelsvcError
 from kernelsvc.kernels.launchers import KernelLaunchers
 from kernelsvc.model import events as ev
@@ -54,10 +54,19 @@ class EgressConnector:
         """Wait for the proxy, if a session with these limits needs it. Safe to cancel.
 
         Raises:
-            BadRequest: a rule has a secret that does not exist, or may not be sent to the rule's host.
+            BadRequest: the rules are too long, or one has a secret that does not exist or may not be sent to its host.
             Internal: the proxy can't be started or does not answer.
         """
         if isinstance(limits.network, NetworkRules):
+            size = len(msgspec.json.encode(limits.network))
+            if size > MAX_RULES_BYTES:
+                raise BadRequest(
+                    f"The network rules take {size} bytes and may take {MAX_RULES_BYTES}. Write fewer or shorter ones, "
+                    "with wildcards.",
+                    limit="network",
+                    wanted=size,
+                    allowed=MAX_RULES_BYTES,
+                )
             try:
                 check_secrets(limits.network, self._secrets)
             except ValueError as error:
