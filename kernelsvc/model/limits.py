@@ -49,11 +49,15 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     lifetime_seconds: float | None = 24 * 3600.0
     network: Network = "none"
 
-    def lowered(self, wanted: LimitsRequest) -> Limits:
+    def lowered(self, wanted: LimitsRequest, *, any_secret: bool = False) -> Limits:
         """Return a copy of these limits with the requested values.
 
+        Args:
+            wanted: The requested values.
+            any_secret: See ``lowered_network``.
+
         Raises:
-            BadRequest: A wanted limit is too low for a session to start.
+            BadRequest: A wanted limit is too low for a session to start, or the rules are too many with the server's.
             LimitTooHigh: A wanted limit is above this one, or asks for a network that this one denies.
         """
         changes: dict[str, object] = {}
@@ -70,7 +74,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
                     least=floor,
                 )
             if name == "network":
-                changes[name] = lowered_network(self.network, value)
+                changes[name] = lowered_network(self.network, value, any_secret=any_secret)
                 continue
             ceiling = getattr(self, name)
             if ceiling is not None and value > ceiling:
@@ -84,13 +88,24 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, **changes)
 
 
-def lowered_network(ceiling: Network, wanted: Network) -> Network:
+def lowered_network(ceiling: Network, wanted: Network, *, any_secret: bool = False) -> Network:
     """Return the network of a session that asks for ``wanted`` where at most ``ceiling`` is allowed.
+
+    Args:
+        ceiling: The server's network.
+        wanted: The requested network.
+        any_secret: Whether the caller may use each secret of the operator where the server's network is "host". Such a
+            network lists no secret that sessions may use, and an access to all destinations is no access to all keys.
 
     Raises:
         LimitTooHigh: It asks for more. The message names the rule.
+        BadRequest: With the server's denied hosts there are too many rules.
     """
-    if wanted == "none" or ceiling == "host":
+    if ceiling == "host":
+        if isinstance(wanted, NetworkRules) and not any_secret:
+            _refuse_secrets(wanted)
+        return wanted
+    if wanted == "none":
         return wanted
     if ceiling == "none":
         allowed, refused = "none", wanted if isinstance(wanted, str) else wanted.summary()
@@ -100,7 +115,10 @@ def lowered_network(ceiling: Network, wanted: Network) -> Network:
         uncovered = ceiling.uncovered(wanted)
         if uncovered is None:
             _check_quotas(ceiling, wanted)
-            return ceiling.restricted_to(wanted)
+            try:
+                return ceiling.restricted_to(wanted)
+            except ValueError as error:
+                raise BadRequest(f"With this server's own, {error}.", limit="network") from None
         allowed, refused = ceiling.summary(), uncovered
     raise LimitTooHigh(
         f"network = {refused} is more than this server allows: {allowed}. Ask for at most that.",
@@ -108,6 +126,23 @@ def lowered_network(ceiling: Network, wanted: Network) -> Network:
         wanted=refused,
         allowed=allowed,
     )
+
+
+def _refuse_secrets(wanted: NetworkRules) -> None:
+    """Refuse rules with secrets.
+
+    Raises:
+        LimitTooHigh: A rule has some.
+    """
+    for rule in wanted.parsed():
+        if rule.secrets:
+            raise LimitTooHigh(
+                f"network = {rule.text} uses secrets of this server, and this token may not. Use one with the scope "
+                "admin, or let the operator list the rule in the server's limits.network instead of host.",
+                limit="network",
+                wanted=rule.text,
+                allowed="host, without secrets",
+            )
 
 
 def _check_quotas(ceiling: NetworkRules, wanted: NetworkRules) -> None:

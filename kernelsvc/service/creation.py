@@ -110,7 +110,8 @@ class SessionCreator:
         main = self._registry.find_open(who, request.sidecar_of) if request.sidecar_of else None
         template = request.template or (main.spec.template if main else self._settings.default_template)
         self._factory.require_template(template)
-        limits = (main.limits if main else self._settings.limits).lowered(request.limits)
+        ceiling = main.limits if main else self._settings.limits
+        limits = ceiling.lowered(request.limits, any_secret="admin" in who.scopes)
         await self._egress.require(limits)
         env = {**(main.spec.env if main else {}), **request.env}
         binds, workspace = self._binds(who, request, main)

@@ -49,7 +49,7 @@ class NetworkUpdates:
             SessionClosed: the session has ended.
         """
         found = self._registry.find_open(who, session)
-        rules = self._wanted(found, network)
+        rules = self._wanted(who, found, network)
         await self._egress.require(msgspec.structs.replace(found.limits, network=rules))
         family, ports = self._egress.family_of(found)
         _require_possible(found.limits.network, rules, ports)
@@ -60,7 +60,7 @@ class NetworkUpdates:
         self._egress.update(found, rules)
         return self._registry.describe(found)
 
-    def _wanted(self, session: Session, network: Network | None) -> NetworkRules:
+    def _wanted(self, who: Principal, session: Session, network: Network | None) -> NetworkRules:
         if not isinstance(session.limits.network, NetworkRules):
             raise Conflict(
                 f"This session began with network = {session.limits.network}, so its network can't be changed. "
@@ -68,7 +68,9 @@ class NetworkUpdates:
             )
         if network == "none":
             return msgspec.structs.replace(session.limits.network, allow=())
-        allowed = self._ceiling.network if network is None else lowered_network(self._ceiling.network, network)
+        allowed = self._ceiling.network
+        if network is not None:
+            allowed = lowered_network(allowed, network, any_secret="admin" in who.scopes)
         if not isinstance(allowed, NetworkRules):
             raise BadRequest('Only rules can replace rules. Write network as {"allow": [...]}.', limit="network")
         return allowed

@@ -146,6 +146,24 @@ def test_quotas_and_private_networks_are_the_servers_at_most():
     assert Limits(network="host").lowered(LimitsRequest(network=less)).network == less
 
 
+@pytest.mark.parametrize(
+    "rule", [{"host": "api.test", "secrets": ["key"]}, {"host": "api.test", "inject": {"X-Key": "${key}"}}]
+)
+def test_a_network_without_rules_of_the_servers_gives_no_use_of_its_secrets(rule):
+    wanted = LimitsRequest(network=rules("a.test", rule))
+    with pytest.raises(LimitTooHigh, match=r"api\.test .*secret key.* uses secrets of this server"):
+        Limits(network="host").lowered(wanted)
+    assert Limits(network="host").lowered(wanted, any_secret=True).network == wanted.network
+    literal = LimitsRequest(network=rules({"host": "api.test", "inject": {"X-Team": "blue"}}))
+    assert Limits(network="host").lowered(literal).network == literal.network
+
+
+def test_rules_that_are_too_many_with_the_servers_are_refused():
+    server = rules("*", deny=[f"{n}.test" for n in range(200)])
+    with pytest.raises(BadRequest, match="more than 256 rules"):
+        Limits(network=server).lowered(LimitsRequest(network=rules("a.com", deny=[f"{n}.com" for n in range(100)])))
+
+
 @pytest.mark.parametrize("ceiling", ["none", "host", CEILING])
 def test_none_is_always_allowed(ceiling):
     assert Limits(network=ceiling).lowered(LimitsRequest(network="none")).network == "none"
