@@ -51,6 +51,9 @@ class NetworkUpdates:
         found = self._registry.find_open(who, session)
         rules = self._wanted(who, found, network)
         await self._egress.require(msgspec.structs.replace(found.limits, network=rules))
+        # The start of a proxy may take seconds. Meanwhile the session may have ended, or another request changed it.
+        found = self._registry.find_open(who, session)
+        rules = self._wanted(who, found, network)
         family, ports = self._egress.family_of(found)
         _require_possible(found.limits.network, rules, ports)
         for one in family:
@@ -64,7 +67,7 @@ class NetworkUpdates:
         if not isinstance(session.limits.network, NetworkRules):
             raise Conflict(
                 f"This session began with network = {session.limits.network}, so its network can't be changed. "
-                "Create a session with rules."
+                "Create a session with rules in limits.network, and replace those."
             )
         if network == "none":
             return msgspec.structs.replace(session.limits.network, allow=())
@@ -89,13 +92,13 @@ def _require_possible(present: Network, rules: NetworkRules, ports: set[int] | N
     if missing:
         shown, have = ", ".join(map(str, missing)), ", ".join(map(str, sorted(ports)))
         raise BadRequest(
-            f"The running session has no listener for port {shown}. Rules may name {have or 'no port'}, the ports of "
-            "its first rules.",
+            f"The running session has no listener for port {shown}. Name only the ports of its first rules "
+            f"({have or 'none'}), or create a session with the new rules.",
             limit="network",
         )
     if rules.reads_requests() and not present.reads_requests():
         raise BadRequest(
             "Rules with methods, paths or secrets need a certificate in the session, which it has only if it began "
-            "with such rules.",
+            "with such rules. Create a session with these rules.",
             limit="network",
         )
