@@ -145,14 +145,28 @@ def _entries(file: BinaryIO) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]
             implied = parts[0] == SESSIONS and len(parts) - 1 <= _IMPLIED
             if above and not seen.get(above, implied):
                 raise tarfile.ReadError(f"{entry.name[:200]!r} is in no directory of the backup")
-            if implied and entry.issym() and parts[-1] != "files":
-                raise tarfile.ReadError(f"{entry.name[:200]!r} is a link")
+            if parts[0] == SESSIONS and len(parts) <= _IMPLIED and not entry.isdir():
+                raise tarfile.ReadError(f"{entry.name[:200]!r} is no directory")
+            if implied and entry.issym() and not _is_files_link(parts, entry.linkname):
+                raise tarfile.ReadError(f"{entry.name[:200]!r} is a link that no backup has")
             seen[entry.name] = entry.isdir()
-            seen |= {"/".join(parts[:count]): True for count in range(1, len(parts))}
+            if implied:
+                seen |= {"/".join(parts[:count]): True for count in range(1, len(parts))}
             last = entry.offset
             yield tar, entry
             # tarfile keeps each entry, and an archive may have millions.
             tar.members.clear()  # type: ignore[attr-defined]
+
+
+def _is_files_link(parts: list[str], target: str) -> bool:
+    """Return whether a link is a session's ``files``, which leads to a directory below one session's own. Pure.
+
+    The server reads its text only, and passes the files below it to the session's clients.
+    """
+    if len(parts) != 3 or parts[2] != "files" or target.startswith("/"):
+        return False
+    working = os.path.normpath("/".join((*parts[:2], target))).split("/")
+    return len(working) > 3 and working[0] == SESSIONS
 
 
 def _check(archive: Path, file: BinaryIO) -> tuple[Manifest, int]:
@@ -244,7 +258,8 @@ def _unpack(file: BinaryIO, stage: Path, old: str, new: Path) -> None:
         _set_status(path, entry)
     for path, entry in reversed(directories):
         _set_status(path, entry)
-    # The directories without an entry belong to the server, as its heads do.
+    # The directories without an entry belong to the server, as its heads do. A backup without sessions has none.
+    (stage / SESSIONS).mkdir(mode=0o700, exist_ok=True)
     owner = (stage / HEADS).stat()
     for path in (stage, stage / SESSIONS, *_sessions(stage)):
         _own(path, owner.st_uid, owner.st_gid)

@@ -123,6 +123,14 @@ def test_all_of_it_comes_back_elsewhere(original: Original, tmp_path: Path, exis
     assert verify_journal(target / "sessions/s-1/journal.jsonl", public_key=original.key.public).ok
 
 
+def test_a_server_without_sessions_is_restored(tmp_path: Path) -> None:
+    key = SigningKey.load_or_create(tmp_path / "data" / "keys")
+    SessionDirectories(tmp_path / "data")
+    write_backup(tmp_path / "data", tmp_path / "backup.tar.gz", key)
+    assert restore_backup(tmp_path / "backup.tar.gz", tmp_path / "new").manifest.sessions == 0
+    assert not [*(tmp_path / "new" / "sessions").iterdir()]
+
+
 def test_a_key_that_is_kept_elsewhere_is_needed(original: Original, tmp_path: Path) -> None:
     without = [(entry, data) for entry, data in original.content() if not entry.name.startswith("keys/")]
     original.write(without)
@@ -219,12 +227,18 @@ def entry(name: str, type: bytes = tarfile.REGTYPE, target: str = "") -> tarfile
         [entry("link", tarfile.SYMTYPE, "/etc"), entry("link/x")],
         [entry("sessions/s-2", tarfile.SYMTYPE, "/etc")],
         [entry("sessions/s-2/home", tarfile.SYMTYPE, "/etc"), entry("sessions/s-2/home/x")],
+        [entry("sessions/files", tarfile.SYMTYPE, "/etc")],
+        [entry("sessions/s-2")],
+        *(
+            [entry("sessions/s-2/journal.jsonl"), entry("sessions/s-2/files", tarfile.SYMTYPE, where)]
+            for where in ("/etc", "../../../../etc", "..", ".", "../s-0", "../s-0/keys/../../../keys/x", "home/../..")
+        ),
         [entry("hard", tarfile.LNKTYPE, "heads")],
         [entry("device", tarfile.CHRTYPE)],
         [entry("pipe", tarfile.FIFOTYPE)],
         [entry(".restore/x")],
     ],
-    ids=lambda entries: "+".join(each.name for each in entries),
+    ids=lambda entries: "+".join(f"{each.name} {each.linkname}" for each in entries),
 )
 def test_an_entry_that_no_backup_has_is_refused_before_anything_is_written(
     original: Original, tmp_path: Path, hostile: list[tarfile.TarInfo]
