@@ -33,6 +33,12 @@ def backup(args: argparse.Namespace, terminal: Terminal) -> int:
         raise BadRequest(f"Can't write the backup: {error.filename or target}: {error.strerror}.") from None
     for session in report.left_out:
         terminal.message(f"{session} began during the backup and is not in it", "yellow")
+    if report.skipped:
+        terminal.message(
+            f"left out {report.skipped} files or directories of sessions that can't be read or restored, such as "
+            f"{report.first_skipped[:200]}",
+            "yellow",
+        )
     terminal.message(f"wrote {target} ({size(report.bytes)}): {report.sessions} sessions. It holds keys: encrypt it")
     return 0
 

@@ -9,16 +9,19 @@ The last entry is a signed ``Manifest`` with the digest of all bytes before it. 
 from a half-written one, and the archive of this server from another's.
 
 Sessions choose the names and the kinds of the files in their directories, and may change them meanwhile. So no link is
-followed: each directory is opened relative to the one above it (``linux.nofollow``).
+followed: each directory and each file is opened with ``O_NOFOLLOW``, relative to the directory above it (openat(2)).
+A file of a session that can't be read, or not be restored, is left out and counted. It can't stop a backup.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import hashlib
 import io
 import os
+import re
 import stat
 import tarfile
 import tempfile
@@ -45,6 +48,17 @@ MANIFEST, FORM = ".backup.json", 1
 #: What a server makes anew: locks, sockets and the index, which follows from the journals. Also the manifest of an
 #: archive that tar(1) unpacked.
 _LEFT_OUT = ("server.", "host.", "index.sqlite", "traces.", ".")
+#: Where code of sessions writes.
+_THEIRS = re.compile(rf"({SESSIONS}/[^/]+/(?:home|files)|workspaces/[^/]+/[^/]+/files)(?:/|$)")
+#: Errors that such code causes with modes, kinds and names of files. Others are the disk's.
+_CAUSED = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENXIO}
+#: Longest path, in bytes, and most names of one. ``restore`` makes it below another directory, and PATH_MAX is 4096
+#: (limits.h). Each level takes a descriptor and two frames of the stack.
+_MOST_PATH, _MOST_DEPTH = 3000, 200
+#: Most bytes that take no space on the disk (lseek(2), SEEK_HOLE), for each session. In an archive they do.
+_MOST_HOLES = 1 << 30
+#: Latest time of a file, in 2242: 11 octal digits (tar(5)). utime(2) refuses some that a file system has.
+_MOST_TIME = 8**11 - 1
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,11 +96,15 @@ class BackupReport(msgspec.Struct, kw_only=True):
     Attributes:
         sessions: Number of sessions.
         left_out: Ids of sessions that began during the backup.
+        skipped: Number of files and directories of sessions that can't be read or restored.
+        first_skipped: Path of the first of them.
         bytes: Size of the backup.
     """
 
     sessions: int = 0
     left_out: list[str] = []
+    skipped: int = 0
+    first_skipped: str = ""
     bytes: int = 0
 
 
@@ -173,13 +191,14 @@ def write_backup(data: Path, target: Path, key: SigningKey) -> BackupReport:
 
 
 def _add_all(tar: tarfile.TarFile, data: Path, heads: HeadFile, started: datetime, report: BackupReport) -> None:
+    tree = _Tree(tar, report)
     top = open_directory(data.resolve(), os.O_RDONLY)
     try:
         names = [name for name in sorted(os.listdir(top)) if not name.startswith(_LEFT_OUT)]
-        _add_entries(tar, top, "", [name for name in names if name not in (HEADS, SESSIONS)])
+        tree.add(top, "", [name for name in names if name not in (HEADS, SESSIONS)])
         for name in sorted(os.listdir(data / SESSIONS)):
             if _add_journal(tar, data / SESSIONS / name, heads.find(name), started):
-                _add_session(tar, data / SESSIONS / name, f"{SESSIONS}/{name}")
+                _add_session(tree, data / SESSIONS / name, f"{SESSIONS}/{name}")
                 report.sessions += 1
             else:
                 report.left_out.append(name)
@@ -214,54 +233,87 @@ def _began_before(line: bytes, moment: datetime) -> bool:
         return False
 
 
-def _add_session(tar: tarfile.TarFile, path: Path, name: str) -> None:
+def _add_session(tree: _Tree, path: Path, name: str) -> None:
     try:
         fd = open_directory(path.resolve(), os.O_RDONLY)
     except FileNotFoundError:
         return  # It was deleted meanwhile.
     try:
-        _add_entries(tar, fd, f"{name}/", [each for each in sorted(os.listdir(fd)) if each != JOURNAL])
+        tree.add(fd, f"{name}/", [each for each in sorted(os.listdir(fd)) if each != JOURNAL])
     finally:
         os.close(fd)
 
 
-def _add_entries(tar: tarfile.TarFile, above: int, prefix: str, names: Iterable[str]) -> None:
-    for name in names:
-        try:
-            _add_entry(tar, above, prefix, name)
-        except FileNotFoundError:
-            continue  # A session may remove its files at any time.
+class _Tree:
+    """Adds directories to an archive."""
 
+    def __init__(self, tar: tarfile.TarFile, report: BackupReport) -> None:
+        self._tar, self._report = tar, report
+        self._holes = 0
 
-def _add_entry(tar: tarfile.TarFile, above: int, prefix: str, name: str) -> None:
-    found = os.stat(name, dir_fd=above, follow_symlinks=False)
-    info = _info(prefix + name, found)
-    if stat.S_ISLNK(found.st_mode):
-        info.type, info.linkname = tarfile.SYMTYPE, os.readlink(name, dir_fd=above)
-        tar.addfile(info)
-    elif stat.S_ISDIR(found.st_mode):
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
-        try:
-            info.type = tarfile.DIRTYPE
-            tar.addfile(info)
-            _add_entries(tar, fd, f"{prefix}{name}/", sorted(os.listdir(fd)))
-        finally:
-            os.close(fd)
-    elif stat.S_ISREG(found.st_mode):
-        # O_NONBLOCK: it may have become a FIFO, whose open(2) would wait for a writer.
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=above)
-        with os.fdopen(fd, "rb") as file:
-            opened = os.fstat(fd)
-            if stat.S_ISREG(opened.st_mode):
-                info = _info(prefix + name, opened)
-                info.size = opened.st_size
-                tar.addfile(info, _Padded(file, opened.st_size))
-    # Sockets, pipes and devices mean nothing elsewhere.
+    def add(self, above: int, prefix: str, names: Iterable[str]) -> None:
+        """Add the entries with these names of an open directory, and all below them."""
+        for name in names:
+            theirs = _THEIRS.match(prefix + name)
+            if theirs and theirs[1] == prefix + name:
+                self._holes = 0
+            try:
+                added = self._add(above, prefix, name)
+            except FileNotFoundError:
+                continue  # A session may remove its files at any time.
+            except OSError as error:
+                if not theirs or error.errno not in _CAUSED:
+                    raise
+                added = False
+            if not added:
+                self._report.skipped += 1
+                self._report.first_skipped = self._report.first_skipped or prefix + name
+
+    def _add(self, above: int, prefix: str, name: str) -> bool:
+        """Add an entry. Return whether its path can be restored and its holes are few."""
+        if len(os.fsencode(prefix + name)) > _MOST_PATH or prefix.count("/") >= _MOST_DEPTH:
+            return False
+        found = os.stat(name, dir_fd=above, follow_symlinks=False)
+        info = _info(prefix + name, found)
+        if stat.S_ISLNK(found.st_mode):
+            info.type, info.linkname = tarfile.SYMTYPE, os.readlink(name, dir_fd=above)
+            self._tar.addfile(info)
+        elif stat.S_ISDIR(found.st_mode):
+            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+            try:
+                info.type = tarfile.DIRTYPE
+                self._tar.addfile(info)
+                self.add(fd, f"{prefix}{name}/", sorted(os.listdir(fd)))
+            finally:
+                os.close(fd)
+        elif stat.S_ISREG(found.st_mode):
+            # O_NONBLOCK: it may have become a FIFO, whose open(2) would wait for a writer.
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=above)
+            try:
+                return self._add_file(fd, prefix + name)
+            finally:
+                os.close(fd)
+        # Sockets, pipes and devices mean nothing elsewhere.
+        return True
+
+    def _add_file(self, fd: int, name: str) -> bool:
+        opened = os.fstat(fd)
+        if not stat.S_ISREG(opened.st_mode):
+            return False  # It was a file a moment ago.
+        holes = max(0, opened.st_size - opened.st_blocks * 512)
+        if self._holes + holes > _MOST_HOLES and _THEIRS.match(name):
+            return False
+        self._holes += holes
+        info = _info(name, opened)
+        info.size = opened.st_size
+        with open(fd, "rb", closefd=False) as file:
+            self._tar.addfile(info, _Padded(file, opened.st_size))
+        return True
 
 
 def _info(name: str, found: os.stat_result) -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
-    info.mode, info.mtime = stat.S_IMODE(found.st_mode), int(found.st_mtime)
+    info.mode, info.mtime = stat.S_IMODE(found.st_mode), min(max(0, int(found.st_mtime)), _MOST_TIME)
     info.uid, info.gid = found.st_uid, found.st_gid
     return info
 
