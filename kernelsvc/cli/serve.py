@@ -164,6 +164,8 @@ class _ServerRun:
         service = Service(self.settings, spans=self.exporter is not None)
         # Before the kernel host starts, because it inherits the environment.
         keys = read_model_keys(self.settings)
+        for secret in self.settings.secrets.values():
+            os.environ.pop(secret.env or "", None)  # The service has a copy for the egress proxy.
         server = Server(make_app(service, self.settings, service.metrics, keys), self.settings, os.environ)
         # Before anything else starts, so that an address in use costs nothing. Clients that connect now wait.
         server.bind()

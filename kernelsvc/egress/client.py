@@ -47,6 +47,8 @@ class EgressClient:
 
     def __init__(self, settings: EgressSettings, *, start: bool, on_report: Callable[[Report], None]) -> None:
         self._settings = settings
+        # A server removes the variables with secrets from its own environment, and may start several proxies.
+        self._environment = _proxy_environment(settings)
         self._may_start = start
         self._on_report = on_report
         self._opened: dict[str, _Opened] = {}
@@ -105,7 +107,7 @@ class EgressClient:
                 stdin=subprocess.PIPE,
                 stdout=log_file,
                 stderr=log_file,
-                env=_proxy_environment(self._settings),
+                env=self._environment,
                 start_new_session=True,
                 cwd="/",
             )

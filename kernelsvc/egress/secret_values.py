@@ -53,7 +53,8 @@ def _read(source: SecretSource) -> bytes:
     if source.command is not None:
         done = subprocess.run(source.command, stdout=subprocess.PIPE, timeout=COMMAND_SECONDS, check=True)
         return done.stdout
-    # It leaves this process's environment, where a program could read it that runs as the same user.
+    # No command of a further secret inherits it. The variables with which a process began stay in its memory, where
+    # other processes of its user could read them (proc(5), environ) until the proxy is confined.
     value = os.environb.pop(os.fsencode(source.env or ""), None)
     if value is None:
         raise ValueError(f"there is no environment variable {source.env}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
@@ -82,6 +83,20 @@ def test_each_attack_gets_its_verdict(client: Client, served: Served, servers: S
             content = path.read_bytes()
             assert API_KEY.encode() not in content, path
             assert HUB_KEY.encode() not in content, path
+
+
+def test_no_process_but_the_server_and_the_proxy_begins_with_a_secret(client: Client, served: Served) -> None:
+    with client.create_session() as session:
+        assert session.run("1").ok
+        found = {}
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if HUB_KEY.encode() in (process / "environ").read_bytes():
+                    found[int(process.name)] = (process / "cmdline").read_bytes().split(b"\0")
+    assert served.pid in found, "the search finds nothing"
+    own = [command for command in found.values() if os.fsencode(served.data_dir) in b" ".join(command)]
+    others = [command for command in found.values() if command not in own and b"kernelsvc.egress.daemon" not in command]
+    assert not others
 
 
 def test_a_flood_of_look_ups_and_connections_does_not_disturb_others(client: Client) -> None:

@@ -11,7 +11,7 @@ import secrets
 import msgspec
 
 from kernelsvc import settings as conf
-from kernelsvc.cli.companions.companion_process import CompanionProcess
+from kernelsvc.cli.companions.companion_process import CompanionProcess, secret_variables
 from kernelsvc.linux import atomic_file
 from kernelsvc.model.tokens import TokenRecord, hash_token
 
@@ -36,5 +36,6 @@ def prepare(settings: conf.Settings) -> tuple[conf.Settings, CompanionProcess | 
     record = TokenRecord(name=PRINCIPAL, sha256=hash_token(token), scopes=frozenset({"provide"}))
     lock = settings.runtime_path() / "bridge.lock"
     words = ["bridge", *(["--config", settings.config_file] if settings.config_file else [])]
-    settings = msgspec.structs.replace(settings, tokens=[*settings.tokens, record])
-    return settings, CompanionProcess(words, lock, {"KERNELSVC_TOKEN": token, LOCK_VARIABLE: str(lock)})
+    env = {"KERNELSVC_TOKEN": token, LOCK_VARIABLE: str(lock)}
+    bridge = CompanionProcess(words, lock, env, without=secret_variables(settings))
+    return msgspec.structs.replace(settings, tokens=[*settings.tokens, record]), bridge

@@ -12,10 +12,12 @@ import fcntl
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kernelsvc.errors import Conflict
+from kernelsvc.service.directories import KEY_ENV
+from kernelsvc.settings import Settings
 
 #: Seconds between two starts, for the process to end, and between two looks at it.
 PAUSE, END_SECONDS, POLL_SECONDS = 2.0, 5.0, 0.05
@@ -51,6 +53,13 @@ def holder(path: Path) -> int | None:
     return None
 
 
+def secret_variables(settings: Settings) -> set[str]:
+    """Return the environment variables with secrets that only the server and its egress proxy need."""
+    secrets = {source.env for source in settings.secrets.values() if source.env}
+    keys = {model.key_env for model in settings.models.values() if model.key_env}
+    return {"KERNELSVC_TOKEN", KEY_ENV} | secrets | keys
+
+
 class CompanionProcess:
     """A command of ``kernelsvc`` that runs beside the server.
 
@@ -58,12 +67,16 @@ class CompanionProcess:
         words: the command and its options.
         lock: path of the lock that the command keeps.
         env: more environment variables. Secrets belong here, because every user can read a command line (proc(5)).
+        without: variables of this process that the command does not get.
     """
 
-    def __init__(self, words: Sequence[str], lock: Path, env: Mapping[str, str]) -> None:
+    def __init__(
+        self, words: Sequence[str], lock: Path, env: Mapping[str, str], *, without: Collection[str] = ()
+    ) -> None:
         self._command = [sys.executable, "-m", "kernelsvc", *words]
         self._lock = lock
         self._env = env
+        self._without = frozenset(without)
 
     async def keep_running(self, url: str) -> None:
         """Start the process, and start it again whenever it ends. Cancelling leaves it running.
@@ -71,7 +84,8 @@ class CompanionProcess:
         Args:
             url: address of the server.
         """
-        env = {**os.environ, **self._env, "KERNELSVC_URL": url}
+        inherited = {name: value for name, value in os.environ.items() if name not in self._without}
+        env = {**inherited, **self._env, "KERNELSVC_URL": url}
         while True:
             if holder(self._lock) is None:
                 # A session of its own: Ctrl-C at the server's terminal is the server's.

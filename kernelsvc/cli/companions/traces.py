@@ -17,7 +17,7 @@ from types import ModuleType
 
 from kernelsvc import __version__, logs
 from kernelsvc import settings as conf
-from kernelsvc.cli.companions.companion_process import CompanionProcess, locked
+from kernelsvc.cli.companions.companion_process import CompanionProcess, locked, secret_variables
 from kernelsvc.cli.terminal import Terminal
 from kernelsvc.errors import BadRequest, KernelsvcError, NotFound, NotSupported
 from kernelsvc.linux.line_file import walk
@@ -45,7 +45,7 @@ def prepare(settings: conf.Settings, env: Mapping[str, str]) -> CompanionProcess
         if row.name.startswith("telemetry."):
             chosen[row.env] = str(getattr(settings.telemetry, row.name.partition(".")[2]))
     words = ["traces", *(["--config", settings.config_file] if settings.config_file else [])]
-    return CompanionProcess(words, settings.data_path() / LOCK, chosen)
+    return CompanionProcess(words, settings.data_path() / LOCK, chosen, without=secret_variables(settings))
 
 
 def main(args: argparse.Namespace, terminal: Terminal) -> int:

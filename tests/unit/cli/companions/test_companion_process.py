@@ -1,0 +1,59 @@
+"""The environment of the processes beside a server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from waiting import wait_until
+
+from kernelsvc import settings as conf
+from kernelsvc.cli.companions import bridge_process, traces
+
+SETTINGS = """
+[secrets.a]
+hosts = ["a.test"]
+env = "SECRET_A"
+[secrets.b]
+hosts = ["b.test"]
+file = "/nonexistent"
+[models.m]
+url = "http://127.0.0.1:1/v1"
+key_env = "MODEL_KEY"
+[tools.mcp.shop]
+command = ["shop"]
+[telemetry]
+endpoint = "http://127.0.0.1:1"
+"""
+HIDDEN = ("SECRET_A", "MODEL_KEY", "KERNELSVC_TOKEN", "KERNELSVC_CLUSTER_KEY")
+
+
+@pytest.mark.parametrize("kind", ["bridge", "exporter"])
+async def test_no_secret_of_the_server_is_inherited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    for name in (*HIDDEN, "OTHER"):
+        monkeypatch.setenv(name, f"value-of-{name}")
+    config = tmp_path / "kernelsvc.toml"
+    config.write_text(SETTINGS)
+    settings = conf.load({"config": str(config), "data_dir": str(tmp_path), "runtime_dir": str(tmp_path)}, {})
+    process = bridge_process.prepare(settings)[1] if kind == "bridge" else traces.prepare(settings, {})
+    shown = tmp_path / "shown.json"
+    program = f"import json, os, pathlib; pathlib.Path({str(shown)!r}).write_text(json.dumps(dict(os.environ)))"
+    monkeypatch.setattr(process, "_command", [sys.executable, "-c", program])
+    started, start = [], asyncio.create_subprocess_exec
+
+    async def starting(*command: str, **more: Any) -> Any:
+        started.append(await start(*command, **more))
+        return started[-1]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", starting)
+    running = asyncio.create_task(process.keep_running("http://server"))
+    await wait_until(lambda: started)
+    await started[0].wait()
+    running.cancel()
+    env = json.loads(shown.read_text())
+    assert (env["OTHER"], env["KERNELSVC_URL"]) == ("value-of-OTHER", "http://server")
+    assert not [name for name in HIDDEN if f"value-of-{name}" in env.values()]
