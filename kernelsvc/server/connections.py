@@ -58,7 +58,7 @@ class LimitedConnection:
     Attributes:
         peer: The address that it is counted for.
         principal: Name of the principal that a request on it authenticated last. None before.
-        token_sha256: Hash of that request's token.
+        token_sha256: Hash of the token from which the last request with any has its rights.
         phase: The input or output that it waits for.
         since: Start of the phase, on the event loop's clock.
     """
@@ -119,8 +119,12 @@ class LimitedConnection:
             AtCapacity: The principal has as many connections as are allowed.
         """
         self._owner.claim(self, principal)
-        self.token_sha256 = token_sha256
+        self.end_with_token(token_sha256)
         self._credit = self._body_pause()  # an authenticated client may pause for longer
+
+    def end_with_token(self, token_sha256: str) -> None:
+        """Close this connection when a token ends from which its last request has its rights."""
+        self.token_sha256 = token_sha256
 
     def restore(self, stream: SocketStream) -> None:
         """Count it again. Its descriptor was duplicated before it was closed, and this stream has the duplicate."""
@@ -296,13 +300,12 @@ class ConnectionLimiter:
         now = self.now()
         # After a delay of the event loop, input that arrived in time is still unread.
         elapsed, self._last_sweep = min(now - self._last_sweep, 2 * self._interval), now
-        for table in (self._unauthenticated, self._owned):
-            for connection in [each for group in table.values() for each in group]:
-                if (reason := connection.overdue(now, elapsed)) is not None:
-                    connection.close(reason)
-        owned = [each for group in self._owned.values() for each in group]
-        void = self._void_tokens(frozenset(each.token_sha256 for each in owned if each.token_sha256))
-        for connection in owned:
+        found = [each for table in (self._unauthenticated, self._owned) for group in table.values() for each in group]
+        for connection in found:
+            if (reason := connection.overdue(now, elapsed)) is not None:
+                connection.close(reason)
+        void = self._void_tokens(frozenset(each.token_sha256 for each in found if each.token_sha256))
+        for connection in found:
             if connection.token_sha256 in void:
                 connection.close("its token is not valid any more")
         self._timer = asyncio.get_running_loop().call_later(self._interval, self._sweep)

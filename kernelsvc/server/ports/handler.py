@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Awaitable
 from http import HTTPStatus
 from http.client import responses
-from typing import Any
 
 import msgspec
 from tornado.iostream import IOStream
 
 from kernelsvc.errors import BadRequest, Conflict, Forbidden, NotFound, TooLarge, Unauthenticated
-from kernelsvc.model.network.ports import Access
-from kernelsvc.model.objects import Scope
+from kernelsvc.model.network.ports import Access, Ticket
+from kernelsvc.model.objects import Principal, Scope
 from kernelsvc.protocol import e2b, port_headers
 from kernelsvc.server import auth
 from kernelsvc.server.connections import connection_of
@@ -37,6 +38,8 @@ class PortHandler(ApiHandler):
     _exchange: PortExchange | None = None
     _ticket_moved: tuple[str, str] | None = None
     _keep_authorization = False
+    _expires: float | None = None
+    _expiry: asyncio.TimerHandle | None = None
 
     # -- the way in ------------------------------------------------------------------
 
@@ -56,6 +59,8 @@ class PortHandler(ApiHandler):
         connection = await self.context.service.ports.connect(self.who, target.session, target.port, self.access)
         self._exchange = PortExchange(self, connection, target.port, self.context.settings.port_bytes)
         connection.on_end(self._end)
+        if self._expires is not None:  # a WebSocket could outlive its address by days
+            self._expiry = asyncio.get_running_loop().call_later(self._expires - time.time(), self._end)
         fields = port_headers.for_session(
             list(headers.get_all()),
             port=target.port,
@@ -83,8 +88,7 @@ class PortHandler(ApiHandler):
         target, service = self.target, self.context.service
         if target.ticket:
             if not self._is_preflight():
-                who, _, _ = service.ports.holder(target.ticket)
-                self._allow(who, "signed")
+                self._allow_signed(*service.ports.holder(target.ticket))
             return
         if self._is_preflight():
             if service.ports.visitor(target.session, target.port) is None:
@@ -106,7 +110,8 @@ class PortHandler(ApiHandler):
             who = service.access.holder(self.target.session, (e2b.ENVD, e2b.TRAFFIC), *shown)
         else:
             who = service.authenticate(headers.get("X-API-KEY") or auth.bearer(headers.get("Authorization")))
-        self._allow(who, "token")
+        self.set_principal(who)
+        self.auth_scope("run")
 
     def _use_cookie(self) -> bool:
         """Accept the signed address in a host name's query or cookie."""
@@ -116,10 +121,10 @@ class PortHandler(ApiHandler):
         moved = ticket_in_query(self.target.path)
         for text in [moved[0]] if moved is not None else port_headers.tickets_of(headers.get("Cookie")):
             try:
-                who, session, port = ports.holder(text)
+                who, ticket = ports.holder(text)
             except Unauthenticated:
                 continue
-            if (session, port) != (self.target.session, self.target.port):
+            if (ticket.session, ticket.port) != (self.target.session, self.target.port):
                 continue
             if moved is None and port_headers.comes_from_other_site(
                 headers, self.request.method or "", headers.get("Host", "")
@@ -130,7 +135,7 @@ class PortHandler(ApiHandler):
                 self._ticket_moved = moved
             elif moved is not None:
                 self.target = msgspec.structs.replace(self.target, path=moved[1])
-            self._allow(who, "signed")
+            self._allow_signed(who, ticket)
             return True
         return False
 
@@ -144,11 +149,11 @@ class PortHandler(ApiHandler):
         self.who, self.access = who, "public"  # visitors are no principals: their connections stay unauthenticated
         return True
 
-    def _allow(self, who: Any, access: Access) -> None:
-        if access == "token":
-            self.set_principal(who)
-            self.auth_scope("run")
-        self.who, self.access = who, access
+    def _allow_signed(self, who: Principal, ticket: Ticket) -> None:
+        self.who, self.access, self._expires = who, "signed", ticket.expires
+        connection = connection_of(getattr(self.request.connection, "stream", None))
+        if connection is not None:
+            connection.end_with_token(who.token_sha256)
 
     def _resume_paused(self) -> None:
         """Resume a paused sandbox that was created with ``autoResume``, as E2B does."""
@@ -264,6 +269,8 @@ class PortHandler(ApiHandler):
             self._work.cancel()
 
     def _close_exchange(self) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.close()

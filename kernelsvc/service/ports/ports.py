@@ -148,8 +148,8 @@ class Ports:
             found.record(ev.PortUnshared(port=port))
         ports = self._sessions.get(found.id)
         for one, (used, access) in list(ports.connections.items()) if ports is not None else ():
-            if access != "token" and used == port and isinstance(one, PortConnection):
-                one.end()
+            if access != "token" and used == port:
+                ports.end(one)
 
     # -- requests ---------------------------------------------------------------------------
 
@@ -161,8 +161,8 @@ class Ports:
         public = self._state(found, port).public or self._state(found, EVERY).public
         return Principal(name=found.principal, scopes=frozenset({"run", "read"})) if public else None
 
-    def holder(self, text: str) -> tuple[Principal, str, int]:
-        """Return the caller, the session and the port of a ticket.
+    def holder(self, text: str) -> tuple[Principal, Ticket]:
+        """Return the caller of a ticket, and the ticket.
 
         Raises:
             Unauthenticated: the ticket is not valid, or not any more.
@@ -179,7 +179,7 @@ class Ports:
             who = None
         if who is None or time.time() >= ticket.expires:
             raise Unauthenticated("The address is not valid, or not any more. Ask the owner for another.")
-        return who, ticket.session, ticket.port
+        return who, ticket
 
     @staticmethod
     def _state(session: Session, port: int) -> PortState:
@@ -233,11 +233,14 @@ class Ports:
             ports.use(key).add(failed=1)
             raise
         finally:
-            del ports.connections[place]
+            ended = ports.connections.pop(place, None) is None
         ports.connections[connection] = key
         if found.state is SessionState.CLOSED:  # meanwhile
             connection.close()
             raise KernelDead("The session has ended.")
+        if ended:
+            connection.close()
+            raise Unauthenticated("The address is not valid any more. Ask the owner for another.")
         return connection
 
     # -- the end ------------------------------------------------------------------------------

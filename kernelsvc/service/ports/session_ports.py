@@ -116,6 +116,13 @@ class SessionPorts:
         """Stop counting a connection that is closed. Idempotent."""
         self.connections.pop(connection, None)
 
+    def end(self, one: object) -> None:
+        """End a connection, or have one that is being made fail."""
+        if isinstance(one, PortConnection):
+            one.end()
+        else:
+            self.connections.pop(one, None)
+
     def record(self) -> None:
         """Write the counts into the log. Close spare sockets if there were no requests."""
         if self._timer is not None:
@@ -142,8 +149,7 @@ class SessionPorts:
         if self._making is not None:
             self._making.cancel()
         for one in list(self.connections):
-            if isinstance(one, PortConnection):
-                one.end()
+            self.end(one)
         self._close_sockets()
 
     async def connect(self, port: int) -> socket.socket:

@@ -14,7 +14,9 @@ from tornado.simple_httpclient import HTTPStreamClosedError
 from waiting import wait_until
 
 from kernelsvc.model import events as ev
+from kernelsvc.model.tokens import TokenRecord
 from kernelsvc.server.ports import exchange
+from kernelsvc.store.token_file import TokenFile
 
 Respond = Callable[[asyncio.StreamReader, asyncio.StreamWriter, bytes], Awaitable[None]]
 
@@ -48,9 +50,9 @@ class Port:
         self.number = listener.sockets[0].getsockname()[1]
         return listener
 
-    async def share(self, **options: Any) -> dict[str, Any]:
+    async def share(self, token: str = "alice-token", **options: Any) -> dict[str, Any]:
         body = {"port": self.number, **options}
-        return await self.server.json("POST", f"/v1/sessions/{self.session}/ports", body, 201)
+        return await self.server.json("POST", f"/v1/sessions/{self.session}/ports", body, 201, token=token)
 
     def events(self, kind: type) -> list[Any]:
         from http_server import ALICE
@@ -302,6 +304,50 @@ async def test_a_websocket_and_its_end_by_the_owner(port: Port) -> None:
                 await socket.recv()
         with pytest.raises(websockets.InvalidStatus):
             await websockets.connect(url)
+
+
+async def forever(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\n\r\nfirst")
+    await reader.read()
+
+
+@pytest.mark.parametrize(("form", "end"), [("path", "token"), ("host", "time")])
+async def test_an_exchange_ends_with_its_address(port: Port, form: str, end: str) -> None:
+    tokens = TokenFile(port.server.settings.data_path() / "keys")
+    token, kept = tokens.create(lambda digest: TokenRecord(name="alice", sha256=digest))
+    async with await port.listen(forever):
+        # An address ends at a whole second, so that one of less than two could be over before the request.
+        path = (await port.share(token, seconds=2 if end == "time" else 60))["path"]
+        ticket = f"Host: {port.host}\r\nCookie: kernelsvc-port={path.split('/')[3]}\r\n"
+        head = f"GET {path} HTTP/1.1\r\nHost: x\r\n" if form == "path" else f"GET / HTTP/1.1\r\n{ticket}"
+        reader, writer = await asyncio.open_connection(*port.server.url.removeprefix("http://").split(":"))
+        writer.write(f"{head}\r\n".encode())
+        await asyncio.wait_for(reader.readuntil(b"first"), 20)
+        if end == "token":
+            tokens.revoke(kept.id)
+        await asyncio.wait_for(reader.read(), 20)
+        writer.close()
+        await wait_until(lambda: port.ended == 1)
+
+
+@pytest.mark.parametrize("public", [False, True])
+async def test_a_connection_that_is_being_made_ends_with_its_address(
+    port: Port, public: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = (await port.share(**({"public": True} if public else {"seconds": 60})))["path"]
+    service = port.server.service
+    entered, released = asyncio.Event(), asyncio.Event()
+
+    async def resume(session: Any) -> None:
+        entered.set()
+        await released.wait()
+
+    monkeypatch.setattr(service.environment, "resume", resume)
+    asked = asyncio.ensure_future(port.server.fetch("GET", path, token=None))
+    await asyncio.wait_for(entered.wait(), 20)
+    await port.server.json("DELETE", port.path, status=204)
+    released.set()
+    assert ((await asked).code, port.heads) == (401, [])
 
 
 async def test_a_websocket_that_a_server_refuses_is_a_response(port: Port) -> None:
