@@ -240,7 +240,7 @@ class PortUsed(Event):
     """Requests to a server in the session. Recorded some seconds after the first one, for all of them together.
 
     Attributes:
-        port: The port.
+        port: The port. 0 stands for the further ports if there were many.
         access: How they were allowed: token, signed or public.
         requests: Requests, and WebSockets that were opened.
         failed: Those of them that the session's server did not accept.

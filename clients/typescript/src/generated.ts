@@ -1035,7 +1035,7 @@ export interface PortUnsharedEvent {
 /** Requests to a server in the session. Recorded some seconds after the first one, for all of them together. */
 export interface PortUsedEvent {
   type: "port_used";
-  /** The port. */
+  /** The port. 0 stands for the further ports if there were many. */
   port: number;
   /** How they were allowed: token, signed or public. */
   access: string;

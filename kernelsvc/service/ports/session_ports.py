@@ -23,6 +23,9 @@ BATCH, FEW = 32, 8
 CONNECT_SECONDS = 10.0
 #: Seconds over which the log sums up requests. Sockets that were not needed for as long are closed.
 RECORD_SECONDS = 10.0
+#: Ports with an entry of their own for this time. Visitors of a session with every port public could try all of them,
+#: and so fill its log. Further ones are summed up as the port ``OTHERS``.
+MAX_NAMED, OTHERS = 16, 0
 
 #: A port, and how its requests are allowed.
 Key = tuple[int, Access]
@@ -110,6 +113,8 @@ class SessionPorts:
         """Return the counts since the last entry of the log."""
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(RECORD_SECONDS, self.record)
+        if key not in self._uses and len(self._uses) >= MAX_NAMED:
+            key = (OTHERS, key[1])
         return self._uses.setdefault(key, PortUse())
 
     def forget(self, connection: PortConnection) -> None:
