@@ -23,9 +23,10 @@ _HOP_BY_HOP = frozenset(
     {"connection", "keep-alive", "proxy-connection", "proxy-authenticate", "proxy-authorization"}
     | {"te", "trailer", "transfer-encoding", "upgrade", "expect"}
 )
-#: Fields in which this service's clients send secrets, or name a sandbox.
+#: Fields in which this service's clients send secrets, or name a sandbox or a user.
 _OF_SERVICE = frozenset(
     {"x-api-key", "x-access-token", "e2b-traffic-access-token", "e2b-sandbox-id", "e2b-sandbox-port"}
+    | {"x-on-behalf-of"}
 )
 #: Fields that this service sets itself, so that nobody else can.
 _FORWARDED = frozenset(

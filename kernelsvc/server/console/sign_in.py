@@ -15,7 +15,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from kernelsvc.errors import Unauthenticated
+from kernelsvc.errors import Forbidden, Unauthenticated
 from kernelsvc.protocol import jsonrpc
 from kernelsvc.server.handler import ApiHandler
 
@@ -82,7 +82,16 @@ class TicketHandler(ApiHandler):
     tickets: Tickets
 
     def post(self) -> None:
-        """Serve POST."""
+        """Serve POST.
+
+        Raises:
+            Forbidden: The request is for a user of a backend, who must not get the backend's token.
+        """
+        if self.who.backend:
+            raise Forbidden(
+                "A ticket gives the token of its request, here the backend's. Make a token for the user, or send the "
+                "request without X-On-Behalf-Of."
+            )
         ticket = self.tickets.issue(self.token() or "", time.monotonic())
         self.answer(SignInTicket(ticket=ticket, expires_in=TICKET_SECONDS), 201)
 

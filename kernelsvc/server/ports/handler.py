@@ -109,7 +109,8 @@ class PortHandler(ApiHandler):
         if shown:
             who = service.access.holder(self.target.session, (e2b.ENVD, e2b.TRAFFIC), *shown)
         else:
-            who = service.authenticate(headers.get("X-API-KEY") or auth.bearer(headers.get("Authorization")))
+            token = headers.get("X-API-KEY") or auth.bearer(headers.get("Authorization"))
+            who = service.authenticate(token, headers.get("X-On-Behalf-Of"))
         self.set_principal(who)
         self.auth_scope("run")
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from kernelsvc.model.tokens import TokenRecord
 from kernelsvc.server.console.sign_in import MAX_TICKETS, TICKET_SECONDS, Tickets
+from kernelsvc.store.token_file import TokenFile
 
 
 def test_a_ticket_gives_its_token_once():
@@ -51,3 +53,11 @@ async def test_the_origin_of_another_page_gets_no_token(http_server):
     headers = {"Origin": "http://evil.example"}
     asked = await http_server.fetch("POST", "/console/tickets/redeem", {"ticket": ticket}, token=None, headers=headers)
     assert asked.code == 403
+
+
+async def test_a_user_of_a_backend_gets_no_ticket_for_its_token(http_server):
+    tokens = TokenFile(http_server.settings.data_path() / "keys")
+    token, _ = tokens.create(lambda digest: TokenRecord(name="backend", sha256=digest, scopes=frozenset({"delegate"})))
+    user = {"X-On-Behalf-Of": "user"}
+    assert await http_server.refused("POST", "/console/tickets", {}, token=token, headers=user) == (403, "forbidden")
+    await http_server.json("POST", "/console/tickets", {}, 201, token=token)

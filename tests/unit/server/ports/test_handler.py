@@ -101,6 +101,21 @@ async def test_others_do_not_reach_it(port: Port) -> None:
     assert port.heads == []
 
 
+async def test_a_backend_reaches_the_ports_of_the_user_that_it_names_and_no_other(port: Port) -> None:
+    tokens = TokenFile(port.server.settings.data_path() / "keys")
+    token, _ = tokens.create(lambda digest: TokenRecord(name="backend", sha256=digest, scopes=frozenset({"delegate"})))
+    for user in ("one", None):
+        named = {"X-On-Behalf-Of": user} if user else {}
+        made = await port.server.json("POST", "/v1/sessions", {}, 201, token=token, headers=named)
+        port.session = made["id"]
+        answers = [
+            (await port.server.fetch("GET", port.path + "/", token=token, headers=headers)).code
+            for headers in (named, {"X-On-Behalf-Of": "two"})
+        ]
+        assert answers == [200, 404]
+    assert "behalf" not in "".join(port.heads).lower()
+
+
 async def test_a_signed_address_ends_when_its_owner_says_so(port: Port) -> None:
     address = await port.share(seconds=60)
     assert (await port.server.fetch("GET", address["path"], token=None)).code == 200
