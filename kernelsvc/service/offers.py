@@ -141,7 +141,9 @@ class Offers:
         again = provider.connection is not connection
         provider.set_connection(connection)
         held = set(holding)
-        for call in [*self._calls.values()]:
+        # Clients choose the names of their processes, and logs show them: another principal can use the same ones.
+        served = [call for call in self._calls.values() if self._serves(provider, call)]
+        for call in served:
             if call.holder != provider.key or not again:
                 continue
             if call.call in held:  # it is at work, or has the answer
@@ -153,7 +155,12 @@ class Offers:
                 provider.lost(call)
                 call.set(sent=False)
                 self._redispatch(call)
-        return [call for call in holding if call not in self._calls]
+        known = {call.call for call in served}
+        return [call for call in holding if call not in known]
+
+    def _serves(self, provider: Provider, call: DispatchedCall) -> bool:
+        session = self._registry.get(call.session)
+        return session is not None and provider.serves(session.principal)
 
     def _redispatch(self, call: DispatchedCall) -> None:
         session = self._registry.get(call.session)
@@ -492,9 +499,10 @@ class Offers:
         found.handle(CallAnswered(call, status, result if status == "ok" else None, size, error, form))
 
     def _find_called(self, who: Principal, session: str, call: str) -> Session:
-        """Return the session of a call. The bridge answers calls in sessions of others."""
+        """Return the session of a call. The bridge answers the calls that it got in sessions of others."""
         known = self._calls.get(call) if "provide" in who.scopes else None
-        found = self._registry.get(session) if known is not None and known.session == session else None
+        own = known is not None and known.provider is not None and known.provider.principal == who.name
+        found = self._registry.get(session) if own and known is not None and known.session == session else None
         return found if found is not None else self._registry.find(who, session, "run")
 
     def progress(

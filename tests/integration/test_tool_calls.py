@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import subprocess
@@ -17,12 +18,15 @@ import pytest
 from call_storm import Storm
 from served import QUICK, Served, serving
 from waiting import wait_for
+from websockets.sync.client import ClientConnection, connect
 
 from kernelsvc import Client
 from kernelsvc.client.sync_client import Session
 from kernelsvc.client.tool_provider import ToolCall
 from kernelsvc.errors import Conflict, Forbidden, NotFound
 from kernelsvc.model import events as ev
+from kernelsvc.model.tokens import TokenRecord
+from kernelsvc.store.token_file import TokenFile
 
 
 @pytest.fixture(scope="module")
@@ -574,6 +578,55 @@ def test_functions_for_all_sessions_of_a_client(client: Client) -> None:
             client.withdraw("everywhere")
             assert "tools.everywhere" not in str(before.tools())
             assert after.run("tools.everywhere()").text.strip() == "'own'"
+
+
+class _Process:
+    """A client's process that sends the messages of its choice."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self._socket = socket
+        self.calls: list[str] = []
+
+    def send(self, method: str, **params: Any) -> Any:
+        self._socket.send(json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}))
+        while (message := self.read()).get("id") != 1:
+            pass
+        return message.get("result", message.get("error"))
+
+    def read(self) -> dict[str, Any]:
+        message = json.loads(self._socket.recv(30))
+        if message.get("method") == "tool.call":
+            self.calls.append(message["params"]["call"])
+        return message
+
+
+def test_another_principal_can_not_take_or_repeat_a_call(client: Client, served: Served) -> None:
+    tokens = TokenFile(served.data_dir / "keys")
+    scopes = frozenset({"provide"})
+    foreign, kept = tokens.create(lambda digest: TokenRecord(name="mallory", sha256=digest, scopes=scopes))
+    offer = {"name": "buy", "parameters": {"type": "object"}}
+    about = {"offers": [offer], "provider": {"id": "p", "instance": "one"}}
+    url = served.url.replace("http", "ws") + "/v1/ws"
+    keys = [{"Authorization": f"Bearer {token}"} for token in (served.token, foreign)]
+    with contextlib.ExitStack() as stack:
+        session = stack.enter_context(client.create_session())
+        own, other = (_Process(stack.enter_context(connect(url, additional_headers=key))) for key in keys)
+        own.send("tools.offer", **about, session=session.id)
+        cell = session.run("tools.buy()", wait="queued")
+        while not own.calls:
+            own.read()
+        (call,) = own.calls
+        for holding in ([], [call]):
+            # The log of each session that calls an operator's function shows the process's names.
+            answer = other.send("tools.offer", **about, holding=holding)
+            assert answer["cancelled"] == holding, "a call of others is one that does not exist"
+        refused = other.send("tool.return", session=session.id, call=call, status="ok", value="forged")
+        assert refused["data"]["code"] == "not_found"
+        other.send("tools.withdraw")
+        own.send("tool.return", session=session.id, call=call, status="ok", value="real")
+        assert wait_for(lambda: (found := session.cell(cell.id)).state == "finished" and found).text == "'real'\n"
+        assert own.calls == [call], "it was sent once"
+    tokens.revoke(kept.id)
 
 
 def test_a_thousand_calls_in_flight(client: Client) -> None:
