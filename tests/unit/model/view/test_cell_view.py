@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -17,6 +18,7 @@ from kernelsvc.model.objects import CellView
 from kernelsvc.model.view.cell_view import ViewRequest, shares, view_cell
 from kernelsvc.model.view.estimate import estimate
 from kernelsvc.model.view.full_text import LINE, MODEL_MIME, full_text
+from kernelsvc.model.view.line_search import compile_pattern
 
 GAP = re.compile(r"\[… lines? (\d+)(?:–(\d+))? …\]")
 PNG = "iVBORw0KGgo="
@@ -310,11 +312,44 @@ def test_lines_are_found_with_their_numbers():
 
 
 @pytest.mark.parametrize(
-    "pattern", ["(a+)+b", "(a|a)*", r"(.)\1", "(?=a)b", "(?:a*)*", "a*b*c*d*", "a{1,}b*c+.*", "x" * 300]
+    "pattern",
+    [
+        "(a+)+b",
+        "(a|a)*",
+        r"(.)\1",
+        "(?=a)b",
+        "(?:a*)*",
+        "a*b*c*d*",
+        "a{1,}b*c+.*",
+        "x" * 300,
+        "a?" * 14 + "a" * 14,
+        "[ab]??" * 12 + "c",
+        "(a|aa)" * 12 + "b",
+        "(|a)" * 14,
+        "(a|b|c|" * 5 + "a" + ")" * 5,
+    ],
 )
 def test_a_pattern_that_could_take_long_is_refused(pattern: str):
     with pytest.raises(BadRequest, match="'find'"):
         view(folded(out("a" * 100)), find=pattern)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "factors"),
+    [
+        ("[ab]*c", 1),
+        ("https?://.*", 2),
+        ("(a|b|ab)c*", 4),
+        ("a?" * 10 + "b", 1024),
+        ("[ab]?" * 6 + "[ab]*c", 64),
+        ("[ab]?" * 10 + "[ab]*[ab]*[ab]+c", 1024),
+    ],
+)
+def test_a_line_is_searched_as_far_as_the_pattern_costs_little(pattern: str, factors: int):
+    _, length = compile_pattern(pattern)
+    repeats = sum(pattern.count(each) for each in "*+")
+    assert length ** (repeats + 1) / math.factorial(repeats + 1) * factors <= 2_000_000
+    assert length >= 14
 
 
 def test_a_search_ends_in_time():
