@@ -9,7 +9,6 @@ import socket
 import socketserver
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,24 +23,21 @@ SWITCHES = [
     "--no-first-run",
     "--enable-precise-memory-info",
 ]
-#: axe-core, which "scripts/bootstrap console" installs beside the environment.
-AXE = Path(__file__).parents[1] / ".venv" / "axe" / "package" / "axe.min.js"
-AXE_OPTIONS = {
-    "iframes": False,  # a frame of an output belongs to the kernel, and its origin is opaque
-    "runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"],
-    "resultTypes": ["violations"],
-}
 WAIT = 20_000
+
+
+def browser_path() -> str:
+    """A Chromium of this machine. Tests are skipped where there is none."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if found := shutil.which(name):
+            return found
+    pytest.skip("needs a browser (Debian: apt-get install chromium)")
 
 
 @contextlib.contextmanager
 def chromium() -> Iterator[Any]:
     """A browser for some tests. They are skipped where there is none."""
-    path = next(
-        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
-    )
-    if not path:
-        pytest.skip("needs a browser (Debian: apt-get install chromium)")
+    path = browser_path()
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright (pip install '.[dev]')")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=SWITCHES)
@@ -89,18 +85,6 @@ class ConsolePage:
     def violations(self) -> list[str]:
         """The violations of the console's own policy so far. None of an output's frame are among them."""
         return self.page.evaluate("violations")
-
-    def accessibility(self) -> list[str]:
-        """Faults that axe-core finds in what the page shows now. Skips the test where axe-core is not installed."""
-        if not AXE.exists():
-            pytest.skip("needs axe-core (scripts/bootstrap console)")
-        self.page.evaluate(AXE.read_text("utf-8"))
-        found = self.page.evaluate("(options) => axe.run(document, options)", AXE_OPTIONS)
-        return [
-            f"{each['id']}: {node['html'][:150]} ({'; '.join(check['message'] for check in node['any'][:2])})"
-            for each in found["violations"]
-            for node in each["nodes"]
-        ]
 
     def close(self) -> None:
         """Close the page, and fail the test that used it if anything was recorded."""

@@ -82,8 +82,6 @@ def armed(host: str, udp: int, documents: list[str], first: int = 0) -> list[str
         first: the number of the first one.
     """
     return [
-        each.format(u=f"http://{host}/{n}", w=f"ws://{host}/{n}", p=udp).replace(
-            "HIT", f"top.postMessage({{hit:{n}}},`*`)"
-        )
+        each.format(u=f"http://{host}/{n}", w=f"ws://{host}/{n}", p=udp).replace("HIT", report(n))
         for n, each in enumerate(documents, first)
     ]

@@ -18,7 +18,7 @@ def events(served: Any, session: str, kind: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 320])
-def test_every_screen_is_accessible(console: Any, scheme: str, width: int) -> None:
+def test_every_screen_is_accessible(console: Any, accessibility: Any, scheme: str, width: int) -> None:
     view = console(color_scheme=scheme)
     view.page.set_viewport_size({"width": width, "height": 800})
     code = "from IPython.display import HTML\nHTML('<table><tr><th>a<td>1</table>')"
@@ -33,10 +33,10 @@ def test_every_screen_is_accessible(console: Any, scheme: str, width: int) -> No
     ]:  # fmt: skip
         page.goto(f"{view.served.url}/console/#{route}")
         page.locator("main").get_by_text(text).last.wait_for(state="attached")
-        faults[route] = view.accessibility()
+        faults[route] = accessibility(view)
     page.keyboard.press("?")
     page.get_by_role("dialog").wait_for()
-    faults["help"] = view.accessibility()
+    faults["help"] = accessibility(view)
     assert {route: found for route, found in faults.items() if found} == {}
     assert view.violations() == []
 
@@ -67,7 +67,7 @@ def test_a_cell_by_hand_its_question_and_an_interrupt(console: Any) -> None:
     page.get_by_role("heading", name="Checkpoints").wait_for()
 
 
-def test_a_rollback_says_what_it_undoes_and_a_branch_is_a_session(console: Any) -> None:
+def test_a_rollback_says_what_it_undoes_and_a_branch_is_a_session(console: Any, accessibility: Any) -> None:
     view = console()
     served = view.served
     session = run_cells(served, "x = 1")
@@ -77,7 +77,7 @@ def test_a_rollback_says_what_it_undoes_and_a_branch_is_a_session(console: Any) 
     row = page.get_by_role("row").filter(has_text="clean")
     row.get_by_role("button", name="Roll back").click()
     page.get_by_role("dialog").get_by_text("to be undone").wait_for()
-    assert view.accessibility() == []
+    assert accessibility(view) == []
     page.get_by_role("dialog").get_by_role("button", name="Roll back").click()
     page.get_by_text("· undone").wait_for()
     assert len(events(served, session, "rolled_back")) == 1
@@ -89,7 +89,7 @@ def test_a_rollback_says_what_it_undoes_and_a_branch_is_a_session(console: Any) 
     page.get_by_text("branched at entry").wait_for()
 
 
-def test_files_go_up_and_down_and_a_hostile_one_is_text(console: Any, tmp_path: Any) -> None:
+def test_files_go_up_and_down_and_a_hostile_one_is_text(console: Any, accessibility: Any, tmp_path: Any) -> None:
     view = console()
     session = run_cells(view.served, "open('note.txt', 'w').write('first')")
     page = view.open(f"/s/{session}/files")
@@ -103,10 +103,10 @@ def test_files_go_up_and_down_and_a_hostile_one_is_text(console: Any, tmp_path: 
     with page.expect_download() as done:
         row.get_by_role("button", name="Download").click()
     assert done.value.suggested_filename == "note.txt"
-    assert view.accessibility() == []
+    assert accessibility(view) == []
 
 
-def test_what_waits_is_answered_on_one_screen(console: Any) -> None:
+def test_what_waits_is_answered_on_one_screen(console: Any, accessibility: Any) -> None:
     view = console()
     served = view.served
     session = run_cells(served, name="asks")
@@ -114,9 +114,27 @@ def test_what_waits_is_answered_on_one_screen(console: Any) -> None:
     served.call("POST", f"/v1/sessions/{session}/cells?wait=queued", cell)
     page = view.open("/waiting")
     page.get_by_label("Colour?").wait_for()
-    assert view.accessibility() == []
+    assert accessibility(view) == []
     page.get_by_label("Colour?").fill("green")
     page.get_by_label("Colour?").press("Enter")
     page.get_by_text("Nothing waits").wait_for()
     (given,) = events(served, session, "input_given")
     assert given["text"] == "green"
+
+
+def test_the_answer_to_a_question_that_is_too_old_to_be_found_is_hidden(console: Any) -> None:
+    view = console()
+    session = run_cells(view.served)
+    cell = {"code": "print('got', input('Colour? '))", "allow_stdin": True}
+    view.served.call("POST", f"/v1/sessions/{session}/cells?wait=queued", cell)
+    wait_for(lambda: events(view.served, session, "input_requested"), what="the question")
+    page = view.page
+    page.route("**/events?*", lambda route: route.fulfill(json={"events": [], "next_after": 0}))
+    for screen in (f"/s/{session}", "/waiting"):
+        view.open(screen)
+        field = page.get_by_label("The cell asks for a line of input")
+        field.wait_for()
+        assert field.get_attribute("type") == "password"
+    field.fill("green")
+    field.press("Enter")
+    wait_for(lambda: events(view.served, session, "input_given"), what="the answer")

@@ -12,8 +12,8 @@ export async function download(path, name) {
   setTimeout(() => URL.revokeObjectURL(url), 10000);
 }
 
-/** @param {any} value */
-const shown = (value) => (value === null || value === undefined ? "none" : typeof value === "object" ? JSON.stringify(value) : still(String(value)));
+/** A value of a table as text. @param {any} value */
+export const shown = (value) => (value === null || value === undefined ? "none" : still(typeof value === "object" ? JSON.stringify(value) : String(value)));
 
 /** The report of a sandbox. @param {any} sandbox */
 export const sandboxReport = (sandbox) => h("section", { "aria-label": "Sandbox" },

@@ -4,7 +4,7 @@
 const KEY = "kernelsvc.token";
 
 /** An error of the server, or "unreachable". */
-export class ApiError extends Error {
+class ApiError extends Error {
   /** @param {string} code @param {string} message @param {number} status */
   constructor(code, message, status = 0) {
     super(message);
@@ -101,7 +101,7 @@ export async function redeemTicket() {
   const found = /^#ticket=([\w-]+)/.exec(location.hash);
   if (!found) return;
   const rest = /[&?]to=([^&]*)/.exec(location.hash);
-  history.replaceState(null, "", rest ? `#${decodeURIComponent(rest[1])}` : "#/");
+  history.replaceState(null, "", rest ? `#${rest[1]}` : "#/");
   const answer = await call("POST", "/console/tickets/redeem", { ticket: found[1] });
   await signIn(answer.token);
 }
@@ -122,7 +122,6 @@ export class EventStream {
    * @param {(events: any[]) => void} onEvents @param {(state: LinkState) => void} onState
    */
   constructor(id, after, onEvents, onState) {
-    Object.assign(this, { id, onEvents, onState });
     this.id = id; this.last = after; this.onEvents = onEvents; this.onState = onState;
     this.pause = 500;
     this.closed = false;
@@ -135,6 +134,7 @@ export class EventStream {
   connect() {
     clearTimeout(this.retry);
     if (this.closed) return;
+    this.socket?.close();
     const socket = new WebSocket(new URL("/v1/ws", location.href.replace(/^http/, "ws")),
       ["kernelsvc.v1", `kernelsvc.bearer.${base64url(me.token)}`]);
     this.socket = socket;
@@ -176,7 +176,11 @@ export class EventStream {
 
   /** @param {"lost" | "recovering"} [state] @param {string} [message] */
   lost(state = "lost", message = "") {
+    // After "detached" and a refusal the socket is still open.
+    const before = this.socket;
     this.socket = undefined;
+    before?.close();
+    clearTimeout(this.retry);
     if (this.closed) return;
     this.onState({ state, retry: this.pause, message });
     this.retry = setTimeout(() => this.again(), this.pause);

@@ -21,7 +21,7 @@ export function h(tag, props = {}, ...children) {
 }
 
 /** Append children to an element. @param {Element} parent @param {(Child | Child[])[]} children */
-export function fill(parent, children) {
+function fill(parent, children) {
   for (const child of children.flat()) {
     if (child === null || child === undefined || child === false) continue;
     parent.append(child instanceof Node ? child : String(child));
@@ -46,6 +46,13 @@ export const table = (caption, heads, rows) =>
   h("table", {}, h("caption", { class: "unseen" }, caption),
     h("thead", {}, h("tr", {}, heads.map((text) => h("th", { scope: "col" }, text)))),
     h("tbody", {}, rows.map((row) => h("tr", {}, row.map((cell) => h("td", {}, ...(Array.isArray(cell) ? cell : [cell])))))));
+
+/** Show a dialog over the page, which it leaves when it is closed. @param {HTMLDialogElement} dialog */
+export function open(dialog) {
+  dialog.addEventListener("close", () => dialog.remove());
+  document.body.append(dialog);
+  dialog.showModal();
+}
 
 let saidAt = 0;
 let waiting = /** @type {any} */ (0);

@@ -1,8 +1,8 @@
 // The frame of the page: navigation, signing in, the address as the state, and the keys.
 
-import { announce, button, h, link, show } from "./dom.js";
+import { announce, button, h, link, open, show } from "./dom.js";
 import { me, onUnauthenticated, redeemTicket, signIn, signOut } from "./api.js";
-import { sessionsScreen } from "./sessions.js";
+import { address, sessionsScreen } from "./sessions.js";
 
 /** @typedef {{ close?: () => void, search?: () => void, key?: (key: string) => boolean, route?: (parts: string[]) => boolean }} Screen */
 
@@ -31,7 +31,9 @@ function drawBar() {
 }
 
 /** The parts of the address after #/. */
-const parts = () => location.hash.replace(/^#\/?/, "").split("?")[0].split("/").filter(Boolean).map(decodeURIComponent);
+const parts = () => location.hash.replace(/^#\/?/, "").split("?")[0].split("/").filter(Boolean).map((part) => {
+  try { return decodeURIComponent(part); } catch { return part; } // a "%" that somebody typed
+});
 
 /** @param {boolean} [anew] */
 async function route(anew = false) {
@@ -42,7 +44,7 @@ async function route(anew = false) {
   openId = "";
   banner("");
   try {
-    if (!me.scopes.length) await ask(me.token ? "" : "");
+    if (!me.scopes.length) await ask("");
     drawBar();
     if (first === "s" && rest[0]) {
       openId = rest[0];
@@ -59,10 +61,13 @@ async function route(anew = false) {
       screen = sessionsScreen(main, new URLSearchParams(location.hash.split("?")[1] ?? ""));
     }
   } catch (error) {
-    show(main, h("div", { class: "screen" }, h("h1", {}, "This page can't be shown"), h("p", { class: "error", role: "alert" }, /** @type {Error} */ (error).message),
-      button("Try again", () => route(true))));
+    cannotShow(/** @type {Error} */ (error), () => route(true));
   }
 }
+
+/** @param {Error} error @param {() => any} again */
+const cannotShow = (error, again) => show(main, h("div", { class: "screen" }, h("h1", {}, "This page can't be shown"),
+  h("p", { class: "error", role: "alert" }, error.message), button("Try again", again)));
 
 /** Show a line over the page until the next call. @param {string} text @param {[string, () => any] | null} [act] */
 function banner(text, act = null) {
@@ -118,9 +123,7 @@ function help() {
     h("dl", {}, HELP.flatMap(([key, text]) => [h("dt", {}, key), h("dd", {}, text)])),
     h("label", {}, h("input", { type: "checkbox", checked: keys, onchange: (/** @type {any} */ event) => localStorage.setItem(KEYS, event.target.checked ? "on" : "off") }), " Keys of one letter"),
     h("p", {}, button("Close", () => dialog.close()))));
-  dialog.addEventListener("close", () => dialog.remove());
-  document.body.append(dialog);
-  dialog.showModal();
+  open(dialog);
 }
 
 const GO = /** @type {Record<string, string>} */ ({ s: "#/", w: "#/waiting", v: "#/server" });
@@ -141,7 +144,7 @@ addEventListener("keydown", (event) => {
   }
   if (localStorage.getItem(KEYS) === "off" && key.length === 1) return;
   if (Date.now() - going < 1500 && (GO[key] || (openId && TABS[key]))) {
-    location.hash = GO[key] ?? `#/s/${encodeURIComponent(openId)}/${TABS[key]}`;
+    location.hash = GO[key] ?? address(openId, TABS[key]);
     going = 0;
   } else if (key === "g") going = Date.now();
   else if (key === "?") help();
@@ -151,6 +154,8 @@ addEventListener("keydown", (event) => {
 });
 
 onUnauthenticated(ask);
+// Nothing awaits the actions of buttons and fields. If one fails, its error stands over the page.
+addEventListener("unhandledrejection", (event) => banner(event.reason?.message ?? String(event.reason), ["Close", () => banner("")]));
 addEventListener("hashchange", async () => { await ticket(); route(); });
 
 async function ticket() {
@@ -169,7 +174,7 @@ async function begin() {
       await signIn(me.token);
     } catch (error) {
       if (/** @type {any} */ (error).code !== "unauthenticated") {
-        show(main, h("div", { class: "screen" }, h("h1", {}, "The server does not answer"), button("Try again", begin)));
+        cannotShow(/** @type {Error} */ (error), begin);
         return;
       }
       await ask(/** @type {Error} */ (error).message);

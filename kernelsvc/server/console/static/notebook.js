@@ -1,10 +1,12 @@
 // The cells of a session, as they run. The list knows one line about each cell. Code and outputs are read for the cells
 // in sight, and the outputs of running cells grow with the events.
 
-import { announce, button, clock, duration, h, link, settled, show, size } from "./dom.js";
+import { announce, button, clock, duration, h, link, open, settled, show, size } from "./dom.js";
 import { call, get, may, session } from "./api.js";
 import { bundle, outputElement } from "./outputs.js";
+import { address } from "./sessions.js";
 import { TextView, codeElement, still } from "./text.js";
+import { answerForm, questionOf } from "./waiting.js";
 import { WindowedList } from "./windowed.js";
 
 /** Cells whose code and outputs are kept, and lines of the outline in the document. */
@@ -156,7 +158,7 @@ export function notebookTab(body, shared, rest) {
       "aria-label": `Cell ${place + 1}, ${state}${row.undone ? ", undone by a rollback" : ""}`, "data-cell": row.id,
     });
     element.append(h("header", {},
-      link(`[${number}]`, `#/s/${encodeURIComponent(id)}/c/${encodeURIComponent(row.id)}`, { "aria-label": `Link to cell ${place + 1}` }),
+      link(`[${number}]`, address(id, `c/${encodeURIComponent(row.id)}`), { "aria-label": `Link to cell ${place + 1}` }),
       h("span", { class: `state ${state}` }, `${SIGNS[state] ?? "!"} ${state}`), row.undone && h("span", { class: "state" }, "undone"),
       h("span", { class: "facts" }, [duration(row.wall_ms), still(row.principal), clock(row.at), `seq ${row.first}–${row.last}`].filter(Boolean).join(" · ")),
       h("span", { class: "grow" }), button("Copy code", () => copy(row.id), { class: "quiet" })));
@@ -172,29 +174,22 @@ export function notebookTab(body, shared, rest) {
       element.append(button(`All of the text (${size(bytes)})`, () => fullText(row.id), { class: "quiet" }));
     }
     const question = questions.get(row.id);
-    if (question && state === "running") element.append(question.form ??= answerForm(row.id, question));
+    if (question && state === "running") element.append(question.form ??= h("div", { class: "question" }, answerForm(id, question, attempt)));
     if (!detail) loadShown();
     return element;
   }
 
-  /** @param {string} cell @param {any} question */
-  function answerForm(cell, question) {
-    if (!may("run")) return h("p", { class: "note" }, `Waits for input: ${still(question.prompt)}`);
-    const field = /** @type {HTMLInputElement} */ (h("input", { type: question.password ? "password" : "text", id: `answer-${question.seq}`, autocomplete: "off" }));
-    return h("form", { class: "row question", onsubmit: async (/** @type {Event} */ event) => {
-      event.preventDefault();
-      try {
-        await call("POST", session(id, `/cells/${encodeURIComponent(cell)}/input`), { text: field.value });
-      } catch (error) {
-        shared.banner(/** @type {Error} */ (error).message, ["Close", () => shared.banner("")]);
-      }
-    } }, h("label", { for: `answer-${question.seq}` }, still(question.prompt) || "The cell asks for a line of input"), field, h("button", { type: "submit" }, "Answer"));
+  /** @param {() => Promise<any>} act */
+  async function attempt(act) {
+    try { await act(); } catch (error) { shared.banner(/** @type {Error} */ (error).message, ["Close", () => shared.banner("")]); }
   }
 
   /** @param {string} cell */
   async function copy(cell) {
-    const found = details.get(cell) ?? (await get(session(id, `/cells/${encodeURIComponent(cell)}`)));
-    await navigator.clipboard.writeText(found.code);
+    if (!navigator.clipboard) throw new Error("The browser lets a page copy only if it came over https or from this machine. Select the code and copy it.");
+    // The details of a cell that could not be read hold only the failure.
+    const code = details.get(cell)?.code ?? (await get(session(id, `/cells/${encodeURIComponent(cell)}`))).code;
+    await navigator.clipboard.writeText(code);
     announce("The code is copied.");
   }
 
@@ -219,9 +214,7 @@ export function notebookTab(body, shared, rest) {
     const dialog = /** @type {HTMLDialogElement} */ (h("dialog", { class: "wide", "aria-label": "All of the text" },
       h("div", { class: "row" }, button("First", () => turn(0)), before, after, button("Last", () => turn(Math.max(0, last - TEXT_PAGE))),
         button("stdout / stderr", () => { name = name === "stdout" ? "stderr" : "stdout"; turn(0); }), where, h("span", { class: "grow" }), button("Close", () => dialog.close())), place));
-    dialog.addEventListener("close", () => dialog.remove());
-    document.body.append(dialog);
-    dialog.showModal();
+    open(dialog);
     turn(0);
   }
 
@@ -252,7 +245,7 @@ export function notebookTab(body, shared, rest) {
     const kind = filter.value;
     const fits = rows.filter((row) => (!text || row.first_line.toLowerCase().includes(text)) &&
       (kind === "all" || (kind === "errors" && failed(row)) || (kind === "running" && row.state !== "finished") || (kind === "undone" && row.undone)));
-    show(outline, fits.slice(-OUTLINED).map((row) => h("li", {}, h("a", { href: `#/s/${encodeURIComponent(id)}/c/${encodeURIComponent(row.id)}`, class: row.undone ? "undone" : "" },
+    show(outline, fits.slice(-OUTLINED).map((row) => h("li", {}, h("a", { href: address(id, `c/${encodeURIComponent(row.id)}`), class: row.undone ? "undone" : "" },
       h("span", { class: `state ${status(row)}` }, SIGNS[status(row)] ?? "!"), ` ${row.execution_count ?? ""} ${still(row.first_line).slice(0, 60)}`))));
     count.textContent = `${rows.length.toLocaleString()} cells · ${rows.filter(failed).length} failed · ${rows.filter((row) => row.undone).length} undone` +
       (fits.length > OUTLINED ? ` · the last ${OUTLINED} are listed` : "");
@@ -309,7 +302,7 @@ export function notebookTab(body, shared, rest) {
     } else if (event.type === "input_requested") {
       questions.set(cell, event);
       dirty.add(cell);
-      announce(`Cell ${place + 1} asks: ${event.prompt}`);
+      announce(`Cell ${place + 1} asks: ${still(event.prompt)}`);
     } else if (event.type === "input_given") {
       questions.delete(cell);
       dirty.add(cell);
@@ -364,14 +357,12 @@ export function notebookTab(body, shared, rest) {
 
   /** Find the question of a cell that waited before this page was opened. @param {string} cell */
   async function findQuestion(cell) {
-    const page = await get(session(id, "/events"), { after: Math.max(0, shared.info.last_seq - 100), limit: 200 });
-    const asked = page.events.findLast((/** @type {any} */ event) => event.cell === cell && event.type === "input_requested");
-    questions.set(cell, asked ?? { prompt: "", password: false, seq: 0 });
+    questions.set(cell, await questionOf(shared.info));
     const place = places.get(cell);
     if (place !== undefined) list?.renew(place);
   }
 
-  /** The reader who scrolls up holds the list, and the one at its end follows it. */
+  /** A reader who scrolls up ends the following. */
   function atEnd() {
     if (!list) return;
     const end = scroller.scrollTop + scroller.clientHeight >= list.heights.total - 40;

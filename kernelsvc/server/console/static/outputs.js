@@ -23,7 +23,7 @@ addEventListener("message", (event) => {
   const frame = [...document.querySelectorAll("iframe")].find((each) => each.contentWindow === event.source);
   const known = frame && frames.get(frame);
   if (!known || !event.source) return;
-  // A window gets the HTML once: a frame that navigated itself to the document that runs scripts asks in vain. An
+  // A window gets the HTML once: a frame that navigated itself to the document that runs scripts gets nothing. An
   // element that was moved in the page has a new window.
   if (event.data?.ready === true && known.sentTo !== event.source) {
     known.sentTo = event.source;
@@ -43,7 +43,7 @@ function frameOf(kind, html) {
 
 /** @param {string} html */
 function htmlElement(html) {
-  const place = h("div", { class: "html" }, frameOf("still", html));
+  const place = h("div", {}, frameOf("still", html));
   if (me.scripts && /<script/i.test(html)) {
     const ask = button("Run scripts", () => {
       place.querySelector("iframe")?.remove();
@@ -103,7 +103,7 @@ function tree(value) {
   /** @param {string} name @param {any} each @param {number} depth @returns {HTMLElement} */
   const node = (name, each, depth) => {
     left--;
-    if (each === null || typeof each !== "object") return h("div", {}, name && `${name}: `, JSON.stringify(each) ?? "");
+    if (each === null || typeof each !== "object") return h("div", {}, name && `${name}: `, still(JSON.stringify(each) ?? ""));
     const entries = Object.entries(each);
     const inner = [];
     for (const [key, below] of entries) {

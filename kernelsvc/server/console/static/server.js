@@ -2,12 +2,9 @@
 
 import { h, show, table } from "./dom.js";
 import { get } from "./api.js";
-import { sandboxReport } from "./about.js";
+import { sandboxReport, shown } from "./about.js";
 import { allSessions } from "./sessions.js";
 import { still } from "./text.js";
-
-/** @param {any} value */
-const shown = (value) => (value === null || value === undefined ? "none" : typeof value === "object" ? JSON.stringify(value) : still(String(value)));
 
 /** @param {HTMLElement} main @returns {import("./main.js").Screen} */
 export function serverScreen(main) {
@@ -26,7 +23,8 @@ export function serverScreen(main) {
       h("h2", {}, "Templates"), table("Templates", ["name", "state", "message"], templates.map((/** @type {any} */ each) => [still(each.name), still(String(each.state ?? "")), still(String(each.message ?? ""))])),
       h("h2", {}, "Limits of a session"), table("Limits", ["limit", "value"], Object.entries(info.limits).map(([name, value]) => [name, shown(value)])),
       h("h2", {}, "Versions"), table("Versions", ["part", "version"], Object.entries(info.versions).map(([name, value]) => [name, shown(value)])),
-      h("h2", {}, "Key of the logs' signatures"), h("p", {}, h("code", {}, info.public_key ?? "none")));
+      h("h2", {}, "Key of the logs' signatures"), info.public_keys ? table("Keys", ["node", "key"], Object.entries(info.public_keys).map(([name, value]) => [name, shown(value)]))
+        : h("p", {}, h("code", {}, shown(info.public_key))));
   })().catch((error) => show(place, h("p", { class: "error", role: "alert" }, error.message)));
   return { close: () => { closed = true; } };
 }

@@ -1,6 +1,6 @@
 // The list of sessions, with a search over names, labels and code.
 
-import { ago, button, duration, h, link, settled, show, size, table } from "./dom.js";
+import { ago, button, h, link, settled, show, size, table } from "./dom.js";
 import { call, get, may, me, session } from "./api.js";
 import { still } from "./text.js";
 
@@ -13,7 +13,7 @@ export const title = (info) => still(info.name || info.id);
 export const address = (id, tab = "notebook") => `#/s/${encodeURIComponent(id)}/${tab}`;
 
 /** Whose sessions the page shows: everybody's if the token may read them. */
-export const whose = () => (me.scopes.includes("audit") ? "*" : undefined);
+const whose = () => (me.scopes.includes("audit") ? "*" : undefined);
 
 /** All sessions, at most `most`. @param {number} [most] @returns {Promise<any[]>} */
 export async function allSessions(most = 1000, query = {}) {
@@ -36,13 +36,15 @@ export function sessionsScreen(main, query) {
   const matches = h("section", { "aria-label": "Cells that match", hidden: true });
   const search = /** @type {HTMLInputElement} */ (h("input", { type: "search", id: "search", value: query.get("q") ?? "", placeholder: "name, label, or words of code", autocomplete: "off" }));
   const state = /** @type {HTMLSelectElement} */ (h("select", { id: "state" },
-    ["", "idle", "busy", "hibernated", "dead", "closed"].map((each) => h("option", { value: each, selected: (query.get("state") ?? "") === each }, each || "any state"))));
+    ["", "idle", "busy", "paused", "hibernated", "dead", "closed"].map((each) => h("option", { value: each, selected: (query.get("state") ?? "") === each }, each || "any state"))));
   const acts = h("div", { class: "row" });
 
   const bulk = async (/** @type {string} */ verb) => {
-    await Promise.allSettled([...chosen].map((id) => (verb === "close" ? call("DELETE", session(id)) : call("POST", session(id, "/interrupt"), {}))));
+    const done = await Promise.allSettled([...chosen].map((id) => (verb === "close" ? call("DELETE", session(id)) : call("POST", session(id, "/interrupt"), {}))));
     chosen.clear();
     await refresh();
+    const refused = done.find((each) => each.status === "rejected");
+    if (refused) throw /** @type {PromiseRejectedResult} */ (refused).reason;
   };
 
   const draw = () => {
@@ -84,9 +86,10 @@ export function sessionsScreen(main, query) {
     history.replaceState(null, "", `#/?${new URLSearchParams(Object.entries({ q: text, state: state.value }).filter(([, value]) => value))}`);
     matches.hidden = !text;
     if (!text || closed) return;
-    const found = await get("/v1/search", { text, limit: 50, principal: whose() }).catch(() => []);
+    const found = await get("/v1/search", { text, limit: 50, principal: whose() }).catch((error) => { matches.hidden = true; throw error; });
+    if (search.value.trim() !== text) return; // the answer is about words that were typed before
     show(matches, h("h2", {}, `Cells with “${text}”`), found.length
-      ? h("ul", { class: "matches" }, found.map((/** @type {any} */ each) => h("li", {}, link(`${each.session} · cell ${each.cell}`, `#/s/${encodeURIComponent(each.session)}/c/${encodeURIComponent(each.cell)}`), h("code", {}, still(each.snippet)))))
+      ? h("ul", { class: "matches" }, found.map((/** @type {any} */ each) => h("li", {}, link(`${each.session} · cell ${each.cell}`, address(each.session, `c/${encodeURIComponent(each.cell)}`)), h("code", {}, still(each.snippet)))))
       : h("p", { class: "note" }, "No cell has these words."));
   });
   search.addEventListener("input", () => { draw(); searchCode(); });
@@ -98,5 +101,3 @@ export function sessionsScreen(main, query) {
   refresh().then(() => { if (search.value) searchCode(); });
   return { close: () => { closed = true; clearInterval(timer); }, search: () => search.focus() };
 }
-
-export { duration };

@@ -1,10 +1,10 @@
 // A kernel's text as lines of spans. Colours become classes, carriage return and backspace act in their line, and every
 // other control character or escape sequence becomes visible, by the rules of the command line's filter
-// (kernelsvc/cli/terminal/filter.py). tests/console compares both.
+// (kernelsvc/cli/terminal/filter.py). tests/console/test_hostile_outputs.py compares both.
 
 /** Most lines of one output in the page, and most characters of one line. */
-export const MAX_LINES = 2000;
-export const MAX_LINE = 16384;
+const MAX_LINES = 2000;
+const MAX_LINE = 16384;
 
 // Sequences that never become visible: colours, erasing and movement of the cursor (ECMA-48).
 const KNOWN = /\x1b\[([0-9;:]*)([mKJABCDG])/g;
@@ -132,7 +132,7 @@ function lineElement(spans) {
   return made;
 }
 
-/** An element that shows a growing text, with at most MAX_LINES lines. The first ones make way for new ones. */
+/** An element that shows a growing text, with at most MAX_LINES lines. A new line replaces the first one. */
 export class TextView {
   /** @param {string} kind "stdout", "stderr" or "error" */
   constructor(kind) {
@@ -142,20 +142,18 @@ export class TextView {
     this.element.setAttribute("role", "group");
     this.element.setAttribute("aria-label", kind === "error" ? "Traceback" : `Output on ${kind}`);
     this.lines = new Lines();
-    this.dropped = 0;
     this.open = /** @type {HTMLElement | null} */ (null);
   }
 
   /** @param {string} text */
   feed(text) {
-    // Of a piece that is longer than all that can be shown, only the end is looked at.
-    let done = this.lines.feed(text);
-    if (done.length > MAX_LINES) { this.dropped += done.length - MAX_LINES; done = done.slice(-MAX_LINES); }
+    // Of a piece that is longer than all that can be shown, only the last lines are shown.
+    const done = this.lines.feed(text).slice(-MAX_LINES);
     this.open?.remove();
     const fresh = document.createDocumentFragment();
     for (const line of done) fresh.append(lineElement(line));
     this.element.append(fresh);
-    while (this.element.childElementCount > MAX_LINES) { this.element.firstElementChild?.remove(); this.dropped++; }
+    while (this.element.childElementCount > MAX_LINES) this.element.firstElementChild?.remove();
     const rest = this.lines.unfinished();
     this.open = rest.length ? lineElement(rest) : null;
     if (this.open) this.element.append(this.open);

@@ -1,6 +1,6 @@
 // The family of a session: its parent, its branches, and its checkpoints, with what a rollback would undo.
 
-import { button, clock, h, link, show, size, table } from "./dom.js";
+import { button, clock, h, link, open, show, size, table } from "./dom.js";
 import { call, get, may, session } from "./api.js";
 import { address, allSessions, title } from "./sessions.js";
 import { still } from "./text.js";
@@ -34,9 +34,7 @@ export function treeTab(body, shared) {
       h("p", {}, button(heading, async () => {
         try { await act(); dialog.close(); await shared.refresh(); await draw(); } catch (error) { fault.textContent = /** @type {Error} */ (error).message; }
       }), " ", button("Cancel", () => dialog.close()))));
-    dialog.addEventListener("close", () => dialog.remove());
-    document.body.append(dialog);
-    dialog.showModal();
+    open(dialog);
   }
 
   async function draw() {
@@ -64,7 +62,7 @@ export function treeTab(body, shared) {
           () => call("DELETE", session(id, `/checkpoints/${encodeURIComponent(point.id)}`))))] : "",
       ])) : h("p", { class: "note" }, "None now."),
       h("h2", {}, "Cells"), h("ol", { class: "dots" }, cells.slice(-200).map((cell) => h("li", { class: cell.undone ? "undone" : "" },
-        link(`[${cell.execution_count ?? " "}] ${still(cell.first_line).slice(0, 70)}`, `#/s/${encodeURIComponent(id)}/c/${encodeURIComponent(cell.id)}`),
+        link(`[${cell.execution_count ?? " "}] ${still(cell.first_line).slice(0, 70)}`, address(id, `c/${encodeURIComponent(cell.id)}`)),
         h("span", { class: "facts" }, ` ${clock(cell.at)}${cell.undone ? " · undone" : ""}`),
         info.checkpoints.filter((/** @type {any} */ point) => point.after_cell === cell.id).map((/** @type {any} */ point) => h("span", { class: "state idle" }, ` ◆ ${still(point.name ?? "checkpoint")}`))))));
   }

@@ -7,6 +7,25 @@ import { still } from "./text.js";
 
 const REFRESH = 2000;
 
+/** The question of the cell that waits in a session. @param {any} info */
+export async function questionOf(info) {
+  const page = await get(session(info.id, "/events"), { after: Math.max(0, info.last_seq - 200), limit: 500 });
+  return page.events.findLast((/** @type {any} */ each) => each.type === "input_requested" && each.cell === info.input_cell)
+    // Older than these events. The answer may be a password, so it is hidden.
+    ?? { cell: info.input_cell, prompt: "", password: true, at: info.last_activity_at, seq: 0 };
+}
+
+/** A form that answers a question. @param {string} id of the session @param {any} event @param {(act: () => Promise<any>) => any} attempt */
+export function answerForm(id, event, attempt) {
+  if (!may("run")) return h("p", { class: "note" }, `Waits for input: ${still(event.prompt)}`);
+  const name = `answer-${id}-${event.seq}`;
+  const field = /** @type {HTMLInputElement} */ (h("input", { id: name, type: event.password ? "password" : "text", autocomplete: "off" }));
+  return h("form", { class: "row", onsubmit: (/** @type {Event} */ submit) => {
+    submit.preventDefault();
+    attempt(() => call("POST", session(id, `/cells/${encodeURIComponent(event.cell)}/input`), { text: field.value }));
+  } }, h("label", { for: name }, still(event.prompt) || "The cell asks for a line of input"), field, h("button", { type: "submit" }, "Answer"));
+}
+
 /** @param {HTMLElement} main @returns {import("./main.js").Screen} */
 export function waitingScreen(main) {
   let closed = false;
@@ -18,25 +37,22 @@ export function waitingScreen(main) {
   const shown = new Map();
 
   /** @param {() => Promise<any>} act */
-  const attempt = (act) => async () => {
+  async function attempt(act) {
     fault.textContent = "";
     try { await act(); await draw(); } catch (error) { fault.textContent = /** @type {Error} */ (error).message; }
-  };
+  }
 
   /** @param {any} info @param {any} event */
   function question(info, event) {
-    const name = `answer-${info.id}-${event.seq}`;
-    const field = /** @type {HTMLInputElement} */ (h("input", { id: name, type: event.password ? "password" : "text", autocomplete: "off" }));
     return h("article", { class: "question", "aria-label": `Question in ${title(info)}` }, h("p", {}, link(title(info), address(info.id)), ` asks, ${ago(event.at)}`),
-      may("run") ? h("form", { class: "row", onsubmit: (/** @type {Event} */ submit) => { submit.preventDefault(); attempt(() => call("POST", session(info.id, `/cells/${encodeURIComponent(event.cell)}/input`), { text: field.value }))(); } },
-        h("label", { for: name }, still(event.prompt) || "A line of input"), field, h("button", { type: "submit" }, "Answer")) : h("p", {}, still(event.prompt)));
+      answerForm(info.id, event, attempt));
   }
 
   /** @param {any} info @param {any} each */
   function approval(info, each) {
     const name = `reason-${each.call}`;
     const reason = /** @type {HTMLInputElement} */ (h("input", { id: name, type: "text", autocomplete: "off", placeholder: "reason, shown to the code" }));
-    const decide = (/** @type {string} */ decision) => attempt(() => call("POST", session(info.id, "/calls"), { calls: [each.call], decision, reason: reason.value || null }));
+    const decide = (/** @type {string} */ decision) => () => attempt(() => call("POST", session(info.id, "/calls"), { calls: [each.call], decision, reason: reason.value || null }));
     return h("article", { class: "question", "aria-label": `Approval in ${title(info)}` }, h("p", {}, link(title(info), address(info.id)), " wants to call ", h("strong", {}, still(each.tool)), `, ${ago(each.called_at)}`),
       h("pre", { class: "code", tabindex: "0", role: "group", "aria-label": "Arguments" }, still(JSON.stringify(each.arguments, null, 1) ?? "").slice(0, 20000)),
       may("approve") && h("div", { class: "row" }, button("Approve", decide("approve")), button("Deny", decide("deny"), { class: "danger" }), h("label", { for: name }, "Reason"), reason));
@@ -47,9 +63,7 @@ export function waitingScreen(main) {
     const infos = (await allSessions(2000)).filter((info) => info.input_cell || info.approvals_pending);
     await Promise.all(infos.map(async (info) => {
       if (info.input_cell) {
-        const page = await get(session(info.id, "/events"), { after: Math.max(0, info.last_seq - 200), limit: 500 });
-        const event = page.events.findLast((/** @type {any} */ each) => each.type === "input_requested" && each.cell === info.input_cell)
-          ?? { cell: info.input_cell, prompt: "", password: true, at: info.last_activity_at, seq: 0 };
+        const event = await questionOf(info);
         found.push({ at: event.at, key: `${info.id} ${event.seq}`, make: () => question(info, event) });
       }
       if (info.approvals_pending) {

@@ -4,7 +4,7 @@
 /** Pixels above and below the window in which items are kept. */
 const OVERSCAN = 600;
 
-export class Heights {
+class Heights {
   /** @param {number} count @param {number} estimate pixels of an item that was never shown */
   constructor(count, estimate) {
     this.estimate = estimate;
