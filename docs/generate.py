@@ -246,7 +246,9 @@ def websocket_page() -> str:
         "order of `seq` for each session, without gap or repeat ([events](events.md)). `error.data` "
         "holds the [error object](errors.md). Parameters are named, never positional, and unknown ones are refused.",
         "",
-        "The token goes into `Authorization: Bearer TOKEN`. A browser's WebSocket may use `?token=TOKEN`.",
+        "The token goes into `Authorization: Bearer TOKEN`. A browser's WebSocket can't send headers. It "
+        "offers the subprotocols `kernelsvc.v1` and `kernelsvc.bearer.TOKEN`, with the token in base64url without `=`, "
+        "or uses `?token=TOKEN`, which ends up in logs of proxies.",
         "",
         "A complete client, with the package `websockets`:",
         "",

@@ -290,7 +290,7 @@ class RpcConnection:
                     self._on_socket_closed()
                 _abort(socket)
                 self.reconnects += 1
-                self._on_state("lost")
+                self._report("lost")
         except KernelsvcError as error:
             self._give_up(error)
         except Exception as error:  # Without this, a caller would wait without end for a task that has ended.
@@ -346,7 +346,7 @@ class RpcConnection:
     async def _serve(self, socket: WebSocketClientConnection, ended: asyncio.Future[None]) -> None:
         """Send pending calls, attach to the sessions with readers, and read until the socket closes."""
         self._socket = socket
-        self._on_state("connected")
+        self._report("connected")
         for number, request in list(self._calls.items()):
             # While _send waits for the socket, other calls may end.
             if number in self._calls:
@@ -413,9 +413,13 @@ class RpcConnection:
             if request.sent and not request.repeat and not request.answer.done():
                 request.answer.set_exception(ConnectionLost(method=request.method))
 
+    def _report(self, state: str) -> None:
+        # An error of the caller's handler goes to the loop's exception handler, and does not end the connection.
+        asyncio.get_running_loop().call_soon(self._on_state, state)
+
     def _give_up(self, error: KernelsvcError) -> None:
         if not self._closed:
-            self._on_state("gone")
+            self._report("gone")
         for request in self._calls.values():
             if not request.answer.done():
                 request.answer.set_exception(error)

@@ -413,7 +413,7 @@ class AsyncSession:
         )
 
     async def programs(self) -> list[AsyncProgram]:
-        """Return the programs that were started so, which run or have ended recently. Their output starts anew."""
+        """Return the programs that run or have ended recently. Iterating over one begins with its first output."""
         answer = await self._call("programs")
         return [AsyncProgram(self._rpc, info) for info in read(answer, list[ProgramView])]
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 
 import pytest
 from clients.relay import Relay
+from environments import clean_env
 from served import Served
 
 from clients import suite
@@ -13,13 +15,15 @@ from clients import suite
 pytestmark = pytest.mark.timeout(120)
 
 
-def command(client: str) -> list[str]:
-    if client == "python":
-        return suite.python_driver()
-    node = suite.node_here()
-    if node is None:
+def node() -> str:
+    found = suite.node_here()
+    if found is None:
         pytest.skip("needs a node of 22.18 or newer, on the path or from make test-typescript")
-    return suite.typescript_driver([node])
+    return found
+
+
+def command(client: str) -> list[str]:
+    return suite.python_driver() if client == "python" else suite.typescript_driver([node()])
 
 
 @pytest.fixture(scope="module", params=["python", "typescript"])
@@ -31,3 +35,63 @@ def relay(request: pytest.FixtureRequest, served: Served) -> Iterator[Relay]:
 @pytest.mark.parametrize("scenario", [each for each in suite.SCENARIOS if each.get("smoke")], ids=suite.name_of)
 def test_a_scenario(relay: Relay, scenario: dict) -> None:
     suite.check(relay, scenario)
+
+
+def run_program(program: str, **env: str) -> str:
+    """Run a program that imports the client's sources in Node, and return its output."""
+    sources = f"const SOURCES = {(suite.TYPESCRIPT / 'src').as_uri()!r};"
+    words = [node(), "--input-type=module", "--eval", sources + program]
+    done = subprocess.run(words, env=clean_env(**env), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_without_headers_the_typescript_client_sends_its_token_in_no_address(served: Served) -> None:
+    """As in a browser, whose WebSocket has no headers. Proxies log addresses."""
+    program = """
+    const addresses = [];
+    globalThis.WebSocket = class extends WebSocket {
+      constructor(address, protocols) {
+        super(address, protocols);
+        addresses.push(String(address));
+      }
+    };
+    Object.defineProperty(globalThis, "navigator", { value: { userAgent: "Cloudflare-Workers" } });
+    const { Client } = await import(`${SOURCES}/index.ts`);
+    await using client = new Client();
+    console.log(Object.keys(await client.info()).includes("version"), addresses.join());
+    """
+    printed = run_program(program, KERNELSVC_URL=served.url, KERNELSVC_TOKEN=served.token).split()
+    assert printed == ["true", f"{served.url.replace('http', 'ws', 1)}/v1/ws"]
+
+
+def test_an_error_of_the_callers_handler_ends_no_connection(served: Served) -> None:
+    program = """
+    const uncaught = [];
+    process.on("uncaughtException", (error) => uncaught.push(error.message));
+    const onState = (state) => { throw new Error(state); };
+    const { Client } = await import(`${SOURCES}/index.ts`);
+    {
+      await using client = new Client({ onState });
+      await client.info();
+    }
+    const gone = new Client({ url: "http://127.0.0.1:9", connectSeconds: 0, onState });
+    const code = await gone.info().catch((error) => error.code);
+    await new Promise((resolve) => setImmediate(resolve));
+    console.log(code, uncaught.join());
+    """
+    printed = run_program(program, KERNELSVC_URL=served.url, KERNELSVC_TOKEN=served.token)
+    assert printed.split() == ["unreachable", "connected,gone"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "is_id"),
+    [("s_0123456789abcdef", True), ("s_a1b2c30123456789abcdef", True), ("s_0123456789abcdef0", False), ("a", False)],
+)
+def test_a_tool_of_the_ai_sdk_takes_ids_of_a_server_and_of_a_node(wanted: str, is_id: bool) -> None:
+    program = """
+    const { Sessions } = await import(`${SOURCES}/ai/sessions.ts`);
+    const client = { session: async (id) => `by id`, sessions: async () => [], createSession: async () => `by name` };
+    console.log(await new Sessions(client, "default").open(process.env.WANTED));
+    """
+    assert run_program(program, WANTED=wanted).strip() == ("by id" if is_id else "by name")

@@ -15,14 +15,16 @@
 import { ConnectionLost, type ErrorObject, KernelsvcError, Unreachable } from "./errors.ts";
 import { EventFeed, FeedReader, SequenceGap } from "./feed.ts";
 import { BadRequest, type Methods, REPEATABLE } from "./generated.ts";
-import { type Address, type Event, errorOf, errorOfResponse, headersOf, unreachable } from "./values.ts";
+import { type Address, base64UrlOf, type Event, errorOf, errorOfResponse, headersOf, unreachable } from "./values.ts";
 
 /** Idle time after which the client asks the server for a sign of life, and the time for the answer. */
 const SILENCE_SECONDS = 20;
 const CONNECT_SECONDS = 20;
 const CLOSE_SECONDS = 1;
+/** The subprotocol of `/v1/ws`. */
+const PROTOCOL = "kernelsvc.v1";
 
-/** What the state of a connection can be: reconnecting is `lost`, given up is `gone`. */
+/** The state of a connection: `lost` while the client reconnects, `gone` after it has given up. */
 export type ConnectionState = "connected" | "lost" | "gone";
 
 /** Options of one call. */
@@ -85,7 +87,8 @@ function openSocket(address: Address): WebSocket {
   if (!socketHasHeaders()) {
     // Without the header, the sessions would be those of the backend itself.
     if (onBehalfOf !== undefined) throw new BadRequest("The WebSocket of a browser can't act for a user. Use a backend.");
-    return new WebSocket(token === undefined ? url : `${url}?${new URLSearchParams({ token })}`);
+    // The token is in a subprotocol, in base64url without "=" (RFC 6455, section 4.1), because proxies log addresses.
+    return new WebSocket(url, token === undefined ? [PROTOCOL] : [PROTOCOL, `kernelsvc.bearer.${base64UrlOf(token)}`]);
   }
   const Socket = WebSocket as unknown as new (url: string, options: NodeSocketOptions) => WebSocket;
   return new Socket(url, { headers: headersOf(address) });
@@ -304,7 +307,7 @@ export class RpcConnection {
         this.#onSocketClosed();
         if (this.#closed) break;
         this.reconnects += 1;
-        this.#onState("lost");
+        this.#report("lost");
       }
     } catch (error) {
       this.#giveUp(error instanceof KernelsvcError ? error : unreachable(this.address.base, error));
@@ -393,8 +396,7 @@ export class RpcConnection {
     socket.onmessage = (event) => this.#onMessage(socket, event.data);
     socket.onclose = socket.onerror = () => this.#ended?.();
     const watch = setInterval(() => this.#watch(socket), SILENCE_SECONDS * 1000);
-    // Handlers of the caller, and the close of the client in one, must not end this loop.
-    this.#onState("connected");
+    this.#report("connected");
     for (const [number, call] of [...this.#calls]) this.#send(socket, number, call);
     for (const session of [...this.#feeds.keys()]) this.#startUpdate(session);
     if (this.reconnects > 0) this.provider?.connected();
@@ -462,8 +464,13 @@ export class RpcConnection {
     }
   }
 
+  /** Call the caller's handler, whose errors become uncaught ones, as those of an event listener. They end no loop here. */
+  #report(state: ConnectionState): void {
+    queueMicrotask(() => this.#onState(state));
+  }
+
   #giveUp(error: KernelsvcError): void {
-    if (!this.#closed) this.#onState("gone");
+    if (!this.#closed) this.#report("gone");
     for (const call of [...this.#calls.values()]) call.reject(error);
     for (const feed of this.#feeds.values()) this.#failReaders(feed, error);
     this.#feeds.clear();

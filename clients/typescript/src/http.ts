@@ -3,7 +3,7 @@ import { backoff } from "./connection.ts";
 import { ConnectionLost } from "./errors.ts";
 import { type Address, errorOfResponse, headersOf, unreachable } from "./values.ts";
 
-/** Content to upload. A stream can't be sent a second time, so an upload from one is not repeated. */
+/** Content to upload. A stream is none of these, because the client repeats an upload after a lost connection. */
 export type Content = string | Uint8Array<ArrayBuffer> | ArrayBuffer | Blob;
 
 /** Options of one request. */

@@ -50,7 +50,7 @@ export interface CellOptions {
   /** The cell is a model's: `cell_finished` has the changes of variables and files. */
   changes?: boolean;
   /** Ends the wait. The cell continues, unless `onAbort` is `interrupt`. */
-  signal?: AbortSignal;
+  signal?: AbortSignal | undefined;
   /** Whether an abort of `signal` also interrupts the cell. */
   onAbort?: "keep" | "interrupt";
 }
@@ -413,7 +413,7 @@ export class Session implements AsyncDisposable {
     return startProgram(this.#rpc, command, options);
   }
 
-  /** Return the programs that were started so, which run or have ended recently. */
+  /** Return the programs that run or have ended recently. Iterating over one begins with its first output. */
   async programs(): Promise<Program[]> {
     return (await this.#rpc.call("session.programs")).map((info) => new Program(this.#rpc, info));
   }

@@ -82,6 +82,12 @@ export function base64Of(data: Uint8Array): string {
   return btoa(text);
 }
 
+/** Encode a text as base64url (RFC 4648, section 5) without padding. */
+export function base64UrlOf(text: string): string {
+  const plain = base64Of(new TextEncoder().encode(text));
+  return plain.replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+}
+
 /** Return the images of a MIME bundle, the best format first. Values that are not base64 are ignored. */
 export function imagesOf(bundle: Record<string, unknown>): Image[] {
   const found: Image[] = [];
@@ -156,7 +162,7 @@ export interface Address {
 }
 
 /**
- * Parse a URL: `http(s)://` or `ws(s)://`. It may have the token as `?token=`.
+ * Parse a URL: `http(s)://` or `ws(s)://`. The token may be in it as `?token=`, and is removed from it.
  *
  * @throws BadRequest the URL has another form, or the token has characters that no header can carry.
  */

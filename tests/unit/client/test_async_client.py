@@ -159,6 +159,21 @@ async def test_a_state_is_reported_when_a_connection_is_lost_and_not_when_the_pr
     assert states == ["connected", "connected", "lost", "gone"]
 
 
+async def test_an_error_of_the_callers_handler_ends_no_connection(connect):
+    reported = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(str(context["exception"])))
+
+    def handler(state):
+        raise ValueError(state)
+
+    client = await connect(on_state=handler)
+    await client.sessions()
+    async with AsyncClient("http://127.0.0.1:9", "x", connect_seconds=0.0, on_state=handler) as client:
+        with pytest.raises(Unreachable, match="kernelsvc serve"):
+            await client.sessions()
+    assert reported == ["connected", "gone"]
+
+
 async def test_no_server_at_all():
     async with AsyncClient("http://127.0.0.1:9", "x", connect_seconds=0.0) as client:
         with pytest.raises(Unreachable, match="kernelsvc serve"):

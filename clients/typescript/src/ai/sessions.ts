@@ -5,8 +5,8 @@ import type { Session } from "../session.ts";
 
 /** The label with a session's name: the one by which MCP and function calling find sessions. */
 const LABEL = "tool-session";
-/** Form of a session's id. A name of this form counts as an id. */
-const ID = /^s_[0-9a-f]{16}$/;
+/** Form of a session's id, on a server or on a node of a cluster. A name of this form counts as an id. */
+const ID = /^s_(?:[0-9a-f]{6})?[0-9a-f]{16}$/;
 
 /** The sessions of one set of tools. Another process with the same names uses the same sessions. */
 export class Sessions {
