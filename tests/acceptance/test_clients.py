@@ -95,3 +95,23 @@ def test_a_tool_of_the_ai_sdk_takes_ids_of_a_server_and_of_a_node(wanted: str, i
     console.log(await new Sessions(client, "default").open(process.env.WANTED));
     """
     assert run_program(program, WANTED=wanted).strip() == ("by id" if is_id else "by name")
+
+
+def test_an_abort_after_the_end_of_a_stream_interrupts_nothing(served: Served) -> None:
+    program = """
+    const { Client } = await import(`${SOURCES}/index.ts`);
+    await using client = new Client();
+    await using session = await client.createSession();
+    const stop = new AbortController();
+    const code = "import os, time\\nwhile not os.path.exists('go'): time.sleep(0.01)";
+    const stream = session.stream(code, { signal: stop.signal, onAbort: "interrupt" });
+    await stream.next();
+    await stream.return();
+    stop.abort();
+    // An interrupt would follow the answer to a request that was sent before these.
+    await session.info();
+    await session.info();
+    await session.upload("", "go");
+    console.log((await stream.cell()).reason);
+    """
+    assert run_program(program, KERNELSVC_URL=served.url, KERNELSVC_TOKEN=served.token).strip() == "ok"

@@ -175,6 +175,12 @@ export class Stream extends Events {
     return events;
   }
 
+  /** Stop reading. A running cell continues, also when the signal is aborted later. */
+  override return(): Promise<IteratorResult<Event, undefined>> {
+    this.#forgetSignal?.();
+    return super.return();
+  }
+
   /** Wait for the end of the cell and return it. */
   async cell(options?: CallOptions): Promise<Cell> {
     return this.rpc.cell(await this.rpc.call("session.execute", { ...this.#request, wait: "finished" }, options));

@@ -13,6 +13,15 @@ function camel(options: Step = {}): Step {
   );
 }
 
+/** Wait until a session has a state, for at most a minute. */
+async function untilState(session: Session, wanted: string): Promise<void> {
+  const deadline = performance.now() + 60_000;
+  for (let state = ""; state !== wanted; { state } = await session.info()) {
+    if (performance.now() > deadline) throw new Error(`The session is ${state}, not ${wanted}.`);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+}
+
 function numbersIn(text: string): unknown {
   const found = text.split(/\s+/).filter(Boolean).map(Number);
   // In order from 0, none missing, none twice: then their count says it all.
@@ -124,7 +133,7 @@ class Driver {
       case "await":
         return this.#started.get(step["of"]);
       case "until":
-        while ((await this.#session(step).info()).state !== step["state"]) await new Promise((resolve) => setTimeout(resolve, 20));
+        await untilState(this.#session(step), step["state"]);
         return null;
       case "fault":
         return this.#fault(step["what"], step["bytes"] === undefined ? {} : { bytes: step["bytes"] });
@@ -222,9 +231,7 @@ class Driver {
       if (event.type === "input_requested") await session.input(stream.id, input.shift() ?? "");
       if (events.length === step["pause"]?.after) {
         const before = Number(await this.#fault("passed"));
-        while ((await session.info()).state !== step["pause"].until) {
-          await new Promise((resolve) => setTimeout(resolve, 100));
-        }
+        await untilState(session, step["pause"].until);
         result["passed_in_pause"] = Number(await this.#fault("passed")) - before;
       }
     }

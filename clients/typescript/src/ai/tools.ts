@@ -116,26 +116,11 @@ async function* follow(stream: Stream, seconds: number): AsyncGenerator<ToolAnsw
 async function* runCode(args: Arguments, settings: ToolSettings, context: CallContext): AsyncGenerator<ToolAnswer, void, undefined> {
   const session = await settings.sessions.open(args.session);
   const cell = await cellId(session.id, context.toolCallId, args.code);
-  const interrupt = (): void => void interruptCell(session, cell);
-  if (settings.onAbort === "interrupt") context.abortSignal?.addEventListener("abort", interrupt, { once: true });
-  try {
-    const stream = session.stream(args.code, { cell, timeout: args.seconds, changes: true });
-    yield* follow(stream, settings.waitSeconds);
-    const state = await session.cell(cell);
-    const answer = await answerOfCell(session, state, { budget: args.budget });
-    yield state.state === "finished" ? answer : { ...answer, text: `${answer.text}\nThe cell still runs: call wait, or interrupt.` };
-  } finally {
-    context.abortSignal?.removeEventListener("abort", interrupt);
-  }
-}
-
-/** Interrupt a cell if it still runs. An interrupt for a cell that has ended would hit the next one. */
-async function interruptCell(session: Session, cell: string): Promise<void> {
-  try {
-    if ((await session.info()).running === cell) await session.interrupt();
-  } catch {
-    // The session has ended, or the server does not answer: there is nothing to interrupt.
-  }
+  const abort = { signal: context.abortSignal, onAbort: settings.onAbort };
+  yield* follow(session.stream(args.code, { cell, timeout: args.seconds, changes: true, ...abort }), settings.waitSeconds);
+  const state = await session.cell(cell);
+  const answer = await answerOfCell(session, state, { budget: args.budget });
+  yield state.state === "finished" ? answer : { ...answer, text: `${answer.text}\nThe cell still runs: call wait, or interrupt.` };
 }
 
 async function* wait(args: Arguments, settings: ToolSettings): AsyncGenerator<ToolAnswer, void, undefined> {
