@@ -39,6 +39,8 @@ _BOOT_WITH_PATHS = (
     "from kernelsvc.guest.confine.neutral_paths import start; "
     "start(plan, ['-P', '-c', plan['boot'], *sys.argv[1:]]); exec(plan['boot'])"
 )
+#: A compiled module that another process is just writing: ``importlib`` renames it when it is complete.
+_UNFINISHED = "*.pyc.*"
 #: Seconds before a restart: doubled after each failure, up to the maximum.
 _RETRY_PAUSE, _MAX_RETRY_PAUSE = 0.1, 10.0
 #: Variables of the host's environment that a fork server gets.
@@ -54,12 +56,16 @@ VARIABLES = {
 
 
 def install_guest(directory: Path) -> Path:
-    """Copy the guest package below ``directory``. Return the directory to put on ``sys.path``."""
+    """Copy the guest package below ``directory``. Return the directory to put on ``sys.path``.
+
+    Its compiled modules are copied too. No fork server may write them (``PYTHONDONTWRITEBYTECODE``), so each would
+    compile the whole package. Python compares them with the source's size and time, which the copy keeps.
+    """
     target = directory / "guest"
     package = target / "kernelsvc"
     shutil.rmtree(target, ignore_errors=True)
     source = Path(kernelsvc.__file__).parent
-    shutil.copytree(source / "guest", package / "guest", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(source / "guest", package / "guest", ignore=shutil.ignore_patterns(_UNFINISHED))
     (target / "home").mkdir(mode=0o700)
     (package / "__init__.py").write_text('"""The guest part of kernelsvc, alone."""\n')
     return target
