@@ -10,7 +10,6 @@ import tomllib
 from pathlib import Path
 
 import grimp
-import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "kernelsvc"
@@ -36,16 +35,22 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(PACKAGE))
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_a_module_is_not_too_long(path: Path) -> None:
-    lines = len(text_of(path).splitlines())
-    assert lines <= MAX_LINES, f"{name_of(path)} has {lines} lines; what in it is a thing of its own?"
+# One test for all modules, which lists those that fail: each worker of a run would collect a test for each module.
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_a_module_has_a_name_that_says_something_and_a_docstring(path: Path) -> None:
-    assert path.stem not in EMPTY_NAMES
-    assert ast.get_docstring(parsed(path))
+def test_a_module_is_not_too_long() -> None:
+    lines = {name_of(path): len(text_of(path).splitlines()) for path in MODULES}
+    too_long = {name: count for name, count in lines.items() if count > MAX_LINES}
+    assert too_long == {}, f"at most {MAX_LINES} lines; move a part of each into a module of its own"
+
+
+def test_a_module_has_a_name_that_says_something() -> None:
+    assert [name_of(path) for path in MODULES if path.stem in EMPTY_NAMES] == []
+
+
+def test_a_module_has_a_docstring() -> None:
+    assert len(MODULES) > 100
+    assert [name_of(path) for path in MODULES if not ast.get_docstring(parsed(path))] == []
 
 
 def test_a_pattern_accepts_no_line_end_behind_it() -> None:
@@ -56,9 +61,13 @@ def test_a_pattern_accepts_no_line_end_behind_it() -> None:
     assert [each for each in found if not each.endswith(r"$(?!\n)")] == []
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if p.name == "__init__.py"], ids=name_of)
-def test_a_package_exports_no_name_of_a_module_in_it(path: Path) -> None:
+def test_a_package_exports_no_name_of_a_module_in_it() -> None:
     """``from package import name`` would give the function or the module, depending on the order of imports."""
+    packages = [path for path in MODULES if path.name == "__init__.py"]
+    assert {name_of(path): found for path in packages if (found := _exported_modules(path))} == {}
+
+
+def _exported_modules(path: Path) -> set[str]:
     package = ".".join(["kernelsvc", *path.parent.relative_to(PACKAGE).parts])
     bound = {
         alias.asname or alias.name
@@ -66,8 +75,7 @@ def test_a_package_exports_no_name_of_a_module_in_it(path: Path) -> None:
         if isinstance(node, ast.ImportFrom) and node.module != package
         for alias in node.names
     }
-    modules = {each.stem for each in path.parent.iterdir()}
-    assert not bound & modules
+    return bound & {each.stem for each in path.parent.iterdir()}
 
 
 #: Class names that two modules may share: both are public. The client's Session and Stream wrap the session of a server
@@ -315,8 +323,12 @@ TESTED_THROUGH = {
 }
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if p.name != "__init__.py"], ids=name_of)
-def test_a_module_has_a_test(path: Path) -> None:
+def test_a_module_has_a_test() -> None:
+    without = [name_of(path) for path in MODULES if path.name != "__init__.py" and not _has_test(path)]
+    assert without == [], "make a test file of its name, or say in TESTED_THROUGH which test runs it"
+
+
+def _has_test(path: Path) -> bool:
     relative = path.relative_to(PACKAGE).with_suffix("")
     module = ".".join(["kernelsvc", *relative.parts])
     named = [
@@ -326,9 +338,7 @@ def test_a_module_has_a_test(path: Path) -> None:
     ]
     if module in TESTED_THROUGH:
         named.append(ROOT / TESTED_THROUGH[module])
-    assert any(test.exists() for test in named) or importers().get(module), (
-        f"{module} has no test: make {named[0].relative_to(ROOT)}, or say in TESTED_THROUGH which one runs it"
-    )
+    return any(test.exists() for test in named) or bool(importers().get(module))
 
 
 #: Unit tests of something other than one module of the package, and what that is.
