@@ -139,6 +139,8 @@ class RelayHandler(FrontHandler):
                 return await cluster.node_of_object(values["object"], path, token or "")
             case Action.WORKSPACE if "name" in values:
                 return await cluster.node_of_workspace(f"{values['owner']}/{values['name']}", token or "")
+            case Action.NODE if "node" in values:
+                return await cluster.members.wait_for(values["node"], values["node"])
             case Action.NAMED:
                 label = f"{sandboxai.LABEL}={values['space']}/{values['name']}"
                 if found := await cluster.node_of_label(label, token or ""):

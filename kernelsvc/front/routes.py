@@ -27,6 +27,7 @@ class Action(Enum):
     PORT = "to the node of the session whose server the path, a header or the host name names. The node authenticates"
     OBJECT = "to the node of an object of OpenAI's API in the path"
     WORKSPACE = "to the node that has the workspace"
+    NODE = "to the node that the path names, or to any"
     NAMED = "to the node of the session with this label"
     SNAPSHOT = "to the node of the snapshot in the path"
     PLACE = "to a node with room, or to the one that the body names"
@@ -76,6 +77,7 @@ _S = r"/v1/sessions/(?P<session>[^/]+)"
 _W = r"/v1/workspaces/(?P<owner>[^/]+)/(?P<name>[^/]+)"
 _SPACE = r"/v1/spaces/(?P<space>[^/]+)/sandboxes"
 _KERNEL = r"(?P<kernel>[^/]+)"
+_VOLUME = r"(?:vol-(?P<node>[0-9a-f]{6})-)?[^/]+"
 _ANSWERS = r"/v1/(?:responses|conversations|containers|files)"
 
 ROWS: tuple[Row, ...] = (
@@ -130,7 +132,11 @@ ROWS: tuple[Row, ...] = (
     _row("", r"/(?:v2/)?sandboxes", Action.PLACE, form="e2b"),
     _row("", r"/(?:v2/)?sandboxes/(?P<session>[^/]+)(?:/.*)?", Action.SESSION, form="e2b"),
     _row("", r"/templates/aliases/(?P<snapshot>[^/]+)|/templates/(?P<template>[^/]+)", Action.SNAPSHOT, form="e2b"),
-    _row("", r"/(?:v[23]/)?templates(?:/.*)?|/(?:volumes|secrets)(?:/.*)?", Action.ANY, form="e2b"),
+    _row("", r"/(?:v[23]/)?templates(?:/.*)?|/secrets(?:/.*)?", Action.ANY, form="e2b"),
+    _row("GET", r"/volumes", Action.GATHER, form="e2b"),
+    _row("", r"/volumes", Action.ANY, form="e2b"),
+    _row("", rf"/volumes/{_VOLUME}", Action.NODE, form="e2b"),
+    _row("", rf"/volumecontent/{_VOLUME}/(?:path|dir|file)", Action.NODE, open=True, form="e2b"),
     _row(
         "", r"/files|/health|/execute|/contexts(?:/.*)?|/(?:process\.Process|filesystem\.Filesystem)/.*",
         Action.SANDBOX, open=True, form="e2b",
@@ -199,6 +205,7 @@ class _Spec(msgspec.Struct):
     container: Any = None
     tools: Any = None
     name: Any = None
+    volumeMounts: Any = None
 
 
 @dataclass(frozen=True)
@@ -247,7 +254,7 @@ def wanted(body: bytes, key: str | None) -> Wanted:
     return Wanted(
         session=next((each for each in found if each), None),
         node=_node_hint(spec, body),
-        workspace=_workspace(spec.workspace),
+        workspace=_workspace(spec.workspace) or _workspace(next(iter(_list(spec.volumeMounts)), None)),
         template=_text(spec.template),
         snapshot=template_id,
         key=key or _text(spec.idempotency_key),
@@ -264,11 +271,14 @@ def _workspace(value: Any) -> str | None:
     return _text(value.get("name") if isinstance(value, dict) else value)
 
 
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
 def _objects(spec: _Spec) -> list[str]:
     """Return the ids of the objects of OpenAI's API that a body continues."""
     named = [spec.previous_response_id, spec.conversation, spec.container]
-    if isinstance(spec.tools, list):
-        named += [tool.get("container") for tool in spec.tools if isinstance(tool, dict)]
+    named += [tool.get("container") for tool in _list(spec.tools) if isinstance(tool, dict)]
     texts = [each.get("id") if isinstance(each, dict) else each for each in named]
     return [each for each in texts if isinstance(each, str)]
 

@@ -300,6 +300,19 @@ class RootedDirectory:
             finally:
                 os.close(fd)
 
+    def set_mode(self, parts: tuple[bytes, ...], mode: int) -> None:
+        """Set the permissions of a file or directory.
+
+        Raises:
+            KernelsvcError: it does not exist, or is a link.
+        """
+        with explained():
+            fd = open_beneath(self._fd, parts, os.O_PATH | os.O_NOFOLLOW)
+            try:
+                os.chmod(_proc_path(fd), mode)
+            finally:
+                os.close(fd)
+
     def open_directory(self, parts: tuple[bytes, ...]) -> int:
         """Open a directory with ``O_PATH``. The caller closes the descriptor.
 
@@ -394,11 +407,16 @@ def _remove(parent: int, name: bytes, *, recursive: bool) -> None:
         os.rmdir(name, dir_fd=parent)
 
 
+def _proc_path(fd: int) -> str:
+    """Return the path of an open file. open(2): operations on an O_PATH descriptor itself fail with EBADF."""
+    return f"/proc/self/fd/{fd}"
+
+
 def _attributes(fd: int) -> dict[str, bytes]:
     kind = os.fstat(fd).st_mode
     if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
         return {}
-    proc_path = f"/proc/self/fd/{fd}"  # open(2): operations on an O_PATH descriptor itself fail with EBADF
+    proc_path = _proc_path(fd)
     found = {}
     with contextlib.suppress(OSError):  # a filesystem without extended attributes
         for name in os.listxattr(proc_path):

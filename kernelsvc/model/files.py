@@ -23,6 +23,8 @@ class FileStatus(msgspec.Struct, frozen=True, kw_only=True):
         mode: type and permissions, see inode(7).
         size: bytes.
         mtime_ns: the last change of the content, in nanoseconds of Unix time. A cell can set any value.
+        atime_ns: the last read, in nanoseconds of Unix time, as exact as the filesystem's options allow (mount(8)).
+        ctime_ns: the last change of the inode, in nanoseconds of Unix time.
         etag: differs whenever the content may have changed.
         target: of a link, else None.
         attributes: the extended attributes ``user.*``, if they were requested.
@@ -33,6 +35,8 @@ class FileStatus(msgspec.Struct, frozen=True, kw_only=True):
     mode: int
     size: int
     mtime_ns: int
+    atime_ns: int = 0
+    ctime_ns: int = 0
     etag: str = ""
     target: bytes | None = None
     attributes: dict[str, bytes] = {}
@@ -40,11 +44,7 @@ class FileStatus(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def modified(self) -> str:
         """Time of the last change in UTC, ISO 8601. A time outside of the calendar becomes the epoch."""
-        try:
-            at = datetime.fromtimestamp(self.mtime_ns / 1e9, UTC)
-        except (ValueError, OverflowError, OSError):
-            at = datetime.fromtimestamp(0, UTC)
-        return at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        return iso_time(self.mtime_ns)
 
 
 class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +67,15 @@ class FileEvent(msgspec.Struct, frozen=True, kw_only=True):
     change: FileChange
     path: bytes
     status: FileStatus | None = None
+
+
+def iso_time(ns: int) -> str:
+    """Return a time in nanoseconds of Unix time as ISO 8601 in UTC. One outside of the calendar becomes the epoch."""
+    try:
+        at = datetime.fromtimestamp(ns / 1e9, UTC)
+    except (ValueError, OverflowError, OSError):
+        at = datetime.fromtimestamp(0, UTC)
+    return at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def kind_of(mode: int) -> FileKind:
@@ -104,6 +113,8 @@ def status_of(
         mode=info.st_mode,
         size=info.st_size,
         mtime_ns=info.st_mtime_ns,
+        atime_ns=info.st_atime_ns,
+        ctime_ns=info.st_ctime_ns,
         etag=etag_of(info),
         target=target,
         attributes=attributes or {},

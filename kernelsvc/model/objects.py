@@ -5,6 +5,7 @@ Every server decodes and encodes these. OpenAPI and OpenRPC documents are genera
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -91,6 +92,9 @@ def is_user_of(name: str, backend: str) -> bool:
 CheckpointMode = Literal["auto", "every"]
 
 
+_PLAIN_PATH = re.compile(r"(/(?!\.{1,2}(/|$))[^/\0]{1,255}){1,16}")
+
+
 class SessionRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """``session.create``."""
 
@@ -121,8 +125,22 @@ class SessionRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         ]
         | None
     ) = None
+    workspace_path: (
+        Annotated[
+            str,
+            msgspec.Meta(
+                max_length=1024,
+                description="A further path at which the session sees its workspace, as a link to `/workspace`.",
+            ),
+        ]
+        | None
+    ) = None
 
     def __post_init__(self) -> None:
+        if self.workspace_path is not None and self.workspace is None:
+            raise ValueError("`workspace_path` is for a session with a `workspace`. Name one")
+        if self.workspace_path is not None and not _PLAIN_PATH.fullmatch(self.workspace_path):
+            raise ValueError("`workspace_path` must be an absolute path without '.' and '..', such as /mnt/data")
         if self.beside is not None:
             if self.sidecar_of not in (None, self.beside):
                 raise ValueError("`sidecar_of` and its old name have different values. Send only `sidecar_of`")

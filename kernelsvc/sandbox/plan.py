@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from kernelsvc.errors import SandboxUnavailable
+from kernelsvc.errors import BadRequest, SandboxUnavailable
 from kernelsvc.guest.confine.confine import PLAN_VERSION
 from kernelsvc.model.events import NotEnforced, SandboxReport
 from kernelsvc.model.limits import Enforcement, Limits, MiB
@@ -70,6 +70,25 @@ _CPU_GRACE_SECONDS = 5
 
 #: Where the wheelhouse is inside.
 WHEELS = "/wheels"
+#: Paths that sandboxes make or that programs expect to be empty or absent.
+_RESERVED = (
+    *(
+        "/bin",
+        "/dev",
+        "/etc",
+        "/home",
+        "/lib",
+        "/lib64",
+        "/proc",
+        "/root",
+        "/run",
+        "/sbin",
+        "/sessions",
+        "/sys",
+        "/tmp",
+    ),
+    *("/usr", "/var", WHEELS),
+)
 
 
 class ConfinementRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,6 +163,7 @@ def confine(request: ConfinementRequest, probe: Probe) -> Confinement:
 
     Raises:
         SandboxUnavailable: the policy is ``required`` and this machine can't confine, or it can't show directories.
+        BadRequest: the further path of a directory is in use.
     """
     wanted = _Wanted(request, probe)
     report = _report(request, probe, wanted)
@@ -159,6 +179,11 @@ def confine(request: ConfinementRequest, probe: Probe) -> Confinement:
             "A session with mounts needs a private root, which this machine or the setting sandbox does not give it. "
             "Run 'kernelsvc doctor', or leave the mounts out."
         )
+    for bind in request.binds:
+        if bind.link and not _is_free(bind.link, request):
+            raise BadRequest(
+                f"The path {bind.link!r} is in use in sessions. Choose one such as /mnt/{bind.link.rpartition('/')[2]}."
+            )
     return Confinement(plan=_plan(request, probe, wanted), report=report)
 
 
@@ -263,7 +288,10 @@ def _view(request: ConfinementRequest, wanted: _Wanted, inside: dict[str, int]) 
     own = (request.workdir, request.home) if request.group_dir is None else (request.group_dir, _group_home(request))
     return {
         "root": request.root,
-        "links": request.paths.links | {"/var/tmp": "../tmp"} | _data_link(request),
+        "links": request.paths.links
+        | {"/var/tmp": "../tmp"}
+        | _data_link(request)
+        | {bind.link: bind.target for bind in request.binds if bind.link},
         "readonly": [list(pair) for pair in request.paths.readonly],
         "overlays": request.paths.overlays if wanted.own_inodes else {},
         "writable": [list(own), *([path, path] for path in request.share)],
@@ -289,9 +317,24 @@ def _data_link(request: ConfinementRequest) -> dict[str, str]:
 
     A bind below the path would follow the link to a path of the host, so there is no link then.
     """
-    bound = [target for _, target in request.paths.readonly] + [*request.paths.links, *request.share]
-    taken = any(each == DATA or each.startswith(f"{DATA}/") or DATA.startswith(f"{each}/") for each in bound)
+    links = [bind.link for bind in request.binds if bind.link]
+    taken = any(_overlap(DATA, each) for each in [*_bound(request), *links])
     return {} if taken else {DATA: _home(request)}
+
+
+def _bound(request: ConfinementRequest) -> list[str]:
+    """Return the paths inside that the machine's own directories have."""
+    return [target for _, target in request.paths.readonly] + [*request.paths.links, *request.share]
+
+
+def _overlap(one: str, other: str) -> bool:
+    return one == other or one.startswith(f"{other}/") or other.startswith(f"{one}/")
+
+
+def _is_free(path: str, request: ConfinementRequest) -> bool:
+    """Return whether a path inside can become a link. A mount below a link would follow it out of the new root."""
+    taken = [*_bound(request), *(bind.target for bind in request.binds), *_RESERVED]
+    return not any(_overlap(path, each) for each in taken)
 
 
 def _etc_files(inside: dict[str, int], request: ConfinementRequest) -> dict[str, str]:

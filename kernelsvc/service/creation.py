@@ -162,7 +162,7 @@ class SessionCreator:
         binds = choose_binds(self._settings.mounts, request.mounts, who.name)
         if request.workspace is None:
             return binds, ""
-        address, bind = self._workspaces.bind(who, request.workspace)
+        address, bind = self._workspaces.bind(who, request.workspace, request.workspace_path or "")
         return [*binds, bind], address
 
     async def begin_branch(self, spec: SessionSpec, parent: Path, place: Path, forked: asyncio.Future[Any]) -> Session:

@@ -44,7 +44,13 @@ def run(*command: Any, **more: Any) -> None:
 
 @pytest.mark.parametrize(
     ("script", "packages"),
-    [("e2b_sync", PYTHON), ("e2b_async", PYTHON), ("e2b_figures", PYTHON), ("e2b_smolagents", SMOLAGENTS)],
+    [
+        ("e2b_sync", PYTHON),
+        ("e2b_async", PYTHON),
+        ("e2b_figures", PYTHON),
+        ("e2b_smolagents", SMOLAGENTS),
+        ("e2b_volumes", PYTHON),
+    ],
 )
 def test_a_python_client(served: Served, script: str, packages: tuple[str, ...]) -> None:
     run(python_with(*packages), CLIENTS / f"{script}.py", served.url, served.token)

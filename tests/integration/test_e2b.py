@@ -535,8 +535,6 @@ def test_a_template_can_be_asked_for(e2b: E2bApi) -> None:
         ("POST", "/v3/templates", "templates"),
         ("GET", "/templates/t/files/0a", "templates"),
         ("POST", "/v2/templates/t/builds/b", "templates"),
-        ("POST", "/volumes", "workspaces"),
-        ("DELETE", "/volumes/v", "workspaces"),
         ("POST", "/secrets", "envs"),
         ("GET", "/v2/sandboxes/s_1/logs", "/v1/sessions"),
     ],

@@ -1699,7 +1699,7 @@ export interface Methods {
   /** One shot: code, or a function with arguments. */
   "call": { params: { code?: string | null; function?: string | null; args?: unknown[]; kwargs?: Record<string, unknown>; template?: string | null; files?: Record<string, string>; limits?: LimitsRequest; timeout_seconds?: number | null; _meta?: RequestMeta | null }; result: Record<string, unknown> };
   /** A new session, ready for a cell. */
-  "session.create": { params: { template?: string | null; name?: string | null; labels?: Record<string, string>; limits?: LimitsRequest; env?: Record<string, string>; idempotency_key?: string | null; sidecar_of?: string | null; beside?: string | null; checkpoint?: "auto" | "every"; tools?: ToolFilter | null; mounts?: string[]; workspace?: string | null; attach?: boolean }; result: SessionInfo };
+  "session.create": { params: { template?: string | null; name?: string | null; labels?: Record<string, string>; limits?: LimitsRequest; env?: Record<string, string>; idempotency_key?: string | null; sidecar_of?: string | null; beside?: string | null; checkpoint?: "auto" | "every"; tools?: ToolFilter | null; mounts?: string[]; workspace?: string | null; workspace_path?: string | null; attach?: boolean }; result: SessionInfo };
   /** Every event after a position, old ones first, then live. */
   "session.attach": { params: { session: string; after?: number }; result: Attached };
   /** No more events of this session on this connection. */

@@ -41,11 +41,13 @@ class Bind(msgspec.Struct, frozen=True, kw_only=True):
         source: absolute path on the machine.
         target: absolute path inside.
         writable: whether the session may write to it.
+        link: a further path inside, which is a link to ``target``. Empty for none.
     """
 
     source: str
     target: str
     writable: bool = False
+    link: str = ""
 
 
 def choose_binds(mounts: Mapping[str, Mount], names: Iterable[str], principal: str) -> list[Bind]:

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from kernelsvc.server.e2b import control_plane, filesystem, interpreter, process, unsupported
+from kernelsvc.server.e2b import control_plane, filesystem, interpreter, process, unsupported, volumes
 from kernelsvc.server.e2b import files as transfer
 from kernelsvc.server.e2b.directory_watch import WatcherRegistry
 
 #: The modules with this API's routes.
-MODULES: tuple[Any, ...] = (control_plane, interpreter, process, filesystem, transfer, unsupported)
+MODULES: tuple[Any, ...] = (control_plane, interpreter, process, filesystem, transfer, volumes, unsupported)
 
 
 def routes(shared: dict[str, Any]) -> list[Any]:

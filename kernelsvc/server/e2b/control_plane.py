@@ -169,7 +169,16 @@ class SandboxesHandler(ControlPlaneHandler):
             snapshot = self.find_snapshot(wanted.templateID)
             if snapshot is None:
                 raise
+            if wanted.volumeMounts:
+                raise NotSupported(
+                    "A sandbox from a snapshot has the volume of the snapshot. Leave volumeMounts out."
+                ) from None
             return await self._create_from_snapshot(snapshot, wanted)
+        for mount in wanted.volumeMounts or ():
+            if not any(
+                each.owner == self.who.name and each.name == mount.name for each in service.workspaces.list(self.who)
+            ):
+                raise NotFound(f"Volume {mount.name!r} was not found. Make it first: Volume.create({mount.name!r}).")
         key = self.request.headers.get("Idempotency-Key")
         return await service.create(self.who, models.request_of(wanted, template, key))
 

@@ -20,6 +20,7 @@ from kernelsvc.errors import BadRequest, NotFound, NotSupported
 from kernelsvc.model.hash_chain import seconds_of
 from kernelsvc.model.limits import LimitsRequest, MiB
 from kernelsvc.model.objects import Principal, SessionInfo, SessionRequest
+from kernelsvc.model.storage.mounts import WORKSPACE_DIR
 from kernelsvc.model.storage.name_rules import in_words
 from kernelsvc.model.usage_history import UsageSample
 from kernelsvc.protocol import e2b
@@ -30,7 +31,7 @@ PREFIX = "e2b."
 TEMPLATE, SNAPSHOT, SOURCE, RESUMES, PAUSES = (
     PREFIX + name for name in ("template", "snapshot", "source", "resumes", "pauses")
 )
-LANGUAGE, CWD, DEFAULT = (PREFIX + name for name in ("language", "cwd", "default"))
+LANGUAGE, CWD, DEFAULT, VOLUME = (PREFIX + name for name in ("language", "cwd", "default", "volume"))
 #: The session's directory inside the sandbox.
 HOME = "/home/user"
 #: Value of the label of a snapshot without a name.
@@ -46,12 +47,18 @@ DEFAULT_SECONDS = 300
 #: Fields that ask for features which this server lacks. An empty field is accepted.
 _UNSUPPORTED = {
     "iam": "There is no workload identity here.",
-    "volumeMounts": "There are no volumes here.",
     "mcp": "There is no MCP gateway in a sandbox. MCP clients speak to this server at /mcp, and code calls the tools "
     "of the servers that the setting [tools.mcp.NAME] names.",
 }
 #: Environment variable that makes a session's kernel produce E2B's extra results.
 ENVIRONMENT = {"E2B_SANDBOX": "true"}
+
+
+class VolumeMount(msgspec.Struct):
+    """A volume at a path of the sandbox."""
+
+    name: str
+    path: str
 
 
 class NewSandbox(msgspec.Struct, kw_only=True):
@@ -66,7 +73,7 @@ class NewSandbox(msgspec.Struct, kw_only=True):
     envVars: dict[str, str] | None = None
     network: Any = None
     iam: Any = None
-    volumeMounts: Any = None
+    volumeMounts: list[VolumeMount] | None = None
     mcp: Any = None
 
 
@@ -85,6 +92,10 @@ def decode(asked: Mapping[str, Any]) -> NewSandbox:
         asked_for = getattr(wanted, name)
         if asked_for:
             raise NotSupported(f"{what} Leave {name!r} out.")
+    if any(not mount.path.startswith("/") for mount in wanted.volumeMounts or ()):
+        raise BadRequest("The path of a volume is absolute, such as /mnt/data.")
+    if wanted.volumeMounts and len(wanted.volumeMounts) > 1:
+        raise NotSupported("A sandbox has at most one volume here. Use one with several directories.")
     network_of(wanted.network, wanted.allow_internet_access)
     return wanted
 
@@ -122,6 +133,9 @@ def request_of(wanted: NewSandbox, template: str | None, key: str | None) -> Ses
         "idempotency_key": key,
         "limits": LimitsRequest(network=network_of(wanted.network, wanted.allow_internet_access)),
     }
+    for mount in wanted.volumeMounts or ():
+        path = None if mount.path.rstrip("/") == WORKSPACE_DIR else mount.path.rstrip("/")
+        fields |= {"workspace": mount.name, "workspace_path": path}
     try:
         return msgspec.convert(fields, SessionRequest)
     except msgspec.ValidationError as error:
@@ -142,6 +156,8 @@ def labels(wanted: NewSandbox) -> dict[str, str]:
         found[RESUMES] = "yes"
     if wanted.autoPause:
         found[PAUSES] = "yes"
+    for mount in wanted.volumeMounts or ():
+        found[VOLUME] = mount.path[:256]
     return found
 
 
@@ -247,6 +263,7 @@ def detail_model(session: SessionInfo, envd: str | None) -> dict[str, Any]:
     return (
         model(session)
         | ({} if envd is None else {"envdAccessToken": envd})
+        | ({"volumeMounts": [{"name": _volume(session), "path": session.labels[VOLUME]}]} if _volume(session) else {})
         | {
             "domain": None,
             "allowInternetAccess": session.limits.network != "none",
@@ -256,6 +273,10 @@ def detail_model(session: SessionInfo, envd: str | None) -> dict[str, Any]:
             },
         }
     )
+
+
+def _volume(session: SessionInfo) -> str:
+    return str(session.workspace or "").rpartition("/")[2] if VOLUME in session.labels else ""
 
 
 def moment(asked: Mapping[str, str], name: str, otherwise: int) -> int:

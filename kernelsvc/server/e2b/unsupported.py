@@ -1,4 +1,4 @@
-"""E2B's routes for templates, volumes, secrets and logs: 501 with the way to the same here.
+"""E2B's routes for templates, secrets and logs: 501 with the way to the same here.
 
 Only the question whether a template exists has an answer.
 """
@@ -37,15 +37,6 @@ class TemplatesHandler(UnsupportedHandler):
         "Templates can't be built over the API here. The server's operator makes one of Python packages with "
         "'kernelsvc env add NAME PACKAGE...', or with the setting 'templates'. Docker images can't be used. Jupyter "
         "kernelspecs are templates too."
-    )
-
-
-class VolumesHandler(UnsupportedHandler):
-    """Handler of ``/volumes``."""
-
-    message = (
-        "There are no volumes over this API. Folders that outlive sessions are workspaces: POST /v1/workspaces, and "
-        "'workspace' of POST /v1/sessions. A snapshot keeps a sandbox's files."
     )
 
 
@@ -97,8 +88,6 @@ ROUTES: list[tuple[str, Any]] = [
     (r"/templates/tags", TemplatesHandler),
     (rf"/templates/{_ID}/{_REST}", TemplatesHandler),
     (rf"/v2/templates/{_REST}", TemplatesHandler),
-    (r"/volumes", VolumesHandler),
-    (rf"/volumes/{_REST}", VolumesHandler),
     (r"/secrets", SecretsHandler),
     (rf"/secrets/{_REST}", SecretsHandler),
     (rf"/(?:v2/)?sandboxes/{_ID}/logs", LogsHandler),

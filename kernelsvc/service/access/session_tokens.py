@@ -75,7 +75,7 @@ class SessionTokens:
         bound = f"{purpose}:{session}:{who.token_sha256}:{scopes}"
         return hmac.digest(self._key, bound.encode("utf-8", "surrogatepass"), "sha256").hex()
 
-    def holder(self, session: str, purposes: Iterable[str], *given: str) -> Principal:
+    def holder(self, session: str, purposes: Iterable[str], *given: str, owner: str | None = None) -> Principal:
         """Return the caller of a secret, with its token's scopes without ``admin``.
 
         Without a good secret the answer is the same whether the session exists or not: that is looked up last.
@@ -84,6 +84,7 @@ class SessionTokens:
             session: the session's id.
             purposes: the purposes that count.
             given: secrets that the request holds. One good one is enough.
+            owner: the principal that owns it, if it is no session.
 
         Raises:
             Unauthenticated: none is a secret of that session that a configured token of its owner gets.
@@ -97,7 +98,7 @@ class SessionTokens:
             # Every pair is compared, so that the time taken does not depend on which one fits.
             return any([hmac.compare_digest(one, other) for one in secrets for other in shown])  # noqa: C419
 
-        return self._owning(session, [who for who in self._callers if fits(who)])
+        return self._owning(session, [who for who in self._callers if fits(who)], owner)
 
     def signer(self, session: str, purpose: str, signed: Signed) -> Principal:
         """Return the caller whose secret of a session signed a request.
@@ -137,14 +138,14 @@ class SessionTokens:
         who, session = found[0]
         return self._owning(session, [who]), session
 
-    def _owning(self, session: str, fitting: Sequence[Principal]) -> Principal:
+    def _owning(self, session: str, fitting: Sequence[Principal], owner: str | None = None) -> Principal:
         """Of the callers whose secret fits, the one that owns the session."""
         if not fitting:
             raise Unauthenticated(
                 "This secret is not one of that session, or its token is not known here any more. "
                 "Connect to the session with a token to get another."
             )
-        owner = self._owners.owner(session)
+        owner = owner or self._owners.owner(session)
         if owner is None:
             raise NotFound(f"There is no session {session!r} any more. Create another.")
         for who in fitting:

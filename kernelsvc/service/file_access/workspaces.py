@@ -16,7 +16,7 @@ from kernelsvc.model.objects import Principal
 from kernelsvc.model.storage.mounts import MOUNTS_DIR, WORKSPACE_DIR, Bind, allowed_mounts, names_of
 from kernelsvc.model.storage.workspaces import WorkspaceInfo, WorkspaceRecord, may_use, parse_address
 from kernelsvc.sandbox.disk_use import measure_directory
-from kernelsvc.service.file_access.files import SessionFiles
+from kernelsvc.service.file_access.files import SessionFiles, parts_of
 from kernelsvc.service.registry import SessionRegistry
 from kernelsvc.session import SessionSpec
 from kernelsvc.settings import Settings
@@ -85,8 +85,13 @@ class Workspaces:
         """
         return self._store.files(self._find(who, workspace))
 
-    def bind(self, who: Principal, workspace: str) -> tuple[str, Bind]:
+    def bind(self, who: Principal, workspace: str, link: str = "") -> tuple[str, Bind]:
         """Return address and bind of a session's workspace. Makes an own one that does not exist.
+
+        Args:
+            who: the caller.
+            workspace: its name or address.
+            link: a further path inside. Empty for none.
 
         Raises:
             NotFound: another principal's does not exist, or is not shared with the caller.
@@ -96,7 +101,8 @@ class Workspaces:
         if owner == who.name and self._store.find(owner, name) is None:
             self._make(who, name, [], None)
         record = self._find(who, workspace)
-        return record.address, Bind(source=str(self._store.files(record)), target=WORKSPACE_DIR, writable=True)
+        source = str(self._store.files(record))
+        return record.address, Bind(source=source, target=WORKSPACE_DIR, writable=True, link=link)
 
     def _make(self, who: Principal, name: str, shared_with: list[str], max_bytes: int | None) -> WorkspaceRecord:
         most = self._settings.max_workspaces_per_principal
@@ -201,6 +207,17 @@ class Workspaces:
             if record is None or not may_use(record, spec.principal):
                 gone.append(WORKSPACE_DIR)
         spec.withdraw_binds(gone)
+
+    async def set_mode(self, who: Principal, workspace: str, path: bytes, mode: int) -> None:
+        """Set the permissions of a file or directory of a workspace. Safe to cancel.
+
+        Raises:
+            NotFound: there is no such workspace, or no such file.
+            KernelsvcError: it is a link.
+        """
+        self._registry.require_scope(who, "run")
+        with RootedDirectory(self.directory(who, workspace)) as directory:
+            directory.set_mode(parts_of(path), mode)
 
     async def remove(self, who: Principal, workspace: str) -> None:
         """Remove one's own workspace with its files. Safe to cancel: it happens anyway.

@@ -40,6 +40,18 @@ async def test_workspaces_are_found_on_their_node(fleet: Fleet) -> None:
     assert {each["workspace"] for each in listed} == {"alice/a", "alice/b", "alice/c"}
 
 
+async def test_volumes_of_e2b_are_found_on_their_node(fleet: Fleet) -> None:
+    made = [await fleet.json("POST", "/volumes", {"name": name}, status=201) for name in ("u", "v", "w")]
+    listed = await fleet.json("GET", "/volumes", status=200)
+    assert {each["name"] for each in listed} >= {"u", "v", "w"}
+    for each in made:
+        path, key = f"/volumecontent/{each['volumeID']}", {"Authorization": f"Bearer {each['token']}"}
+        sent = await fleet.fetch("PUT", f"{path}/file?path=/f", b"x", token=None, headers=key)
+        assert sent.code == 201
+        assert (await fleet.fetch("GET", f"{path}/file?path=/f", token=None, headers=key)).body == b"x"
+        assert (await fleet.fetch("DELETE", f"/volumes/{each['volumeID']}")).code == 204
+
+
 async def test_signed_addresses_without_a_sandbox_find_their_node(fleet: Fleet) -> None:
     made = [await fleet.json("POST", "/sandboxes", {"templateID": "base"}, status=201) for _ in range(3)]
     for each in made:

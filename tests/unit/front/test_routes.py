@@ -94,12 +94,23 @@ def test_a_route_without_a_row_is_noticed() -> None:
         ("GET", "/t/TOKEN/v1/spaces/s/sandboxes/n", Action.NAMED),
         ("POST", "/t/TOKEN/mcp", Action.OWN),
         ("GET", "/console/", Action.ANY),
+        ("GET", "/volumes", Action.GATHER),
+        ("POST", "/volumes", Action.ANY),
+        ("GET", "/volumes/vol-a1b2c3-YS93", Action.NODE),
+        ("PUT", "/volumecontent/vol-a1b2c3-YS93/file", Action.NODE),
     ],
 )
 def test_what_is_done(verb: str, path: str, action: Action) -> None:
     match = find(verb, path)
     assert match is not None
     assert match.row.action is action
+
+
+@pytest.mark.parametrize(("volume", "node"), [("vol-a1b2c3-YS93", "a1b2c3"), ("vol-local-YS93", None), ("v", None)])
+def test_a_volume_names_its_node(volume: str, node: str | None) -> None:
+    match = find("GET", f"/volumes/{volume}")
+    assert match is not None
+    assert match.values.get("node") == node
 
 
 @pytest.mark.parametrize(
@@ -155,6 +166,7 @@ def test_a_token_is_found_in_each_form(path: str, headers: dict[str, str], query
         (b'{"tools":[{"container":"cntr_0123456789abcdef"}]}', Wanted(session=PLAIN)),
         (b'{"input":[{"file_id":"file-a1b2c3%s"}]}' % (b"0" * 26), Wanted(node="a1b2c3")),
         (b'{"workspace":"w"}', Wanted(workspace="w")),
+        (b'{"volumeMounts":[{"name":"w","path":"/mnt/w"}]}', Wanted(workspace="w")),
         (b'{"kernel":7,"tools":[1],"container":["x"],"template":null}', Wanted()),
     ],
     ids=str,
@@ -182,6 +194,7 @@ def test_only_rows_that_let_the_node_authenticate_are_open() -> None:
         r"/v1/sessions/(?P<session>[^/]+)/ports/[0-9]{1,5}/.*",
         r"/api/?",
         r"/v1/healthz",
+        r"/volumecontent/(?:vol-(?P<node>[0-9a-f]{6})-)?[^/]+/(?:path|dir|file)",  # the volume's token
         r"/files|/health|/execute|/contexts(?:/.*)?|/(?:process\.Process|filesystem\.Filesystem)/.*",
     }
 

@@ -55,6 +55,22 @@ def test_plain_files(way, root):
                 directory.open_file(parts)
 
 
+def test_permissions_are_set_and_never_through_a_link(way, root):
+    (root / "f").write_text("")
+    (root / "d").mkdir()
+    secret = root.parent / "outside" / "f"
+    (root / "link").symlink_to(secret)
+    before = secret.stat().st_mode
+    with RootedDirectory(root) as directory:
+        directory.set_mode((b"f",), 0o600)
+        directory.set_mode((b"d",), 0o700)
+        for parts in ((b"link",), (b"missing",)):
+            with pytest.raises(KernelsvcError):
+                directory.set_mode(parts, 0o777)
+    assert [stat.S_IMODE((root / name).stat().st_mode) for name in "fd"] == [0o600, 0o700]
+    assert secret.stat().st_mode == before
+
+
 def test_no_link_is_followed(way, root):
     (root / "abs").symlink_to(root.parent / "outside")
     (root / "rel").symlink_to("../outside")

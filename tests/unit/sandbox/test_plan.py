@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernelsvc.errors import SandboxUnavailable
+from kernelsvc.errors import BadRequest, SandboxUnavailable
 from kernelsvc.model.limits import Limits, MiB
 from kernelsvc.model.network.rules import NetworkRules
 from kernelsvc.model.storage.mounts import Bind
@@ -283,6 +283,35 @@ def test_binds_are_in_the_view_and_need_one() -> None:
     for lacking in ({"binds": binds, "policy": "off"}, {"binds": binds}):
         with pytest.raises(SandboxUnavailable, match="private root"):
             confine(request(**lacking), probe(without=("filesystem",)))
+
+
+@pytest.mark.parametrize("path", ["/mnt/data", "/volume", "/data/other", "/mnt/a/b"])
+def test_a_workspace_has_a_further_path_as_a_link(path: str) -> None:
+    binds = [Bind(source="/w", target="/workspace", writable=True, link=path), Bind(source="/s", target="/data/sales")]
+    assert confine(request(binds=binds), probe()).plan["view"]["links"][path] == "/workspace"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/usr/x",
+        "/usr",
+        "/bin/x",
+        "/home/user/x",
+        "/tmp/x",
+        "/proc",
+        "/data",
+        "/data/sales/x",
+        "/workspace/x",
+        "/opt/py/x",
+    ],
+)
+def test_a_further_path_never_lies_above_or_below_a_mount(path: str) -> None:
+    # A mount below a link would be made on the machine's own directory.
+    paths = RootfsPaths(links={"/bin": "usr/bin"}, readonly=[("/usr", "/usr"), ("/opt/py", "/opt/py")], path="/usr/bin")
+    binds = [Bind(source="/w", target="/workspace", writable=True, link=path), Bind(source="/s", target="/data/sales")]
+    with pytest.raises(BadRequest, match="in use"):
+        confine(request(binds=binds, paths=paths), probe())
 
 
 @pytest.mark.parametrize(("network", "alone"), [("none", True), ("host", False)])

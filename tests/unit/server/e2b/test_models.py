@@ -30,6 +30,23 @@ def request(**asked: Any) -> Any:
     return models.request_of(models.decode(asked), None, None)
 
 
+def test_a_volume_is_the_workspace_at_its_path() -> None:
+    made = request(volumeMounts=[{"name": "w", "path": "/mnt/w/"}])
+    assert (made.workspace, made.workspace_path) == ("w", "/mnt/w")
+    plain = request(volumeMounts=[{"name": "w", "path": "/workspace"}])
+    assert (plain.workspace, plain.workspace_path) == ("w", None)
+    box = session(workspace="p/w", labels=made.labels)
+    assert models.detail_model(box, None)["volumeMounts"] == [{"name": "w", "path": "/mnt/w/"}]
+    for wrong, error in (
+        ([{"name": "w", "path": "mnt"}], BadRequest),
+        ([{"name": "w", "path": "/a/../b"}], BadRequest),
+        ([{"name": "a b", "path": "/mnt"}], BadRequest),
+        ([{"name": "w", "path": "/a"}, {"name": "v", "path": "/b"}], NotSupported),
+    ):
+        with pytest.raises(error):
+            request(volumeMounts=wrong)
+
+
 def test_a_request_becomes_a_session() -> None:
     made = request(
         templateID="base", metadata={"user": "x"}, envVars={"A": "1"}, autoPause=True, autoResume={"enabled": True},
@@ -54,7 +71,7 @@ def test_what_cannot_be_read_is_refused(asked: dict[str, Any]) -> None:
 
 
 def test_unsupported_operations_get_an_error() -> None:
-    for asked in ({"network": {"rules": {"a.test": []}}}, {"iam": {"x": 1}}, {"volumeMounts": [1]}, {"mcp": {"x": {}}}):
+    for asked in ({"network": {"rules": {"a.test": []}}}, {"iam": {"x": 1}}, {"mcp": {"x": {}}}):
         with pytest.raises(NotSupported):
             request(**asked)
     assert request(network={}, mcp=None)

@@ -48,6 +48,15 @@ def access() -> SessionTokens:
     return over(TOKENS)
 
 
+def test_a_secret_of_something_else_than_a_session_needs_its_owner(access: SessionTokens) -> None:
+    secret = access.secret(RUN.principal(), "vol-1", "volume")
+    assert access.holder("vol-1", ("volume",), secret, owner="alice").name == "alice"
+    with pytest.raises(Unauthenticated):
+        access.holder("vol-1", ("volume",), secret, owner="bob")
+    with pytest.raises(NotFound):
+        access.holder("vol-1", ("volume",), secret)
+
+
 def test_a_secret_is_the_same_after_a_restart_and_differs_for_every_input(access: SessionTokens) -> None:
     secret = access.secret(RUN.principal(), "s_1", "envd")
     assert secret == over([RUN]).secret(RUN.principal(), "s_1", "envd")
