@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kernelsvc.cli.demo_cells import CELLS, LAST_CELL
 from kernelsvc.cli.server_locator import private_server
@@ -258,7 +258,71 @@ plt.show()
 """,
 )
 
-EXAMPLES = {"analysis": ANALYSIS, "streaming": STREAMING, "recovery": RECOVERY, "tree_search": TREE}
+FUNCTIONS = [
+    Step(
+        "The application offers a function. One direct call of it, whose whole result a model would read.",
+        """\
+import json
+
+rows = tools.expenses(person=0)
+print(len(rows), "items, such as", rows[0])
+""",
+    ),
+    Step(
+        "Who spent more than 3,300 on travel? By direct calls: twenty of them, and a model reads each result.",
+        """\
+texts = [json.dumps(tools.expenses(person=person)) for person in range(20)]
+direct = sum(map(len, texts)) // 4  # four characters count as one token
+print(f"{len(texts)} calls, {direct:,} tokens")
+""",
+    ),
+    Step(
+        "The same from code: one cell, and a model reads its answer.",
+        """\
+over = {}
+for person in range(20):
+    spent = sum(each["amount"] for each in tools.expenses(person) if each["category"] == "travel")
+    if spent > 3300:
+        over[person] = spent
+print(over)
+""",
+    ),
+    Step(
+        "The cell before and its answer, in tokens. What the function refuses is an exception that code can handle.",
+        """\
+code = (len(In[-2]) + len(str(over))) // 4
+print(f"direct {direct:,}, from code {code:,}: {direct / code:.0f} times fewer")
+try:
+    tools.expenses(person=99)
+except KeyError as error:
+    print("refused:", error)
+""",
+    ),
+]
+
+EXAMPLES = {
+    "analysis": ANALYSIS,
+    "streaming": STREAMING,
+    "recovery": RECOVERY,
+    "tree_search": TREE,
+    "functions": FUNCTIONS,
+}
+
+
+def expenses(person: int) -> list[dict[str, Any]]:
+    """Line items of a person, of all categories."""
+    if person not in range(20):
+        raise KeyError(f"there is no person {person}")
+    kinds = ("travel", "meals", "software", "office")
+    return [
+        {
+            "item": f"{person}-{n}",
+            "category": kinds[n % 4],
+            "amount": 50 + (person * 37 + n * 61) % 400,
+            "note": f"receipt {person}-{n}, approved by the manager",
+        }
+        for n in range(50)
+    ]
 
 
 async def best_branch(session: AsyncSession) -> AsyncSession:
@@ -304,6 +368,8 @@ async def make(client: AsyncClient, name: str) -> None:
         if name == "analysis":
             with as_file(files("kernelsvc") / "data" / "penguins.csv") as data:
                 await session.upload(data)
+        if name == "functions":
+            await session.offer(expenses, effects="read")
         await play(session, EXAMPLES[name])
         if name == "tree_search":
             session = await best_branch(session)

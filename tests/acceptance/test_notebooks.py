@@ -1,12 +1,16 @@
 """The worked examples: valid, run again by nbclient, and they print what they printed."""
 
+import os
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from served import Served
 
+from kernelsvc.cli import main
 from kernelsvc.cli.output_diff import difference
 from kernelsvc.model.events import Reason
 from kernelsvc.store.verify import verify_notebook
@@ -15,6 +19,8 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 #: Cells that ended so are not run again: they would run for ever, or take the kernel down.
 NOT_AGAIN = {Reason.TIMEOUT, Reason.KERNEL_DIED, Reason.MEMORY, Reason.INTERRUPTED, Reason.CANCELLED}
+#: The example whose code calls functions of an application.
+CALLS = "functions"
 
 
 def reason_of(cell):
@@ -40,7 +46,7 @@ def test_it_is_a_record_of_a_session(path):
     assert verdict.signature == "good"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem != CALLS], ids=lambda path: path.stem)
 @pytest.mark.timeout(120)
 def test_it_runs_again_and_prints_the_same(path, tmp_path):
     shutil.copy(ROOT / "kernelsvc" / "data" / "penguins.csv", tmp_path)
@@ -51,6 +57,12 @@ def test_it_runs_again_and_prints_the_same(path, tmp_path):
     NotebookClient(notebook, timeout=60, resources={"metadata": {"path": str(tmp_path)}}).execute()
     for cell, was in zip(code_of(notebook), before, strict=True):
         assert difference(_without_pictures(was), _without_pictures(cell.outputs)) is None, cell.source
+
+
+def test_calls_of_functions_get_the_results_on_record(served: Served, capsys):
+    with mock.patch.dict(os.environ, served.client_env):
+        assert main(["replay", str(ROOT / "notebooks" / f"{CALLS}.ipynb"), "--tools", "recorded"]) == 0
+    assert "4 of 4 cells had the same output" in capsys.readouterr().out
 
 
 def _without_pictures(outputs):
