@@ -223,9 +223,9 @@ class Ports:
                 "Try again when some have ended."
             )
         key: Key = (port, access)
-        place = object()
+        place, open_now = object(), ports.connections
         ports.use(key).add(requests=1)
-        ports.connections[place] = key
+        open_now[place] = key
         try:
             await self._environment.resume(found)
             found.touch()
@@ -234,8 +234,8 @@ class Ports:
             ports.use(key).add(failed=1)
             raise
         finally:
-            ended = ports.connections.pop(place, None) is None
-        ports.connections[connection] = key
+            ended = open_now.pop(place, None) is None
+        open_now[connection] = key
         if found.state is SessionState.CLOSED:  # meanwhile
             connection.close()
             raise KernelDead("The session has ended.")
