@@ -18,7 +18,7 @@ import tempfile
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -28,6 +28,7 @@ from msgspec import Meta
 
 from kernelsvc.errors import BadRequest
 from kernelsvc.model.answers.model_settings import AnswerSettings, ModelSettings
+from kernelsvc.model.identity import oidc
 from kernelsvc.model.limits import Limits
 from kernelsvc.model.network.hosts import check_fixed_hosts
 from kernelsvc.model.network.policy import check_secrets
@@ -294,6 +295,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = {}
     answers: Annotated[AnswerSettings, _meta("Rules for the answers of models.")] = AnswerSettings()
     telemetry: Annotated[TelemetrySettings, _meta("Traces.")] = TelemetrySettings()
+    oidc: Annotated[oidc.OidcSettings, _meta("Users of an identity provider.")] = oidc.OidcSettings()
     workers: Annotated[
         Annotated[int, Meta(ge=1, le=256)] | Literal["auto"],
         _meta("Server processes on this machine behind one address, each with its share of the sessions. auto: cores."),
@@ -361,6 +363,7 @@ _ANSWER_HELP: dict[str, tuple[str, str | None]] = {
 _SECTIONS: dict[str, tuple[type[msgspec.Struct], dict[str, tuple[str, str | None]]]] = {
     "answers": (AnswerSettings, _ANSWER_HELP),
     "telemetry": (TelemetrySettings, target.HELP),
+    "oidc": (oidc.OidcSettings, oidc.HELP),
 }
 
 
@@ -690,16 +693,19 @@ def _distinct(tokens: list[TokenRecord]) -> list[TokenRecord]:
     return list(by_hash.values())
 
 
-def _check(settings: Settings) -> None:
+def _valid(setting: str, check: Callable[[], None]) -> None:
     try:
-        check_fixed_hosts(settings.egress_hosts)
+        check()
     except ValueError as error:
-        raise BadRequest(f"Setting egress_hosts is not valid: {error}.", setting="egress_hosts") from None
-    if isinstance(settings.limits.network, NetworkRules):
-        try:
-            check_secrets(settings.limits.network, settings.secrets)
-        except ValueError as error:
-            raise BadRequest(f"Setting limits.network is not valid: {error}.", setting="limits.network") from None
+        raise BadRequest(f"Setting {setting} is not valid: {error}.", setting=setting) from None
+
+
+def _check(settings: Settings) -> None:
+    _valid("egress_hosts", lambda: check_fixed_hosts(settings.egress_hosts))
+    _valid("oidc.issuer", lambda: oidc.check(settings.oidc))
+    rules = settings.limits.network
+    if isinstance(rules, NetworkRules):
+        _valid("limits.network", lambda: check_secrets(rules, settings.secrets))
     runtime = os.fsencode(settings.runtime_path())
     if len(runtime) > MAX_RUNTIME_DIR:
         raise BadRequest(

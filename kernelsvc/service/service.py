@@ -197,8 +197,8 @@ class Service:
         self.programs = Programs(registry, self.environment, self._launchers)
         self.commands = Commands(registry, self.programs)
         self.leases = Leases(registry, settings.limits)
-        self._principals = Principals(settings.tokens, TokenFile(store.data / "keys"))
-        self.access = SessionTokens(projections.secret("access"), self._principals.callers, registry)
+        self._principals = Principals(settings.tokens, TokenFile(store.data / "keys"), settings.oidc)
+        self.access = SessionTokens(projections.secret("access"), self._principals.holders, registry)
         self.ports = Ports(settings, registry, self.environment, self._launchers, self.access)
         self._egress = egress = EgressConnector(settings, registry, self._launchers)
         self.network = NetworkUpdates(settings, registry, store, egress)
@@ -235,6 +235,7 @@ class Service:
         self._tasks.start(self.usage.run())
         self._tasks.start(self._follow_environments())
         self._tasks.start(self._principals.run())
+        self._tasks.start(self._principals.follow_issuer())
         self._warm_pool.start(self.settings.default_template)
         if self.settings.retention_seconds is not None:
             retention = Retention(self.settings, self._store, self._projections, self._closed)

@@ -33,7 +33,7 @@ def main(args: argparse.Namespace, terminal: Terminal) -> int:
     logs.configure(level, operator_level=logging.WARNING if terminal.tty else logging.INFO, form=settings.log_format)
     key = cluster_key(settings, os.environ)
     file = TokenFile(settings.data_path() / "keys")
-    if not settings.tokens and not file.read():
+    if not settings.tokens and not file.read() and not settings.oidc.issuer:
         raise BadRequest("A front needs the tokens of its cluster. Give it the settings file of the nodes (--config).")
     raise_descriptor_limit()
 
@@ -44,7 +44,7 @@ def main(args: argparse.Namespace, terminal: Terminal) -> int:
     return asyncio.run(
         serve(
             settings,
-            Principals(settings.tokens, file),
+            Principals(settings.tokens, file, settings.oidc),
             key,
             on_listening,
             hold_seconds=args.hold_seconds,
@@ -89,7 +89,7 @@ async def serve(
         server.start()
         on_listening(front, addresses)
         systemd.tell("READY=1", "STATUS=listening")
-        for work in (front.run(), systemd.feed_watchdog(), logs.flush_regularly()):
+        for work in (front.run(), principals.follow_issuer(), systemd.feed_watchdog(), logs.flush_regularly()):
             tasks.start(work)
         if beside is not None:
             return await beside(front, addresses, stopping)

@@ -113,7 +113,9 @@ class _Workers:
         self._failure = ""
 
     async def run(self) -> int:
-        principals = Principals(self._settings.tokens, TokenFile(self._settings.data_path() / "keys"))
+        principals = Principals(
+            self._settings.tokens, TokenFile(self._settings.data_path() / "keys"), self._settings.oidc
+        )
         info = self._settings.runtime_path() / INFO_FILE
         try:
             return await serve(

@@ -7,9 +7,11 @@ import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from kernelsvc.errors import BadRequest
+from kernelsvc.errors import BadRequest, Forbidden
+from kernelsvc.model.identity.oidc import PREFIX, OidcSettings, is_jwt
 from kernelsvc.model.objects import Principal
 from kernelsvc.model.tokens import TokenRecord, authenticate, on_behalf_of
+from kernelsvc.service.access.oidc import OidcTokens
 from kernelsvc.store.token_file import KeptToken, TokenFile
 
 log = logging.getLogger(__name__)
@@ -24,14 +26,16 @@ class Principals:
     Args:
         configured: The tokens of the settings.
         file: The kept tokens. It is read again when it has changed.
+        oidc: An issuer whose users are callers, too.
 
     Raises:
         BadRequest: The file is damaged, or other users may read or write it.
     """
 
-    def __init__(self, configured: Sequence[TokenRecord], file: TokenFile) -> None:
+    def __init__(self, configured: Sequence[TokenRecord], file: TokenFile, oidc: OidcSettings | None = None) -> None:
         self._configured = tuple(configured)
         self._file = file
+        self._oidc = OidcTokens(oidc) if oidc is not None and oidc.issuer else None
         self._stamp = file.stamp()
         self._kept = file.read()
         self._valid: dict[str, KeptToken] = {}
@@ -46,24 +50,38 @@ class Principals:
 
         Raises:
             Unauthenticated: The token is missing, unknown, revoked or expired.
-            BadRequest, Forbidden: See ``tokens.on_behalf_of``.
+            BadRequest, Forbidden: See ``tokens.on_behalf_of``. No backend acts for users of the issuer.
         """
         self.refresh()
-        who = authenticate(self._records, token)
+        if self._oidc is not None and token is not None and is_jwt(token):
+            who = self._oidc.authenticate(token)
+        else:
+            who = authenticate(self._records, token)
         if (kept := self._valid.get(who.token_sha256)) is not None:
             self._uses[kept.id] = datetime.now(UTC).replace(microsecond=0)
             self._used = True
-        return who if user is None else on_behalf_of(who, user, self._records)
+        if user is None:
+            return who
+        if self._oidc is not None and f"{who.name}/" == PREFIX:
+            raise Forbidden(
+                f"Names below {PREFIX!r} are those of the issuer's users. Give the backend's token another name."
+            )
+        return on_behalf_of(who, user, self._records)
 
     def callers(self) -> Sequence[Principal]:
-        """Return the principals of all tokens that are valid now."""
+        """Return the principals of all tokens of this server that are valid now."""
         self.refresh()
         return self._callers
+
+    def holders(self) -> Sequence[Principal]:
+        """Return the principals of all tokens that are valid now, also of those of an issuer."""
+        return self.callers() if self._oidc is None else (*self.callers(), *self._oidc.callers())
 
     def void(self, hashes: frozenset[str]) -> frozenset[str]:
         """Return those of these tokens' hashes that are not valid any more."""
         self.refresh()
-        return hashes - {record.sha256 for record in self._records}
+        void = hashes - {record.sha256 for record in self._records}
+        return void if self._oidc is None else void - self._oidc.valid()
 
     def refresh(self) -> None:
         """Read the file again if it has changed, and drop tokens that have expired meanwhile."""
@@ -88,6 +106,11 @@ class Principals:
         for digest in before.keys() - {record.sha256 for record in self._records}:
             kept = before[digest]
             log.info("The token %s of %s is not valid any more.", kept.id, kept.record.name)
+
+    async def follow_issuer(self) -> None:
+        """Keep the keys of the issuer up to date, if there is one. Ends when it is cancelled."""
+        if self._oidc is not None:
+            await self._oidc.follow_keys()
 
     async def run(self) -> None:
         """Write the times of last use once a minute. Ends when it is cancelled."""

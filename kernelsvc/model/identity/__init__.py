@@ -1,0 +1,1 @@
+"""Callers that an identity provider knows. Pure."""
