@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -89,28 +88,20 @@ class Cluster:
     async def node_of_workspace(self, address: str, token: str) -> Member:
         """Return the node that has a workspace. One that does not exist yet has the node that its address decides.
 
+        Args:
+            address: ``OWNER/NAME``.
+            token: The caller's.
+
         Raises:
             NodeUnreachable: No node has it, and one that may have it does not answer.
         """
         await self.members.wait_for_any()
-        name = address.rpartition("/")[2]
-        listed = await self.everywhere("GET", "/v1/workspaces", token)
-        for member, response in listed:
+        for member, response in await self.everywhere("GET", "/v1/workspaces", token):
             for each in _json_list(response):
                 if isinstance(each, dict) and each.get("workspace") == address:
                     return member
-        if "/" not in address:
-            return await self._workspace_by_name(name, token, listed)
         self._must_be_complete(address)
         return self._ranked(address)
-
-    async def _workspace_by_name(self, name: str, token: str, listed: Iterable[tuple[Member, Response]]) -> Member:
-        for member, response in listed:
-            for each in _json_list(response):
-                if isinstance(each, dict) and str(each.get("workspace", "")).partition("/")[2] == name:
-                    return member
-        self._must_be_complete(name)
-        return self._ranked(name)
 
     def _ranked(self, key: str) -> Member:
         found = placing.rank(self.members.candidates(), key)

@@ -6,12 +6,13 @@ import asyncio
 import random
 from collections import OrderedDict
 
-from kernelsvc.errors import AtCapacity, NotFound, QuotaExceeded
+from kernelsvc.errors import AtCapacity, BadRequest, NotFound, QuotaExceeded
 from kernelsvc.front.locating import Cluster
 from kernelsvc.front.members import Member, ask
 from kernelsvc.front.routes import Wanted
 from kernelsvc.model.cluster import ids, placing
 from kernelsvc.model.objects import Principal
+from kernelsvc.model.storage.workspaces import parse_address
 from kernelsvc.server.e2b import models
 
 #: Keys whose node is remembered, of which the oldest is forgotten first.
@@ -51,11 +52,12 @@ class Placing:
         if wanted.node is not None and self._members.get(wanted.node) is not None:
             return [await self._members.wait_for(wanted.node, "what the request names")]
         await self._members.wait_for_any()
-        if wanted.workspace is not None:
-            return [await cluster.node_of_workspace(wanted.workspace, token)]
+        if wanted.makes:
+            self._check_quota(who, wanted)
+        if wanted.workspace is not None and (address := _workspace(wanted.workspace, who)) is not None:
+            return [await cluster.node_of_workspace(address, token)]
         if wanted.snapshot is not None and (found := await self.node_of_snapshot(wanted.snapshot, token)):
             return [found]
-        self._check_quota(who, wanted)
         if wanted.key is not None:
             tries = await self._by_key(who, wanted)
         else:
@@ -100,10 +102,24 @@ class Placing:
                 holder = self._members.get(known)
                 candidates = [holder.candidate] if holder is not None and holder.reachable else candidates
         if candidates:
-            self._keys[key] = candidates[0].node
-            while len(self._keys) > MAX_KEYS:
-                self._keys.popitem(last=False)
+            self._remember(key, candidates[0].node)  # for a repeat that comes before the node has answered
         return candidates
+
+    def _remember(self, key: tuple[str, str], node: str) -> None:
+        self._keys[key] = node
+        while len(self._keys) > MAX_KEYS:
+            self._keys.popitem(last=False)
+
+    def note_answered(self, who: Principal, wanted: Wanted, member: Member) -> None:
+        """Remember the node that has answered a creation. Others before it may have had no room."""
+        if wanted.key is not None:
+            self._remember((who.name, wanted.key), member.name)
+
+    @staticmethod
+    def note_sent(who: Principal, wanted: Wanted, member: Member) -> None:
+        """Count a creation that is sent to a node, until the node's next report counts it."""
+        if wanted.makes:
+            member.candidate.note_sent(who.name)
 
     async def _ask_for_key(self, key: tuple[str, str]) -> str | None:
         """Ask the nodes that this key may have gone to, by whatever front."""
@@ -129,6 +145,14 @@ class Placing:
             models.template_of(name, {each for member in self._members.reachable() for each in _templates(member)})
         except NotFound:
             return await self._cluster.node_of_label(f"{models.SNAPSHOT}={name.partition(':')[0]}", token)
+        return None
+
+
+def _workspace(named: str, who: Principal) -> str | None:
+    """Return the address of a workspace. None: it is no name of one, which the node says."""
+    try:
+        return "/".join(parse_address(named, who.name))
+    except BadRequest:
         return None
 
 

@@ -291,7 +291,7 @@ class RelayHandler(FrontHandler):
         start, headers = self._head()
         headers.pop("Transfer-Encoding", None)
         headers["Content-Length"] = str(len(body))
-        asked = wanted(body, self.request.headers.get("Idempotency-Key"))
+        asked = wanted(body, self.request.headers.get("Idempotency-Key"), self.request.path)
         if (space := self.match.values.get("space")) and asked.name:
             named = await self.cluster.node_of_label(f"{sandboxai.LABEL}={space}/{asked.name}", self.token() or "")
             tries = [named] if named else await self.placing.choose(self.who, self.token() or "", asked)
@@ -305,7 +305,7 @@ class RelayHandler(FrontHandler):
         for number, member in enumerate(tries):
             last = number + 1 == len(tries)
             passing = Passing(self, refuse=None if last else is_full)
-            member.candidate.note_sent(self.who.name)
+            self.placing.note_sent(self.who, asked, member)
             try:
                 await self.cluster.upstream.exchange(member, start, headers, whole, passing)
             except NotSent:
@@ -316,6 +316,7 @@ class RelayHandler(FrontHandler):
                 self._abort()
                 return
             if passing.refused is None or not is_full(passing.refused):
+                self.placing.note_answered(self.who, asked, member)
                 break
         if not self._finished:
             self.finish()

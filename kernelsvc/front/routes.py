@@ -102,7 +102,7 @@ ROWS: tuple[Row, ...] = (
     _row("", rf"{_S}(?:/.*)?", Action.SESSION),
     _row("GET", r"/v1/workspaces", Action.GATHER),
     _row("", r"/v1/search", Action.ANY),
-    _row("", r"/v1/workspaces", Action.WORKSPACE),
+    _row("", r"/v1/workspaces", Action.PLACE),
     _row("", rf"{_W}(?:/.*)?", Action.WORKSPACE),
     # Models.
     _row("GET", r"/v1/(?:containers|files)", Action.OWN, own="objects"),
@@ -206,6 +206,7 @@ class _Spec(msgspec.Struct):
     tools: Any = None
     name: Any = None
     volumeMounts: Any = None
+    owner: Any = None
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,7 @@ class Wanted:
         snapshot: The name of a template or snapshot of E2B's API.
         key: The idempotency key.
         name: The name of a sandbox of SandboxAI's API.
+        makes: Whether the request makes a session, as far as its path and body say.
     """
 
     session: str | None = None
@@ -229,23 +231,29 @@ class Wanted:
     snapshot: str | None = None
     key: str | None = None
     name: str | None = None
+    makes: bool = True
 
 
+#: Routes that make a session only for the code interpreter, which is a tool.
+_MODELS = frozenset({"/v1/responses", "/v1/messages", "/v1/chat/completions"})
 _FILE = re.compile(rb'"(file-[0-9a-f]{32})"')
 _decode = msgspec.json.Decoder(_Spec).decode
 
 
-def wanted(body: bytes, key: str | None) -> Wanted:
+def wanted(body: bytes, key: str | None, path: str = "/v1/sessions") -> Wanted:
     """Read the fields of a creation's body that decide on its node. A body that is no JSON object says nothing.
 
     Args:
         body: The request's body.
         key: The value of the header ``Idempotency-Key``.
+        path: The request's path.
     """
     try:
         spec = _decode(body) if body.strip() else _Spec()
     except (msgspec.DecodeError, ValueError, RecursionError):
         spec = _Spec()
+    if path == "/v1/workspaces":
+        return Wanted(workspace="/".join(filter(None, (_text(spec.owner), _text(spec.name)))) or None, makes=False)
     kernel = spec.kernel.get("id") if isinstance(spec.kernel, dict) else None
     template_id = _text(spec.templateID)
     named = [_text(spec.sidecar_of), ids.session_of_kernel(kernel) if isinstance(kernel, str) else None, template_id]
@@ -259,6 +267,7 @@ def wanted(body: bytes, key: str | None) -> Wanted:
         snapshot=template_id,
         key=key or _text(spec.idempotency_key),
         name=_text(spec.name),
+        makes=path != "/v1/conversations" and (path not in _MODELS or bool(spec.tools)),
     )
 
 

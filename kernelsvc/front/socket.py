@@ -365,11 +365,12 @@ class FrontSocket(ApiSocket):
     async def _placed(self, path: str, body: bytes) -> msgspec.Raw:
         """Make a session by REST, so that a node without room can be followed by another."""
         token = self.token() or ""
-        tries = await self.placing.choose(self.who, token, wanted(body, None))
+        asked = wanted(body, None, path)
+        tries = await self.placing.choose(self.who, token, asked)
         headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         response = Response()
         for number, member in enumerate(tries):
-            member.candidate.note_sent(self.who.name)
+            self.placing.note_sent(self.who, asked, member)
             try:
                 response = await self.cluster.upstream.fetch(member, "POST", path, headers, body)
             except NotSent:
@@ -380,6 +381,7 @@ class FrontSocket(ApiSocket):
                 self.cut()  # it may have been made: the client asks again, with its key
                 raise NodeUnreachable from None
             if not is_full(response):
+                self.placing.note_answered(self.who, asked, member)
                 break
         if response.status not in (200, 201):
             raise error_of(response)

@@ -10,6 +10,7 @@ from fleet import Fleet
 from http_server import Rpc
 
 from kernelsvc.front.locating import Cluster
+from kernelsvc.model.cluster import ids
 from kernelsvc.protocol import e2b
 
 NAME = "abcdef"
@@ -50,6 +51,26 @@ async def test_volumes_of_e2b_are_found_on_their_node(fleet: Fleet) -> None:
         assert sent.code == 201
         assert (await fleet.fetch("GET", f"{path}/file?path=/f", token=None, headers=key)).body == b"x"
         assert (await fleet.fetch("DELETE", f"/volumes/{each['volumeID']}")).code == 204
+
+
+async def test_each_way_to_name_a_workspace_finds_one_node(fleet: Fleet) -> None:
+    """Bob's workspaces of the same names are shared with Alice, and are others."""
+    for name in ("a", "b", "c", "d"):
+        share = {"name": name, "shared_with": ["alice"]}
+        await fleet.json("POST", "/v1/workspaces", share, status=200, token="bob-token")
+        nodes = set()
+        for body in ({"workspace": name}, {"workspace": f"alice/{name}"}):
+            session = await fleet.json("POST", "/v1/sessions", body, status=201)
+            assert session["workspace"] == f"alice/{name}"
+            nodes.add(ids.node_of(session["id"]))
+        assert len(nodes) == 1
+        async with fleet.socket() as socket:
+            session = await Rpc(socket).call("session.create", workspace=f"bob/{name}")
+            assert (await Rpc(socket).call("workspace.set", name=name))["sessions"] == 2
+        assert (await fleet.json("POST", "/v1/workspaces", {"name": name}, status=200))["sessions"] == 2
+    shown = [each["workspace"] for each in await fleet.json("GET", "/v1/workspaces", status=200)]
+    assert sorted(shown) == [f"{owner}/{name}" for owner in ("alice", "bob") for name in "abcd"]
+    assert await fleet.refused("POST", "/v1/sessions", {"workspace": "a b"}) == (400, "bad_request")
 
 
 async def test_signed_addresses_without_a_sandbox_find_their_node(fleet: Fleet) -> None:

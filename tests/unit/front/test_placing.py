@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from fleet import Fleet
 
@@ -83,3 +84,29 @@ async def test_a_known_key_passes_a_full_quota(fleet: Fleet) -> None:
     assert (await placing.choose(who, "carol-token", Wanted(key="k")))[0] is first
     with pytest.raises(QuotaExceeded):
         await placing.choose(who, "carol-token", Wanted(key="other"))
+
+
+async def test_a_key_is_remembered_for_the_node_that_answered(fleet: Fleet) -> None:
+    """Another node may have been the first choice, and had no room."""
+    placing: Placing = fleet.front._parts["placing"]  # type: ignore[assignment]
+    for number in range(8):
+        body = {"idempotency_key": f"k{number}"}
+        chosen = (await placing.choose(Principal(name="alice"), "alice-token", Wanted(key=f"k{number}")))[0]
+        full = next(each for each in fleet.nodes if each.settings.node == chosen.name)
+        full.service._registry._settings = msgspec.structs.replace(full.settings, max_sessions=0)
+        first = await fleet.json("POST", "/v1/sessions", body, status=201)
+        assert ids.node_of(first["id"]) != chosen.name
+        full.service._registry._settings = full.settings
+        assert (await fleet.json("POST", "/v1/sessions", body, status=201))["id"] == first["id"]
+
+
+async def test_requests_that_make_nothing_do_not_count_for_the_quota(fleet: Fleet) -> None:
+    for _ in range(3):
+        await fleet.json("POST", "/v1/sessions", {}, status=201, token="carol-token")
+    assert await fleet.refused("POST", "/v1/sessions", {}, token="carol-token") == (429, "quota_exceeded")
+    assert await fleet.refused("POST", "/v1/sessions", {"workspace": "w"}, token="carol-token") == (
+        429, "quota_exceeded"
+    )  # fmt: skip
+    for _ in range(3):
+        await fleet.json("POST", "/v1/workspaces", {"name": "w"}, status=200, token="carol-token")
+    assert sum(each.sent_for["carol"] for each in fleet.front.members.candidates()) <= 3

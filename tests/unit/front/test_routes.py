@@ -78,6 +78,7 @@ def test_a_route_without_a_row_is_noticed() -> None:
         ("DELETE", f"/v1/sessions/{OF_NODE}/ports/8080", Action.SESSION),
         ("GET", f"/v1/ports/{OF_NODE}.80.1.ab/x", Action.PORT),
         ("PUT", f"/v1/sessions/{OF_NODE}/files/a/b.txt", Action.SESSION),
+        ("POST", "/v1/workspaces", Action.PLACE),
         ("GET", f"/v1/workspaces/alice/w/files/{OF_NODE}", Action.WORKSPACE),
         ("POST", "/v1/responses", Action.PLACE),
         ("GET", f"/v1/responses/{RESPONSE}", Action.OBJECT),
@@ -173,6 +174,23 @@ def test_a_token_is_found_in_each_form(path: str, headers: dict[str, str], query
 )
 def test_what_a_body_says_about_its_node(body: bytes, expected: Wanted) -> None:
     assert wanted(body, None) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "expected"),
+    [
+        ("/v1/workspaces", b'{"name":"w"}', Wanted(workspace="w", makes=False)),
+        ("/v1/workspaces", b'{"name":"w","owner":"bob"}', Wanted(workspace="bob/w", makes=False)),
+        ("/v1/workspaces", b"{}", Wanted(makes=False)),
+        ("/v1/responses", b'{"input":"hi"}', Wanted(makes=False)),
+        ("/v1/messages", b'{"tools":[]}', Wanted(makes=False)),
+        ("/v1/chat/completions", b'{"tools":[{"type":"code_interpreter"}]}', Wanted()),
+        ("/v1/conversations", b"{}", Wanted(makes=False)),
+        ("/v1/containers", b'{"name":"n"}', Wanted(name="n")),
+    ],
+)
+def test_a_body_is_read_as_its_route_does(path: str, body: bytes, expected: Wanted) -> None:
+    assert wanted(body, None, path) == expected
 
 
 def test_a_key_in_the_header_counts() -> None:
