@@ -15,12 +15,13 @@ from kernelsvc.errors import AtCapacity, NodeUnreachable
 from kernelsvc.front.locating import Cluster
 from kernelsvc.front.members import Member
 from kernelsvc.front.placing import Placing
-from kernelsvc.front.routes import Action, Match, sandbox_in, session_in, token_of, wanted
+from kernelsvc.front.routes import Action, Match, sandbox_in, session_in, wanted
 from kernelsvc.front.splice import splice
 from kernelsvc.front.upstream import HOP_BY_HOP, UNLIMITED, Collector, NoAnswer, NotSent, Response
 from kernelsvc.server import sandboxai
 from kernelsvc.server.connections import ANSWER_SECONDS, connection_of
 from kernelsvc.server.handler import DISCARD_BYTES, ON_LOOPBACK, ApiHandler, ServerContext, as_error
+from kernelsvc.server.jupyter.handlers import token_of
 
 #: Pieces of a body that wait for a node.
 MAX_PIECES = 4
@@ -38,9 +39,9 @@ class FrontHandler(ApiHandler):
 
     def token(self) -> str | None:
         """Return the token that the request carries."""
-        given = self.request.query_arguments.get("token")
-        query = given[-1].decode("utf-8", "replace") if given else None
-        return token_of(self.request.path, self.request.headers, query)
+        row, key = self.match.row, self.request.headers.get("X-API-KEY")
+        found = token_of(self, query=row.query)
+        return key or found if row.form == "e2b" else found or key
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Tornado's hook: write an error in the format of the request's API."""

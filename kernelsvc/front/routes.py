@@ -48,6 +48,8 @@ class Row:
         action: The action.
         open: Whether the node authenticates, because the request may carry something else than a token, or nothing.
         prefix: Whether a token may stand before the path (``/t/TOKEN``).
+        query: Whether a token may be in the query (``?token=``). Addresses end up in logs of proxies, so only where
+            the API's clients need it.
         form: The format of errors: ``native`` or ``e2b``.
         own: For OWN, the name of the front's handler (``app``).
     """
@@ -57,6 +59,7 @@ class Row:
     verbs: frozenset[str]
     open: bool = False
     prefix: bool = False
+    query: bool = False
     form: str = "native"
     own: str = ""
 
@@ -111,11 +114,11 @@ ROWS: tuple[Row, ...] = (
     _row("", rf"{_ANSWERS}/(?P<object>[^/]+)(?:/.*)?", Action.OBJECT),
     _row("", r"/v1/models(?:/.*)?", Action.ANY),
     # Jupyter.
-    _row("", r"/api/?", Action.ANY, open=True, prefix=True),
-    _row("", r"/api/kernelspecs(?:/.*)?|/kernelspecs/.*", Action.ANY, prefix=True),
-    _row("GET", r"/api/kernels|/api/sessions", Action.GATHER, prefix=True),
-    _row("", r"/api/kernels|/api/sessions", Action.PLACE, prefix=True),
-    _row("", rf"/api/(?:kernels|sessions)/{_KERNEL}(?:/.*)?", Action.SESSION, prefix=True),
+    _row("", r"/api/?", Action.ANY, open=True, prefix=True, query=True),
+    _row("", r"/api/kernelspecs(?:/.*)?|/kernelspecs/.*", Action.ANY, prefix=True, query=True),
+    _row("GET", r"/api/kernels|/api/sessions", Action.GATHER, prefix=True, query=True),
+    _row("", r"/api/kernels|/api/sessions", Action.PLACE, prefix=True, query=True),
+    _row("", rf"/api/(?:kernels|sessions)/{_KERNEL}(?:/.*)?", Action.SESSION, prefix=True, query=True),
     # MCP.
     _row("", r"/mcp/?", Action.OWN, prefix=True, own="mcp"),
     _row("", r"/python/(?:sse|messages|mcp)/?", Action.HOME, prefix=True),
@@ -160,21 +163,6 @@ def find(verb: str, path: str) -> Match | None:
         if found := row.path.fullmatch(plain):
             return Match(row, {name: unquote(value) for name, value in found.groupdict().items() if value is not None})
     return None
-
-
-def token_of(path: str, headers: Mapping[str, str], query: str | None) -> str | None:
-    """Return the token of a request, in whichever of the forms that some API has.
-
-    Args:
-        path: Perhaps with the prefix ``/t/TOKEN``.
-        headers: The request's, by name in any case.
-        query: The value of ``?token=``, where it is accepted.
-    """
-    if found := _PREFIX.match(path):
-        return unquote(found[1])
-    scheme, _, token = headers.get("Authorization", "").strip().partition(" ")
-    given = token.strip() if scheme.lower() in ("bearer", "token") else ""
-    return given or headers.get("X-API-KEY") or query
 
 
 def session_in(match: Match) -> str | None:

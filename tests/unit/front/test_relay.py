@@ -75,6 +75,24 @@ async def test_tokens_are_checked_at_the_front(fleet: Fleet) -> None:
     assert await fleet.refused("GET", "/v1/none") == (404, "not_found")
 
 
+async def test_a_token_is_read_in_the_forms_of_its_api(fleet: Fleet) -> None:
+    forms: list[tuple[str, dict[str, str], int]] = [
+        ("/v1/sessions", {"Authorization": "Bearer alice-token"}, 200),
+        ("/api/kernels", {"Authorization": "token alice-token"}, 200),
+        ("/t/alice-token/api/kernels", {}, 200),
+        ("/api/kernels?token=alice-token", {}, 200),
+        ("/v2/sandboxes", {"X-API-KEY": "alice-token", "Authorization": "Bearer other"}, 200),
+        # Addresses end up in logs of proxies.
+        ("/v1/sessions?token=alice-token", {}, 401),
+        ("/v1/templates?token=alice-token", {}, 401),
+        ("/v2/sandboxes?token=alice-token", {}, 401),
+        ("/mcp?token=alice-token", {}, 401),
+        ("/v1/sessions/s_0000000123456789abcdef?token=alice-token", {}, 401),
+    ]
+    for path, headers, status in forms:
+        assert (await fleet.fetch("GET", path, headers=headers, token=None)).code == status, path
+
+
 async def test_jupyter_through_the_front(fleet: Fleet) -> None:
     kernels = [await fleet.json("POST", "/api/kernels", {}, status=201) for _ in range(4)]
     assert len({ids.node_of(ids.session_of_kernel(each["id"])) for each in kernels}) == 2

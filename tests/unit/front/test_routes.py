@@ -10,7 +10,7 @@ import pytest
 from tornado.web import RequestHandler
 
 from kernelsvc.front import routes
-from kernelsvc.front.routes import Action, Wanted, find, sandbox_in, session_in, token_of, wanted
+from kernelsvc.front.routes import Action, Wanted, find, sandbox_in, session_in, wanted
 from kernelsvc.model.answers.model_settings import ModelSettings
 from kernelsvc.model.cluster import ids
 from kernelsvc.server.app import make_app
@@ -137,18 +137,8 @@ def test_the_sandbox_of_headers_and_host_names() -> None:
     assert sandbox_in({"Host": "localhost:8888"}) is None
 
 
-@pytest.mark.parametrize(
-    ("path", "headers", "query"),
-    [
-        ("/v1/ws", {"Authorization": "Bearer T"}, None),
-        ("/api/kernels", {"Authorization": "token T"}, None),
-        ("/t/T/api/kernels", {}, None),
-        ("/sandboxes", {"X-API-KEY": "T"}, None),
-        ("/v1/ws", {}, "T"),
-    ],
-)
-def test_a_token_is_found_in_each_form(path: str, headers: dict[str, str], query: str | None) -> None:
-    assert token_of(path, headers, query) == "T"
+def test_only_jupyters_routes_take_a_token_in_the_query() -> None:
+    assert all(("/api" in row.path.pattern or "kernelspecs" in row.path.pattern) == row.query for row in routes.ROWS)
 
 
 @pytest.mark.parametrize(
