@@ -93,6 +93,7 @@ class Members:
     ) -> None:
         self.hold_seconds = hold_seconds
         self.tokens = tokens
+        #: Called with a node that has become reachable.
         self.on_joined: set[Callable[[Member], None]] = set()
         self._key = key
         self._lost_seconds = lost_seconds
@@ -257,16 +258,15 @@ class Members:
 
     def take_report(self, member: Member, report: NodeReport) -> None:
         """Note a node's report."""
-        first = not member.candidate.report.max_sessions
+        back = not member.candidate.report.max_sessions
         if member.lost_at is not None and self._all.get(member.name) is member:
-            member.lost_at = None
+            member.lost_at, back = None, True
             log.info("The node %s answers again", member.name)
-            self._changed.set()
         member.candidate.renew(report)
         member.reported_at = self._loop.time()
         if report.guests is not None:
             member.guests = frozenset(report.guests)
-        if first and member.reachable:
+        if back and member.reachable:
             self._changed.set()
             for joined in [*self.on_joined]:
                 joined(member)

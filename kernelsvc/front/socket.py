@@ -15,7 +15,7 @@ import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -30,7 +30,9 @@ from kernelsvc.front.routes import wanted
 from kernelsvc.front.upstream import NoAnswer, NotSent, Response
 from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model.cluster import ids
+from kernelsvc.model.cluster.known_offers import KnownOffers
 from kernelsvc.protocol import jsonrpc
+from kernelsvc.protocol.method_params import OfferParams, WithdrawParams
 from kernelsvc.protocol.methods import METHODS
 from kernelsvc.server.native.websocket import ApiSocket, ConnectionGone
 from kernelsvc.server.ws import client
@@ -43,11 +45,9 @@ if TYPE_CHECKING:
     from kernelsvc.front.placing import Placing
     from kernelsvc.server.handler import ServerContext
 
-#: Most bytes and frames of requests that wait for a node's connection, and most bytes of answers that wait for a
-#: client.
+#: Most bytes and frames of one client's requests that wait for connections to nodes, and most bytes of answers that
+#: wait for the client.
 MAX_WAITING, MAX_FRAMES, MAX_UNSENT = 64 * 1024 * 1024, 4096, 256 * 1024
-#: Most offers for all sessions of one connection, which nodes that join later get too.
-MAX_OFFERS = 1000
 
 
 class _Params(msgspec.Struct):
@@ -88,7 +88,6 @@ class NodeConnection:
         self._member: Member | None = None
         self._stream: ClientSocket | None = None
         self._waiting: deque[bytes] = deque()
-        self._size = 0
         self._asked: dict[str, asyncio.Future[_Reply]] = {}
         self._prefix = f"front-{os.urandom(8).hex()}-"
         self._number = 0
@@ -111,9 +110,8 @@ class NodeConnection:
             return
         self._stream, self._member = stream, member
         member.on_lost.add(self.close)
-        while self._waiting:
-            stream.send(self._waiting.popleft())
-        self._size = 0
+        for frame in self.waiting():
+            stream.send(frame)
 
     def send(self, message: bytes) -> asyncio.Future[None] | None:
         """Send a client's frame, now or when the connection is open.
@@ -125,10 +123,8 @@ class NodeConnection:
             QuotaExceeded: Too much waits.
         """
         if self._stream is None:
-            if self._size + len(message) > MAX_WAITING or len(self._waiting) >= MAX_FRAMES:
-                raise QuotaExceeded("Too many requests wait for this session's node. Send them again later.")
+            self._socket.room.take(len(message))
             self._waiting.append(message)
-            self._size += len(message)
             return None
         try:
             return self._stream.send(message)
@@ -137,18 +133,35 @@ class NodeConnection:
 
     def waiting(self) -> list[bytes]:
         """Return the frames that were not sent, and forget them."""
-        found, self._size = [*self._waiting], 0
+        found = [*self._waiting]
         self._waiting.clear()
+        self._socket.room.give_back(found)
         return found
 
     def ask(self, method: str, params: Any) -> asyncio.Future[_Reply]:
-        """Send a request of the front's own, after all earlier frames. Return a future of the reply."""
+        """Send a request of the front's own, after all earlier frames.
+
+        Returns:
+            A future of the reply. It fails with ``NodeUnreachable`` when the connection ends.
+
+        Raises:
+            QuotaExceeded: Too much waits.
+        """
         self._number += 1
         name = f"{self._prefix}{self._number}"
         future: asyncio.Future[_Reply] = asyncio.get_running_loop().create_future()
-        self._asked[name] = future
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())  # some are not awaited
         self.send(_encode({"jsonrpc": "2.0", "id": name, "method": method, "params": params}))
+        self._asked[name] = future
         return future
+
+    def give_up(self, error: KernelsvcError) -> list[bytes]:
+        """End the front's own requests with an error. Return the client's that were not sent."""
+        for future in self._asked.values():
+            if not future.done():
+                future.set_exception(error)
+        self._asked.clear()
+        return [frame for frame in self.waiting() if self._prefix.encode() not in frame[:200]]
 
     def _on_message(self, message: bytes) -> asyncio.Future[None] | None:
         if self._asked and self._prefix.encode() in message[:200]:
@@ -171,13 +184,35 @@ class NodeConnection:
         """Close the connection. Idempotent."""
         if self._stream is not None:
             self._stream.close()
-        for future in self._asked.values():
-            future.cancel()
+        self.give_up(NodeUnreachable("The connection to the node ended. Connect again."))
 
     def abandon(self) -> None:
         """Close it because the client is gone."""
         self._over = True
         self.close()
+
+
+class _Room:
+    """Room for the requests of one client that wait for connections to nodes, whichever names of nodes it makes up."""
+
+    def __init__(self) -> None:
+        self._bytes = self._frames = 0
+
+    def take(self, size: int) -> None:
+        """Count a frame.
+
+        Raises:
+            QuotaExceeded: Too much waits.
+        """
+        if self._bytes + size > MAX_WAITING or self._frames >= MAX_FRAMES:
+            raise QuotaExceeded("Too many requests wait for the nodes of their sessions. Send them again later.")
+        self._bytes += size
+        self._frames += 1
+
+    def give_back(self, frames: Sequence[bytes]) -> None:
+        """Stop counting frames."""
+        self._bytes -= sum(map(len, frames))
+        self._frames -= len(frames)
 
 
 class FrontSocket(ApiSocket):
@@ -191,7 +226,8 @@ class FrontSocket(ApiSocket):
         """Tornado's hook."""
         super().initialize(context, **more)
         self._nodes: dict[str, NodeConnection] = {}
-        self._offers: list[tuple[str, msgspec.Raw]] = []
+        self._offers = KnownOffers()
+        self.room = _Room()
         self._own = OwnedTasks()
 
     def open(self, *args: str, **kwargs: str) -> None:
@@ -259,7 +295,8 @@ class FrontSocket(ApiSocket):
             except KernelsvcError as error:
                 await self._refuse_frame(raw, error)
                 return
-        await (self._send(self._connection(owner), raw) or _nothing())
+        if (sent := self._send(self._connection(owner), raw)) is not None:
+            await sent
 
     def _connection(self, node: str) -> NodeConnection:
         found = self._nodes.get(node)
@@ -288,11 +325,12 @@ class FrontSocket(ApiSocket):
                     continue
                 error = members.absent(node, "the session")
                 break
-            for method, params in self._offers:
-                connection.ask(method, params)
+            for each in self._offers.providers.values():
+                offered = OfferParams(provider=each.provider, offers=[*each.offers.values()], holding=[*each.holding])
+                connection.ask("tools.offer", offered)
             return
         del self._nodes[node]
-        for raw in connection.waiting():
+        for raw in connection.give_up(error):
             await self._refuse_frame(raw, error)
 
     async def _refuse_frame(self, raw: bytes, error: KernelsvcError) -> None:
@@ -350,7 +388,7 @@ class FrontSocket(ApiSocket):
             case "call":
                 return await self._placed("/v1/execute", bytes(params))
             case "tools.offer" | "tools.withdraw":
-                return await self._everywhere(name, params)
+                return await self._everywhere(request, params)
             case "workspace.set" | "workspace.get" | "workspace.remove":
                 address = f"{request.params.owner or self.who.name}/{request.params.name}"
                 member = await self.cluster.node_of_workspace(address, token)
@@ -389,29 +427,33 @@ class FrontSocket(ApiSocket):
 
     # --- offers -----------------------------------------------------------------------------
 
-    async def _everywhere(self, method: str, params: msgspec.Raw) -> Any:
-        """Send an offer for all sessions to each node. Nodes that join later get it too."""
-        if len(self._offers) >= MAX_OFFERS:
-            raise QuotaExceeded(f"This connection has made {MAX_OFFERS} offers for all sessions. Open another one.")
-        members = self.cluster.members.reachable()
-        connections = [self._connection(member.name) for member in members]
-        replies = await asyncio.gather(*(each.ask(method, params) for each in connections))
-        self._offers.append((method, params))
-        results = [_result_of(reply) for reply in replies]
+    async def _everywhere(self, request: jsonrpc.Request, params: msgspec.Raw) -> Any:
+        """Send an offer for all sessions, or the end of some, to each node. Nodes that join later get what is left."""
+        given = request.params
+
+        def known() -> KnownOffers:
+            if isinstance(given, WithdrawParams):
+                return self._offers.withdraw(given.names)
+            return self._offers.offer(given.provider, given.offers, given.holding, replace=given.replace)
+
+        known()  # too many are refused before a node gets them
+        connections = [self._connection(member.name) for member in self.cluster.members.reachable()]
+        replies = await asyncio.gather(
+            *(each.ask(request.method.name, params) for each in connections), return_exceptions=True
+        )
+        # A node that went meanwhile gets the offer when it is back.
+        results = [_result_of(reply) for reply in replies if not isinstance(reply, BaseException)]
         if not results:
             raise NodeUnreachable("No node answers now. Offer the functions again in a few seconds.")
-        if method == "tools.withdraw":
+        self._offers = known()
+        if isinstance(given, WithdrawParams):
             return None
         shown = [msgspec.json.decode(each) for each in results]
         return {**shown[0], "cancelled": sorted({call for each in shown for call in each.get("cancelled", [])})}
 
     def _on_joined(self, member: Member) -> None:
-        if self._offers:
+        if self._offers.providers:
             self._connection(member.name)
-
-
-async def _nothing() -> None:
-    """Do nothing."""
 
 
 def _result_of(reply: _Reply) -> msgspec.Raw:

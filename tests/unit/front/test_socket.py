@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 import pytest_asyncio
 import websockets
-from fleet import Fleet
+from fleet import KEY, Fleet
 from http_server import Rpc
 from waiting import wait_until
 
+from kernelsvc.front import socket as front_socket
 from kernelsvc.model.cluster import ids
+from kernelsvc.model.cluster.reports import PROTOCOL, Hello, NodeMessage, NodeReport
 
 
 @pytest_asyncio.fixture
@@ -118,6 +123,46 @@ async def test_offers_for_all_sessions_reach_all_nodes_also_later_ones(fleet: Fl
         assert (await rpc.call("session.tools", session=session["id"]))["tools"] == []
 
 
+@asynccontextmanager
+async def dead_node(fleet: Fleet) -> AsyncIterator[None]:
+    """A node that reports, and accepts no connections."""
+    fleet.front.members.hold_seconds = 0.3
+    url = fleet.url.replace("http", "ws") + "/v1/cluster/join"
+    async with websockets.connect(url, additional_headers={"Authorization": f"Bearer {KEY}"}) as socket:
+        hello = Hello(protocol=PROTOCOL, node="abcdef", instance="i", url="unix:/nowhere/node.sock", version="1")
+        for message in (NodeMessage(hello=hello), NodeMessage(report=NodeReport(max_sessions=9, ready=True))):
+            await socket.send(msgspec.json.encode(message))
+        await wait_until(lambda: fleet.front.members.get("abcdef") is not None)
+        yield
+
+
+async def test_the_fronts_own_requests_end_with_their_node(fleet: Fleet, rpc: Rpc) -> None:
+    async with dead_node(fleet), asyncio.timeout(20):
+        offer = {"name": "shout", "description": "d", "parameters": {"type": "object", "properties": {}}}
+        answer = await rpc.call("tools.offer", offers=[offer], provider={"id": "p", "instance": "i"})
+        assert [each["name"] for each in answer["offered"]] == ["shout"]
+        for node in fleet.nodes:
+            await node.leave()
+        await fleet.joined(1)
+    # A socket that was joined with a node is cut with it.
+    async with dead_node(fleet), fleet.socket() as socket, asyncio.timeout(20):
+        other = Rpc(socket)
+        assert (await other.refused("templates"))["code"] == "node_unreachable"
+        assert (await other.refused("workspace.get", name="w"))["code"] == "node_unreachable"
+    assert all(isinstance(one.get("id", 0), int) for one in [*rpc.heard, *other.heard])
+
+
+async def test_a_client_that_makes_up_nodes_has_room_for_few_requests(
+    fleet: Fleet, rpc: Rpc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(front_socket, "MAX_FRAMES", 3)
+    fleet.front.members.hold_seconds = 1.0
+    for _ in range(2):  # the room is free again when the requests have ended
+        sent = [await rpc.send("session.get", {"session": f"s_{n:06x}{'0' * 16}"}) for n in range(0xA0, 0xA5)]
+        codes = [(await rpc.answer(each))["error"]["data"]["code"] for each in sent]
+        assert codes == ["node_unreachable"] * 3 + ["quota_exceeded"] * 2
+
+
 async def test_a_client_that_does_not_read_holds_its_node_up(fleet: Fleet) -> None:
     """The front keeps little of what a client does not take."""
     _, session = await fleet.on_each()
@@ -126,14 +171,14 @@ async def test_a_client_that_does_not_read_holds_its_node_up(fleet: Fleet) -> No
         await rpc.call("session.attach", session=session["id"])
         code = "for _ in range(200): print('x' * 100_000)"
         number = await rpc.send("session.execute", {"session": session["id"], "code": code})
-        (front_socket,) = fleet.front._context.sockets - {
+        (client,) = fleet.front._context.sockets - {
             c for member in fleet.front.members.known() for c in member.connections
         }
         most = 0
 
         def ended() -> bool:
             nonlocal most
-            most = max(most, front_socket._send_queue.backlog)
+            most = max(most, client._send_queue.backlog)
             return fleet.state(session["id"]) == "idle"
 
         await wait_until(ended, deadline=30)
