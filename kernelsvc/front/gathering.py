@@ -124,15 +124,16 @@ class ObjectsHandler(FrontHandler):
         path = f"{self.request.path}?{urlencode({**query, 'limit': MAX_LIMIT, 'order': 'desc'})}"
         await self.cluster.members.wait_for_any()
         found: list[dict[str, Any]] = []
-        for _member, response in await self.cluster.everywhere("GET", path, self.token() or ""):
+        gathered = await self.cluster.everywhere("GET", path, self.token() or "")
+        for _member, response in gathered.answers:
             if response.status != 200:
                 raise error_of(response)
             found += msgspec.json.decode(response.body)["data"]
         found.sort(key=lambda each: each["created_at"], reverse=True)
         defaults = {"limit": "20", "order": "desc", "after": ""}
         shown = page_of(found, {name: self.get_query_argument(name, value) for name, value in defaults.items()})
-        if absent := self.cluster.members.unreachable():
-            shown["unreachable"] = absent
+        if gathered.missing:
+            shown["unreachable"] = gathered.missing
         self.set_header("Content-Type", "application/json")
         self.finish(msgspec.json.encode(shown))
 
@@ -188,17 +189,19 @@ class UsageHandler(FrontHandler):
             owner = self.cluster.members.owner(ids.session_of(name) or "")
             if owner is not None:
                 by_node.setdefault(owner, []).append(name)
-        found: dict[str, Any] = {}
         headers = {"Authorization": f"Bearer {self.token()}"}
-        for node, names in by_node.items():
+
+        async def usage_at(node: str, names: list[str]) -> dict[str, Any]:
             member = self.cluster.members.get(node)
             if member is None or not member.reachable:
-                continue
+                return {}
             query = urlencode({"sandbox_ids": ",".join(names)})
             try:
                 response = await self.cluster.upstream.fetch(member, "GET", f"/sandboxes/metrics?{query}", headers)
             except (NotSent, NoAnswer, OSError):
-                continue
-            if response.status == 200:
-                found |= msgspec.json.decode(response.body)["sandboxes"]
-        self.finish({"sandboxes": found})
+                return {}
+            found: dict[str, Any] = msgspec.json.decode(response.body)["sandboxes"] if response.status == 200 else {}
+            return found
+
+        found = await asyncio.gather(*(usage_at(node, names) for node, names in by_node.items()))
+        self.finish({"sandboxes": {name: usage for some in found for name, usage in some.items()}})

@@ -30,6 +30,36 @@ class _SessionIds(msgspec.Struct):
 _page = msgspec.json.Decoder(_SessionIds).decode
 
 
+@dataclass(frozen=True)
+class Gathered:
+    """The responses of all nodes to one request.
+
+    Attributes:
+        answers: The nodes that answered.
+        missing: The names of the others: they are not reachable, or failed.
+    """
+
+    answers: list[tuple[Member, Response]]
+    missing: list[str]
+
+    def must_be_complete(self, named: str) -> None:
+        """Check that all nodes answered: another one may have what these do not have.
+
+        Raises:
+            NodeUnreachable: Some did not.
+        """
+        must_be_complete(named, self.missing)
+
+
+def must_be_complete(named: str, missing: list[str]) -> None:
+    """Check that no node is missing where something was not found."""
+    if missing:
+        raise NodeUnreachable(
+            f"No node that answers has {named!r}, and these do not answer: {', '.join(missing)}. Try again later.",
+            nodes=missing,
+        )
+
+
 @dataclass
 class Cluster:
     """The nodes, and connections to them. The handlers of a front share it.
@@ -65,7 +95,7 @@ class Cluster:
             if owner is not None:
                 members.remember(session, owner)
         if owner is None:
-            self._must_be_complete(session)
+            must_be_complete(session, members.unreachable())
             return members.any()
         return await members.wait_for(owner, session)
 
@@ -96,11 +126,12 @@ class Cluster:
             NodeUnreachable: No node has it, and one that may have it does not answer.
         """
         await self.members.wait_for_any()
-        for member, response in await self.everywhere("GET", "/v1/workspaces", token):
+        gathered = await self.everywhere("GET", "/v1/workspaces", token)
+        for member, response in gathered.answers:
             for each in _json_list(response):
                 if isinstance(each, dict) and each.get("workspace") == address:
                     return member
-        self._must_be_complete(address)
+        gathered.must_be_complete(address)
         return self._ranked(address)
 
     def _ranked(self, key: str) -> Member:
@@ -121,7 +152,8 @@ class Cluster:
         await self.members.wait_for_any()
         path = f"/v1/sessions?limit={_PAGE}&label={quote(label, safe='')}"
         found: list[tuple[str, Member]] = []
-        for member, response in await self.everywhere("GET", path, token):
+        gathered = await self.everywhere("GET", path, token)
+        for member, response in gathered.answers:
             try:
                 sessions = _page(response.body).sessions if response.status == 200 else []
             except msgspec.MsgspecError:
@@ -129,7 +161,7 @@ class Cluster:
             found += [(each.created_at, member) for each in sessions if each.state != "closed"]
         if found:
             return max(found, key=lambda pair: pair[0])[1]
-        self._must_be_complete(label)
+        gathered.must_be_complete(label)
         return None
 
     async def node_of_signed(self, signed: tuple[str, str, str, str, int | None]) -> tuple[Member, str] | None:
@@ -139,36 +171,31 @@ class Cluster:
         answers = await asyncio.gather(*(ask(each, signed=signed) for each in members))
         return next(((each, found) for each, found in zip(members, answers, strict=True) if found), None)
 
-    def _must_be_complete(self, named: str) -> None:
-        """Check that all nodes were asked: an absent one may have what no other has."""
-        absent = self.members.unreachable()
-        if absent:
-            raise NodeUnreachable(
-                f"No node that answers has {named!r}, and these do not answer: {', '.join(absent)}. Try again later.",
-                nodes=absent,
-            )
-
     async def _ask_for(self, path: str, token: str, named: str) -> str | None:
-        found = [
-            member.name for member, response in await self.everywhere("GET", path, token) if response.status == 200
-        ]
+        gathered = await self.everywhere("GET", path, token)
+        found = [member.name for member, response in gathered.answers if response.status == 200]
         if not found:
-            self._must_be_complete(named)
+            gathered.must_be_complete(named)
         return found[0] if found else None
 
-    async def everywhere(self, verb: str, path: str, token: str) -> list[tuple[Member, Response]]:
-        """Send one request to all nodes that answer, with a caller's token. Leave out nodes that fail."""
+    async def everywhere(self, verb: str, path: str, token: str) -> Gathered:
+        """Send one request to all nodes, with a caller's token. Safe to cancel."""
         members = self.members.reachable()
+        missing = self.members.unreachable()
         headers = {"Authorization": f"Bearer {token}"}
 
         async def one(member: Member) -> tuple[Member, Response] | None:
             try:
-                return member, await self.upstream.fetch(member, verb, path, headers)
+                response = await self.upstream.fetch(member, verb, path, headers)
             except (NotSent, NoAnswer, OSError):
-                return None
+                response = Response(status=503)
+            if response.status < 500:
+                return member, response
+            missing.append(member.name)
+            return None
 
         answers = await asyncio.gather(*(one(each) for each in members))
-        return [each for each in answers if each is not None]
+        return Gathered([each for each in answers if each is not None], sorted(missing))
 
     # --- drain ------------------------------------------------------------------------------
 

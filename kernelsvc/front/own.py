@@ -89,7 +89,7 @@ class Info:
         cluster = self._cluster
         await cluster.members.wait_for_any()
         found: list[dict[str, Any]] = []
-        for _member, response in await cluster.everywhere("GET", "/v1/info", token):
+        for _member, response in (await cluster.everywhere("GET", "/v1/info", token)).answers:
             if response.status != 200:
                 raise error_of(response)
             found.append(msgspec.json.decode(response.body))

@@ -272,20 +272,19 @@ class RelayHandler(FrontHandler):
         return RequestStartLine(request.method or "", request.uri or "", "HTTP/1.1"), headers
 
     async def _gather(self) -> None:
-        parts = await self.cluster.everywhere("GET", self.request.uri or "", self.token() or "")
-        bodies = [response.body.strip() for _, response in parts if response.status == 200]
-        if parts and not bodies:
-            self.copy(parts[0][1])
+        gathered = await self.cluster.everywhere("GET", self.request.uri or "", self.token() or "")
+        bodies = [each.body.strip() for _, each in gathered.answers if each.status == 200]
+        refused = [(member.name, each) for member, each in gathered.answers if each.status != 200]
+        if refused and not bodies:
+            self.copy(refused[0][1])
             return
-        self.answer_gaps()
+        if not bodies:
+            raise AtCapacity("No node of this cluster answers now. Try again in a few seconds.")
+        if missing := sorted([*gathered.missing, *(name for name, _ in refused)]):
+            self.set_header("X-Kernelsvc-Unreachable", ",".join(missing))
         self.set_header("Content-Type", "application/json")
         lists = [body[1:-1] for body in bodies if body.startswith(b"[") and body[1:-1].strip()]
         self.finish(b"[" + b",".join(lists) + b"]")
-
-    def answer_gaps(self) -> None:
-        """Name the nodes that are missing in a list, in a header."""
-        if absent := self.cluster.members.unreachable():
-            self.set_header("X-Kernelsvc-Unreachable", ",".join(absent))
 
     async def _place(self) -> None:
         body = self.body()

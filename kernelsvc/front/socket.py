@@ -394,7 +394,7 @@ class FrontSocket(ApiSocket):
                 member = await self.cluster.node_of_workspace(address, token)
             case "workspace.list":
                 found = await self.cluster.everywhere("GET", "/v1/workspaces", token)
-                return [each for _, one in found for each in _checked(one)]
+                return [each for _, one in found.answers for each in _checked(one)]
             case _:
                 await self.cluster.members.wait_for_any()
                 member = self.cluster.members.any()

@@ -39,3 +39,24 @@ async def test_absent_nodes_are_named(fleet: Fleet) -> None:
     assert response.headers["X-Kernelsvc-Unreachable"] == "000001"
     async with fleet.socket() as socket:
         assert (await Rpc(socket).call("session.list"))["unreachable"] == ["000001"]
+
+
+async def test_a_node_that_fails_meanwhile_is_named_too(fleet: Fleet) -> None:
+    """It reports, and does not answer."""
+    here, _ = await fleet.on_each()
+    node = fleet.front.members.get("000001")
+    assert node is not None
+    node.url = "unix:/nowhere/node.sock"
+    await fleet.json("POST", "/api/kernels", {"kernel": {}}, status=201)
+    listed = await fleet.fetch("GET", "/api/kernels")
+    assert (listed.code, listed.headers["X-Kernelsvc-Unreachable"]) == (200, "000001")
+    sessions = await fleet.json("GET", "/v1/sessions", status=200)
+    assert sessions["unreachable"] == ["000001"]
+    usage = await fleet.json("GET", f"/sandboxes/metrics?sandbox_ids={here['id']}", status=200)
+    assert set(usage["sandboxes"]) == {here["id"]}
+    # A second one of the same name is not made while the first may be there.
+    named = "/t/alice-token/v1/spaces/default/sandboxes"
+    for path, body in (("/v1/sessions", {"workspace": "w"}), (named, {"name": "n", "spec": {}})):
+        assert (await fleet.fetch("POST", path, body)).code == 503
+    fleet.front.members.get("000000").url = node.url  # type: ignore[union-attr]
+    assert (await fleet.fetch("GET", "/api/kernels")).code == 503
