@@ -17,7 +17,8 @@ from kernelsvc.front.members import Member
 from kernelsvc.front.placing import Placing
 from kernelsvc.front.routes import Action, Match, sandbox_in, session_in, wanted
 from kernelsvc.front.splice import splice
-from kernelsvc.front.upstream import HOP_BY_HOP, UNLIMITED, Collector, NoAnswer, NotSent, Response
+from kernelsvc.front.upstream import UNLIMITED, Collector, NoAnswer, NotSent, Response
+from kernelsvc.protocol.port_headers import end_to_end
 from kernelsvc.server import sandboxai
 from kernelsvc.server.connections import ANSWER_SECONDS, connection_of
 from kernelsvc.server.handler import DISCARD_BYTES, ON_LOOPBACK, ApiHandler, ServerContext, as_error
@@ -261,9 +262,8 @@ class RelayHandler(FrontHandler):
     def _head(self) -> tuple[RequestStartLine, HTTPHeaders]:
         request = self.request
         headers = HTTPHeaders()
-        for name, value in request.headers.get_all():
-            if name.lower() not in HOP_BY_HOP:
-                headers.add(name, value)
+        for name, value in end_to_end(request.headers.get_all()):
+            headers.add(name, value)
         if "chunked" in request.headers.get("Transfer-Encoding", "").lower():
             headers["Transfer-Encoding"] = "chunked"
         headers.setdefault("Host", "localhost")
@@ -359,9 +359,7 @@ class Passing(HTTPMessageDelegate):
         for name in [*handler._headers]:
             handler.clear_header(name)
         seen: set[str] = set()
-        for name, value in headers.get_all():
-            if name.lower() in HOP_BY_HOP:
-                continue
+        for name, value in end_to_end(headers.get_all()):
             (handler.add_header if name in seen else handler.set_header)(name, value)
             seen.add(name)
         self._length = headers.get("Content-Length")

@@ -15,7 +15,8 @@ from tornado.iostream import IOStream, StreamClosedError
 
 from kernelsvc.errors import NodeUnreachable
 from kernelsvc.front.members import Member
-from kernelsvc.front.upstream import HOP_BY_HOP, PARAMETERS, PIECE_BYTES, WatchedResponse
+from kernelsvc.front.upstream import PARAMETERS, PIECE_BYTES, WatchedResponse
+from kernelsvc.protocol.port_headers import end_to_end
 from kernelsvc.server.connections import connection_of
 from kernelsvc.server.handler import BaseHandler
 from kernelsvc.server.ws.client import open_socket
@@ -126,7 +127,7 @@ async def _join(handler: BaseHandler, member: Member, stream: IOStream, agreed: 
         # RFC 6455, section 4.1: a client sends nothing before it has the response. This may be another request.
         close_both()
         return
-    lines = [f"{name}: {value}" for name, value in agreed.get_all() if name.lower() not in HOP_BY_HOP]
+    lines = [f"{name}: {value}" for name, value in end_to_end(agreed.get_all())]
     head = ("HTTP/1.1 101 Switching Protocols", "Connection: Upgrade", "Upgrade: websocket", *lines, "", "")
     ends[0].set_nodelay(True)
     ends[0].write("\r\n".join(head).encode("latin-1") + first)

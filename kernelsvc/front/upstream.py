@@ -15,10 +15,6 @@ from tornado.iostream import IOStream, StreamClosedError
 from kernelsvc.front.members import Member
 from kernelsvc.server.ws.client import open_socket
 
-#: Headers of one hop (RFC 9110, section 7.6.1), which are not passed on. Tornado answers ``Expect`` itself.
-HOP_BY_HOP = frozenset(
-    {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "expect"}
-)
 #: Most idle connections to one node, and the seconds after which one is closed.
 MAX_IDLE, IDLE_SECONDS = 128, 60.0
 #: Largest head of a response, and the size of a piece, in bytes.

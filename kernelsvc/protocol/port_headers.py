@@ -65,6 +65,15 @@ PATH_FORM: Headers = [
 ]
 
 
+def end_to_end(headers: Iterable[tuple[str, str]]) -> Headers:
+    """Return the fields of a message that an intermediary passes on: not those of one hop (RFC 9110, section 7.6.1)."""
+    given = list(headers)
+    listed = ",".join(value for name, value in given if name.lower() == "connection")
+    # A message must not use this to remove a field that an intermediary relies on.
+    named = {part.strip().lower() for part in listed.split(",")} - {"host", "content-length"}
+    return [(name, value) for name, value in given if name.lower() not in named | _HOP_BY_HOP]
+
+
 def for_session(
     headers: Iterable[tuple[str, str]],
     *,
@@ -86,15 +95,14 @@ def for_session(
         keep_authorization: whether ``Authorization`` is for the session's server.
         upgrade: whether the client asks for a WebSocket.
     """
-    given = list(headers)
-    dropped = _HOP_BY_HOP | _OF_SERVICE | _FORWARDED | _named_by_connection(given)
+    dropped = _OF_SERVICE | _FORWARDED
     if not (keep_authorization and own_origin):
         dropped |= {"authorization"}
     if not own_origin:
         dropped |= {"cookie", "referer"}  # both may hold what is this service's: a path with a ticket
     local = f"localhost:{port}"
     found: Headers = [("Host", local), ("X-Forwarded-Host", host), ("X-Forwarded-Proto", scheme)]
-    for name, value in given:
+    for name, value in end_to_end(headers):
         lower = name.lower()
         # Some servers read X_Y and X-Y as one name (RFC 3875, section 4.1.18), so that X_Y could replace a field above.
         if lower in dropped or "_" in name:
@@ -122,12 +130,11 @@ def for_client(headers: Iterable[tuple[str, str]], *, port: int, host: str, base
         base: the path of the port on this service, "" in the host form.
         own_origin: whether the request has the host form.
     """
-    given = list(headers)
-    dropped = (_HOP_BY_HOP - {"trailer"}) | _ORDERS | _named_by_connection(given) | {"trailer"}
+    dropped = _ORDERS
     if not own_origin:
         dropped |= _ON_ORIGIN
     found: Headers = []
-    for name, value in given:
+    for name, value in end_to_end(headers):
         lower = name.lower()
         if lower in dropped or lower.startswith(_ORDER_PREFIXES):
             continue
@@ -162,12 +169,6 @@ def comes_from_other_site(headers: Mapping[str, str], method: str, host: str) ->
         return False
     follows = headers.get("Sec-Fetch-Mode") == "navigate" and headers.get("Sec-Fetch-Dest") == "document"
     return not (follows and method in ("GET", "HEAD"))
-
-
-def _named_by_connection(headers: Headers) -> frozenset[str]:
-    values = ",".join(value for name, value in headers if name.lower() == "connection")
-    # A request must not use this to remove a field that the rest of this module relies on.
-    return frozenset(part.strip().lower() for part in values.split(",")) - {"", "host", "content-length"}
 
 
 def _other_cookies(value: str) -> str:

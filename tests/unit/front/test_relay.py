@@ -176,13 +176,16 @@ async def test_a_node_that_closes_connections_is_asked_again_for_a_time(fleet: F
             for message in (NodeMessage(hello=hello), NodeMessage(report=NodeReport(max_sessions=1))):
                 await socket.send(msgspec.json.encode(message))
             await fleet.joined(3)
-            request = fleet.refused(verb, "/v1/sessions/s_abcdef0123456789abcdef/cells", {} if verb == "POST" else None)
+            one_hop = {"Connection": "X-Named", "X-Named": "1", "Proxy-Authorization": "secret"}
+            path, body = "/v1/sessions/s_abcdef0123456789abcdef/cells", {} if verb == "POST" else None
+            request = fleet.refused(verb, path, body, headers=one_hop)
             if verb == "POST":
                 with pytest.raises(HTTPStreamClosedError):
                     await request
             else:
                 assert await request == (503, "node_unreachable")
     assert 1 <= len(asked) <= most
+    assert not [name for name in (b"x-named", b"proxy-auth") if name in asked[0].lower()]
 
 
 async def test_a_ticket_of_the_console_is_redeemed_where_it_was_made(fleet: Fleet) -> None:

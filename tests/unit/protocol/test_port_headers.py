@@ -10,6 +10,7 @@ from kernelsvc.protocol.port_headers import (
     COOKIE,
     PATH_FORM,
     comes_from_other_site,
+    end_to_end,
     for_client,
     for_session,
     tickets_of,
@@ -178,3 +179,10 @@ def test_pages_of_other_origins_can_not_use_a_persons_cookie(
     method: str, headers: dict[str, str], foreign: bool
 ) -> None:
     assert comes_from_other_site(headers, method, HOST) is foreign
+
+
+def test_fields_of_one_hop_are_not_passed_on() -> None:
+    kept = [("Host", "h"), ("Content-Length", "1"), ("X-App", "1"), ("Set-Cookie", "a"), ("Set-Cookie", "b")]
+    one_hop = ["Keep-Alive", "Proxy-Authorization", "Proxy-Authenticate", "TE", "Trailer", "X-Named", "X-Too"]
+    connection = [("Connection", "close, X-Named,Host"), ("connection", "x-too, content-length")]
+    assert end_to_end([*kept, *connection, *((name, "v") for name in one_hop)]) == kept
