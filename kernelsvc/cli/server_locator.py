@@ -17,6 +17,7 @@ from pathlib import Path
 from kernelsvc.cli.terminal import Terminal
 from kernelsvc.client import AsyncClient, Unreachable
 from kernelsvc.client.address import Address, find, parse, read_info
+from kernelsvc.linux.readable import wait_readable
 
 READY_SECONDS = 60.0
 STOP_SECONDS = 15.0
@@ -155,23 +156,12 @@ def _log_tail(log: Path) -> str:
 
 async def _first_byte(fd: int) -> bool:
     """Wait for a byte. Return False on a timeout, or if the writer closed its end without one. Safe to cancel."""
-    loop = asyncio.get_running_loop()
-    readable: asyncio.Future[None] = loop.create_future()
-    # Not a thread in os.read: it could not be cancelled.
-    loop.add_reader(fd, _set_result, readable)
     try:
         async with asyncio.timeout(READY_SECONDS):
-            await readable
+            await wait_readable(fd)  # not a thread in os.read: it could not be cancelled
     except TimeoutError:
         return False
-    finally:
-        loop.remove_reader(fd)
     return bool(os.read(fd, 1))
-
-
-def _set_result(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:

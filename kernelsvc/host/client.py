@@ -35,6 +35,7 @@ from kernelsvc.host.protocol import (
 )
 from kernelsvc.linux import peer, seqpacket
 from kernelsvc.linux.acceptor import inherited_descriptor_limits
+from kernelsvc.linux.readable import wait_readable
 from kernelsvc.linux.stopped_process import ResumeIfStopped
 from kernelsvc.model.events import SandboxReport
 from kernelsvc.model.exit_status import Exit, exit_of
@@ -407,7 +408,7 @@ class HostClient:
                 seqpacket.close_all(answer_fds)
             try:
                 async with asyncio.timeout(REQUEST_SECONDS):
-                    await _readable(own)
+                    await wait_readable(own.fileno())
                 body, fds = seqpacket.receive(own, count) or ({}, [])
             except (TimeoutError, ValueError) as error:
                 raise Internal("The kernel host made no sockets. Try again.") from error
@@ -505,17 +506,6 @@ class HostClient:
         elif body.get("notice") == "template":
             self.templates[str(body["name"])] = {k: v for k, v in body.items() if k != "notice"}
         seqpacket.close_all(fds)
-
-
-async def _readable(sock: socket.socket) -> None:
-    """Wait until there is something to read. Safe to cancel."""
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    loop.add_reader(sock.fileno(), ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(sock.fileno())
 
 
 def _host_environment(env: Mapping[str, str]) -> dict[str, str]:

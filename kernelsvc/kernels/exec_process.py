@@ -21,6 +21,7 @@ from kernelsvc.errors import BadRequest, Internal, NotFound, TooLarge
 from kernelsvc.host.client import HostClient
 from kernelsvc.host.protocol import ExecRequest
 from kernelsvc.linux import seqpacket
+from kernelsvc.linux.readable import wait_readable
 
 #: Seconds for a program to start.
 START_SECONDS = 30.0
@@ -126,7 +127,7 @@ class ExecProcess:
             try:
                 return os.read(fd, CHUNK)
             except BlockingIOError:
-                await _readable(fd)
+                await wait_readable(fd)
             except OSError:  # EIO: the last process has closed the terminal
                 return b""
         return b""
@@ -172,18 +173,6 @@ class ExecProcess:
         """Set the size of its terminal, in characters. Does nothing without a terminal."""
         if "pty" in self._streams:
             set_size(self._streams["pty"], columns, rows)
-
-
-async def _readable(fd: int) -> None:
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-    own = os.dup(fd)  # a selector takes each number once, and ``close`` may close the original
-    loop.add_reader(own, lambda: None if ready.done() else ready.set_result(None))
-    try:
-        await ready
-    finally:
-        loop.remove_reader(own)
-        os.close(own)
 
 
 def set_size(terminal: int, columns: int, rows: int) -> None:

@@ -5,7 +5,6 @@ A pid alone may be reused. A pidfd stands for one process (pidfd_open(2)), and s
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import fcntl
 import os
@@ -16,6 +15,8 @@ import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 
 import msgspec
+
+from kernelsvc.linux.readable import wait_readable
 
 _PID = re.compile(rb"^Pid:\t(-?\d+)$", re.MULTILINE)
 
@@ -127,21 +128,7 @@ async def wait_pidfd(pidfd: int) -> None:
     pidfd_open(2): "When the process that it refers to terminates, these interfaces indicate the file descriptor as
     readable."
     """
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[None] = loop.create_future()
-
-    def wake() -> None:
-        if not ended.done():
-            ended.set_result(None)
-
-    # A duplicate, because several callers may wait for one process, and a selector takes each number once.
-    own = os.dup(pidfd)
-    loop.add_reader(own, wake)
-    try:
-        await ended
-    finally:
-        loop.remove_reader(own)
-        os.close(own)
+    await wait_readable(pidfd)
 
 
 def descends(pid: int, ancestor: int) -> bool:

@@ -17,6 +17,7 @@ from kernelsvc.kernels.forked.reassembly import reassembly
 from kernelsvc.kernels.forked.stdio_pipe import StdioPipe
 from kernelsvc.kernels.forked.wire_parser import HEADER, HELLO, Welcome, WireViolation
 from kernelsvc.linux import peer
+from kernelsvc.linux.readable import wait_readable
 from kernelsvc.linux.seqpacket import close_all, refuse_descriptors
 
 #: Seconds between attempts to connect: the first, and the maximum.
@@ -115,11 +116,11 @@ class WireConnection:
             EOFError, OSError: the kernel closed the connection.
         """
         if not self.rest:
-            await self._readable()
+            await wait_readable(self.sock.fileno())
         try:
             async with asyncio.timeout(WELCOME_SECONDS):
                 while not self._receive():
-                    await self._readable()
+                    await wait_readable(self.sock.fileno())
         except TimeoutError:
             raise WireViolation(f"WELCOME was incomplete after {WELCOME_SECONDS:g} seconds") from None
 
@@ -158,20 +159,6 @@ class WireConnection:
         if fds:
             self.pipes.append(StdioPipe(fds[0], "stdout"))
             self.pipes.append(StdioPipe(fds[1], "stderr"))
-
-    async def _readable(self) -> None:
-        loop = asyncio.get_running_loop()
-        ready: asyncio.Future[None] = loop.create_future()
-
-        def wake() -> None:
-            if not ready.done():
-                ready.set_result(None)
-
-        loop.add_reader(self.sock.fileno(), wake)
-        try:
-            await ready
-        finally:
-            loop.remove_reader(self.sock.fileno())
 
     def drop_partial(self) -> None:
         """See ``reassembly.PartialFrameOwner``. The task that waits for WELCOME fails."""
