@@ -110,7 +110,7 @@ def refusal(status: int, why: str) -> bytes:
 
 
 class HttpRelay:
-    """One connection of a session to a plain HTTP server, for any number of requests.
+    """One connection of a session to an HTTP server, plain or over TLS, for any number of requests.
 
     Args:
         client: the session's connection.
@@ -153,6 +153,7 @@ class HttpRelay:
         Raises:
             Refused, BadHttp: a request was not passed on, and the session got the answer.
             OSError: the server can't be reached, or a side was reset.
+            Exception: from ``count``.
         """
         try:
             while await self._exchange():
@@ -216,6 +217,8 @@ class HttpRelay:
             if not upload.done():
                 upload.cancel()
             await asyncio.wait([upload])
+            if not upload.cancelled() and (error := upload.exception()) is not None:
+                raise error
 
     def _with_secrets(
         self, exchange: HttpExchange, headers: list[tuple[bytes, bytes]]
@@ -242,18 +245,22 @@ class HttpRelay:
         return event if isinstance(event, h11.Request) else None
 
     async def _upload(self) -> None:
-        """Pass the request's body on. A fault of it ends the connection."""
-        with contextlib.suppress(OSError, h11.ProtocolError):
-            while True:
-                event = await self._receive(self._inner, self._client, sent=True)
-                if isinstance(event, h11.EndOfMessage):
-                    await self._send_server(h11.EndOfMessage())  # trailers are left out
-                    return
-                if not isinstance(event, h11.Data):
-                    break
-                await self._send_server(h11.Data(data=bytes(event.data)))
-        if self._server is not None:
-            self._server.abort()
+        """Pass the request's body on. A fault of it ends the connection, and so does an error of ``count``."""
+        complete = False
+        try:
+            with contextlib.suppress(OSError, h11.ProtocolError):
+                while not complete:
+                    event = await self._receive(self._inner, self._client, sent=True)
+                    if isinstance(event, h11.EndOfMessage):
+                        await self._send_server(h11.EndOfMessage())  # trailers are left out
+                        complete = True
+                    elif isinstance(event, h11.Data):
+                        await self._send_server(h11.Data(data=bytes(event.data)))
+                    else:
+                        break
+        finally:
+            if not complete and self._server is not None:
+                self._server.abort()  # Else the download waits for an answer that may never come.
 
     async def _download(self, exchange: HttpExchange, redactor: Redactor) -> None:
         assert self._server is not None

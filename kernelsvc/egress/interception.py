@@ -15,7 +15,7 @@ from kernelsvc.egress.secret_values import Secret, read_secrets
 
 
 class Interception:
-    """The authority, the secrets, and the contexts of TLS. The first such connection makes the contexts.
+    """The authority, the secrets, and the contexts of TLS. Each context is made when a connection first needs it.
 
     Args:
         authority: the authority's key and certificate, as PEM.

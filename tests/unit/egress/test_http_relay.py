@@ -215,6 +215,45 @@ async def test_a_head_and_its_body_are_written_together():
         one.close()
 
 
+class Used(Exception):
+    """A quota."""
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 100", b"Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("direction", ["sent", "received"])
+async def test_a_quota_ends_both_connections_while_a_body_is_sent(framing, direction):
+    """The server answers nothing, or a part, so its end does not come by itself."""
+    ours, client = socket.socketpair()
+    theirs, server = socket.socketpair()
+    for one in (ours, client, theirs, server):
+        one.setblocking(False)
+    loop = asyncio.get_running_loop()
+
+    async def connect() -> PlainChannel:
+        return PlainChannel(theirs)
+
+    def count(sent: int, received: int) -> None:
+        if limited and (sent if direction == "sent" else received):
+            raise Used
+
+    limited = False
+    client.sendall(b"POST /a HTTP/1.1\r\nHost: ok.test\r\n" + framing + b"\r\n\r\n")
+    relay = HttpRelay(PlainChannel(ours), NAME, 80, lambda: RULES, connect, count, lambda _: None)
+    running = asyncio.create_task(relay.run())
+    async with asyncio.timeout(10):
+        assert (await loop.sock_recv(server, 4096)).endswith(b"\r\n\r\n")
+        limited = True
+        if direction == "sent":
+            client.sendall(b"x")
+        else:
+            server.sendall(b"HTTP/1.1 200 OK\r\n")
+        with pytest.raises(Used):
+            await running
+        assert not await loop.sock_recv(server, 4096), "the connection to the server is still open"
+    for one in (ours, client, theirs, server):
+        one.close()
+
+
 SMUGGLING = [
     b"POST / HTTP/1.1\r\nHost: ok.test\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     b"POST / HTTP/1.1\r\nHost: ok.test\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\nabcde",
