@@ -190,6 +190,12 @@ def test_a_page_of_the_proxys_own_origin_is_served_and_a_foreign_one_is_not(prox
 def test_no_token_is_in_the_access_log(proxy: Proxy) -> None:
     proxy.curl(f"/t/{proxy.token}/v1/healthz")
     proxy.curl(f"/v1/info?token={proxy.token}")
-    wait_for(lambda: proxy.log.read_text().count("\n") >= 2, what="two lines in the log")
-    assert "/t/.../v1/healthz" in proxy.log.read_text()
-    assert proxy.token not in proxy.log.read_text()
+    ticket = f"s-1.8000.1900000000.{'0' * 64}"
+    for path in (f"/v1/ports/{ticket}/lab", f"/v1/ports/{ticket}", f"/v1//ports/{ticket}/x?kernelsvc_ticket={ticket}"):
+        proxy.curl(path)
+    wait_for(lambda: proxy.log.read_text().count("\n") >= 5, what="five lines in the log")
+    logged = proxy.log.read_text()
+    assert "/t/.../v1/healthz" in logged
+    assert "/v1/ports/.../lab" in logged
+    assert proxy.token not in logged
+    assert ticket not in logged
