@@ -18,7 +18,7 @@ from kernelsvc.egress.relay import CHUNK_BYTES, IDLE_SECONDS, Count
 from kernelsvc.egress.secret_values import Secret, values_for
 from kernelsvc.model.network.policy import Refused, rule_for_request
 from kernelsvc.model.network.rules import ParsedRule
-from kernelsvc.model.network.secrets import Redactor, with_secrets
+from kernelsvc.model.network.secrets import Redactor, as_variable, with_secrets
 
 #: Most bytes of a request's head.
 MAX_HEAD = 32 * 1024
@@ -32,6 +32,8 @@ _HOP_BY_HOP = frozenset(
 _OVERRIDES = frozenset(
     (b"x-http-method", b"x-http-method-override", b"x-method-override", b"x-original-url", b"x-rewrite-url")
 )
+#: Fields that say where a request ends and for whom it is. h11 has read them, and no other spelling is passed on.
+_FRAMING = frozenset((b"host", b"content-length", b"transfer-encoding"))
 #: Text of an answer to a request that the rules refuse.
 REFUSED = "This session's network rules refused the request: {why}"
 _REPLIES = {400: b"Bad Request", 403: b"Forbidden", 431: b"Request Header Fields Too Large", 502: b"Bad Gateway"}
@@ -89,14 +91,14 @@ def forwarded(headers: Iterable[tuple[bytes, bytes]], *, request: bool) -> list[
     """Return the fields that are passed on: without those that are for one connection or replace the method or path."""
     headers = list(headers)
     listed = b",".join(value for field, value in headers if field == b"connection").lower()
-    dropped = _HOP_BY_HOP | {token.strip() for token in listed.split(b",")} - {b"host", b"content-length"}
-    if request:
-        dropped |= {b"expect"}
-    # Servers that pass fields on as variables of the environment read "_" as "-" (RFC 3875, section 4.1.18).
+    dropped = _HOP_BY_HOP | {token.strip() for token in listed.split(b",")}
+    if not request:
+        return [(field, value) for field, value in headers if field not in dropped - _FRAMING]
+    dropped = frozenset(map(as_variable, dropped)) - _FRAMING | {b"expect"} | _OVERRIDES
     return [
         (field, value)
         for field, value in headers
-        if field not in dropped and not (request and field.replace(b"_", b"-") in _OVERRIDES)
+        if (plain := as_variable(field)) not in dropped and (plain == field or plain not in _FRAMING)
     ]
 
 

@@ -85,6 +85,14 @@ class SecretSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ValueError("a secret needs one of 'file', 'command' and 'env'")
 
 
+def as_variable(field: bytes) -> bytes:
+    """Return the name by which some servers know a header's name, to compare names.
+
+    Servers that pass fields on as variables of the environment read "_" as "-" (RFC 3875, section 4.1.18).
+    """
+    return field.replace(b"_", b"-")
+
+
 def references(template: str) -> list[str]:
     """Return the names of secrets in the text of a header."""
     return _REFERENCE.findall(template)
@@ -103,7 +111,7 @@ def check_injected(inject: Mapping[str, str], rule: str) -> None:
     if len(inject) > MAX_INJECTED:
         raise ValueError(f"rule {rule!r} sets {len(inject)} headers and may set {MAX_INJECTED}")
     for name, text in inject.items():
-        if not _TOKEN.fullmatch(name) or name.lower() in _RESERVED:
+        if not _TOKEN.fullmatch(name) or as_variable(name.lower().encode()).decode() in _RESERVED:
             raise ValueError(f"rule {rule!r}: {name[:64]!r} is not a header that a rule may set")
         if not _TEXT.fullmatch(text) or len(text) > MAX_TEMPLATE or not all(map(_TOKEN.fullmatch, references(text))):
             raise ValueError(f"rule {rule!r}: header {name}: write ASCII text such as Bearer ${{NAME}}")
@@ -124,16 +132,16 @@ def with_secrets(
         name.lower().encode(): _REFERENCE.sub(lambda match: values[match[1]].decode("latin-1"), text).encode("latin-1")
         for name, text in inject.items()
     }
-    # Servers that pass fields on as variables of the environment read "_" as "-" (RFC 3875, section 4.1.18).
-    dropped = {name.replace(b"_", b"-") for name in injected} | (_CREDENTIALS if injected else set())
+    dropped = {as_variable(name) for name in injected} | (_CREDENTIALS if injected else set())
     # Longest first: one name may begin with another.
     swaps = {_PLACEHOLDER + name.encode(): values[name] for name in sorted(placeholders, key=len, reverse=True)}
     made: list[tuple[bytes, bytes]] = []
     hidden = [*values.values()]
     for field, value in headers:
-        if field.replace(b"_", b"-") in dropped or field in _PARTS:
+        plain = as_variable(field)
+        if plain in dropped or plain in _PARTS:
             continue
-        if field not in _REFLECTED and (swapped := _swap(value, swaps)) != value:
+        if plain not in _REFLECTED and (swapped := _swap(value, swaps)) != value:
             hidden += [swapped.partition(b" ")[2]] if swapped[:6].lower() == b"basic " else []
             value = swapped
         made.append((field, value))

@@ -64,10 +64,20 @@ def test_fields_for_one_connection_are_not_passed_on():
             (b"Expect", b"100-continue"),
             (b"X-HTTP-Method-Override", b"DELETE"),
             (b"X_Original_URL", b"/admin"),
+            (b"Proxy_Authorization", b"1"),
+            (b"X_Mine", b"1"),
+            (b"Transfer_Encoding", b"chunked"),
+            (b"Content_Length", b"3"),
             (b"X-Other", b"2"),
         ]
     ).headers
     assert [name for name, _ in forwarded(headers, request=True)] == [b"host", b"x-other"]
+
+
+def test_a_connection_field_takes_no_framing_away():
+    headers = [(b"connection", b"host, content_length, content-length"), (b"content-length", b"3"), (b"host", b"a")]
+    for asked in (True, False):
+        assert forwarded(headers, request=asked) == headers[1:]
 
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"

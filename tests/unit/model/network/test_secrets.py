@@ -31,6 +31,7 @@ def rules(*allow):
         ({"host": "api.test", "ports": [80, 443], "secrets": ["api"]}, "over TLS only"),
         (API | {"inject": {"Host": "evil.test"}}, "not a header"),
         (API | {"inject": {"Transfer-Encoding": "chunked"}}, "not a header"),
+        (API | {"inject": {"Content_Length": "3"}}, "not a header"),
         (API | {"inject": {"A B": "x"}}, "not a header"),
         (API | {"inject": {"X": "a\r\nHost: evil.test"}}, "ASCII text"),
         (API | {"inject": {"X": "${a b}"}}, "ASCII text"),
@@ -138,6 +139,8 @@ def test_an_injected_header_replaces_every_credential_of_the_session():
         (b"x-key", b"kernelsvc-secret-apikernelsvc-secret-api", b"sk-0123456789sk-0123456789"),
         (b"x-key", b"kernelsvc-secret-other", b"kernelsvc-secret-other"),
         (b"user-agent", b"kernelsvc-secret-api", b"kernelsvc-secret-api"),
+        (b"user_agent", b"kernelsvc-secret-api", b"kernelsvc-secret-api"),
+        (b"x_request-id", b"kernelsvc-secret-api", b"kernelsvc-secret-api"),
         (b"authorization", b"Basic " + base64.b64encode(b"me:kernelsvc-secret-api"), None),
         (b"authorization", b"Basic kernelsvc-secret-api", b"Basic kernelsvc-secret-api"),
     ],
@@ -157,7 +160,7 @@ def test_a_placeholder_without_a_rule_stays():
 
 
 def test_answers_are_asked_for_whole_and_not_compressed():
-    made, _ = sent((b"accept-encoding", b"gzip"), (b"range", b"bytes=0-0"), (b"if-range", b"x"))
+    made, _ = sent((b"accept-encoding", b"gzip"), (b"range", b"bytes=0-0"), (b"if-range", b"x"), (b"if_range", b"x"))
     assert made == []
 
 
