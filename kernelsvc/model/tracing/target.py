@@ -81,14 +81,20 @@ def find_endpoint(settings: TelemetrySettings, env: Mapping[str, str]) -> str:
         return ""
     # The specification: the general address gets the signal's path, the one for traces is used as it is.
     url = whole if not base else base if base.endswith("/v1/traces") else base.rstrip("/") + "/v1/traces"
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # Brackets that do not match, or a port that is none.
+        valid = False
+    if not valid:
+        # An address that can't be split may have its password in any part.
+        shown = ", which is not shown as it may hold a password," if "@" in url else f", {url!r},"
         raise BadRequest(
-            f"The address of the receiver of spans, {url!r}, is no HTTP address. Give one such as "
+            f"The address of the receiver of spans{shown} is no HTTP address. Give one such as "
             "http://127.0.0.1:4318 as the setting telemetry.endpoint. OTLP over gRPC is not supported.",
             setting="telemetry.endpoint",
         )
-    if parts.username or parts.password:
+    if "@" in parts.netloc:
         raise BadRequest(
             "The address of the receiver of spans holds a password, which would stand in logs. Put it into "
             "telemetry.headers_file.",
