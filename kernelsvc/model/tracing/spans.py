@@ -10,6 +10,7 @@ semantic-conventions-genai), HTTP and processes. Names without a convention begi
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,6 +39,8 @@ MAX_PROGRAMS = 1024
 #: The name of the tool whose calls are a session's cells.
 CELL_TOOL = "run_code"
 
+#: The path of a request in the reason of a refusal. It has no space.
+_PATH = re.compile(r" /[^ ]*")
 #: Prefixes of lines that give no span. Their content may be large, and is not decoded.
 _OUTPUT = tuple(
     b'{"type":"%b"' % name.encode()
@@ -139,7 +142,7 @@ class SpanFold:
         self._link: tuple[bytes, bytes] | None = None
 
     def feed_line(self, line: bytes) -> list[Span]:
-        """Return the spans that end with a line of the journal. A line that no version of this one knows gives none."""
+        """Return the spans that end with a line of the journal. A line that this release can't read gives none."""
         if line.startswith(_OUTPUT) or (self._content != "all" and line.startswith(_TEXT)):
             return []
         try:
@@ -157,13 +160,14 @@ class SpanFold:
             case ev.CellFinished():
                 return self._finish(event)
             case ev.ToolCalled():
-                self._calls[event.call] = event
+                kept = "" if self._content == "off" else _json(event.arguments)[:MAX_VALUE]
+                self._calls[event.call] = msgspec.structs.replace(event, arguments=kept)
             case ev.ToolReturned():
                 return self._returned(event)
             case ev.Egress():
                 return self._connected(event)
             case ev.ProgramStarted():
-                self._programs[event.program] = event
+                self._programs[event.program] = msgspec.structs.replace(event, argv=event.argv[:1])
                 if len(self._programs) > MAX_PROGRAMS:
                     self._programs.popitem(last=False)
             case ev.ProgramEnded():
@@ -201,7 +205,9 @@ class SpanFold:
             self._recent.popitem(last=False)
         links = [self._link] if self._link is not None else []
         self._link = None
-        self._cells[cell] = _OpenCell(event, context, parent, links=links)
+        # The code may be long, and is in memory for each cell that waits.
+        code = "" if self._content == "off" else event.code[:MAX_VALUE]
+        self._cells[cell] = _OpenCell(msgspec.structs.replace(event, code=code), context, parent, links=links)
 
     def _own(self, *names: str | int) -> _Context:
         """Return the context of a span without a caller. The id of the trace decides whether it is sampled."""
@@ -242,7 +248,8 @@ class SpanFold:
             case ev.KernelRestored():
                 self._add(cell, event, "kernel_restored")
             case ev.EgressDenied():
-                denied = {"server.address": event.host, "kernelsvc.why": event.why, "kernelsvc.via": event.via}
+                why = _PATH.sub("", event.why) if self._content == "off" else event.why
+                denied = {"server.address": event.host, "kernelsvc.why": why, "kernelsvc.via": event.via}
                 self._add(cell, event, "egress_denied", denied)
             case _:
                 pass
@@ -279,7 +286,7 @@ class SpanFold:
             "error.type": _error_type(event.reason, cell.ename),
         }
         if self._content != "off":
-            attributes["gen_ai.tool.call.arguments"] = _json({"code": queued.code[:MAX_VALUE]})
+            attributes["gen_ai.tool.call.arguments"] = _json({"code": queued.code})
         if self._content == "all":
             attributes["gen_ai.tool.call.result"] = cell.text.text()
         return [
@@ -323,7 +330,7 @@ class SpanFold:
         }
         # The log has arguments and results without the parts that the offer redacts.
         if self._content != "off":
-            attributes["gen_ai.tool.call.arguments"] = _json(called.arguments)
+            attributes["gen_ai.tool.call.arguments"] = called.arguments
         if self._content == "all":
             attributes["gen_ai.tool.call.result"] = _json(event.value)
         return self._child(

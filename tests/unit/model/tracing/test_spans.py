@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -159,6 +161,35 @@ def test_what_happens_in_a_cell_is_an_event_of_its_span_up_to_a_limit():
     ]  # fmt: skip
     assert (len(names), span.dropped_events) == (MAX_EVENTS, 6 + 100 - MAX_EVENTS)
     assert "secret" not in repr(span)
+
+
+@pytest.mark.parametrize(
+    ("why", "shown"),
+    [
+        ("no rule for GET /v1/secret", "no rule for GET"),
+        ("the path /v1/secret//x can be read in two ways", "the path can be read in two ways"),
+        ("10.0.0.1 is not a public address", "10.0.0.1 is not a public address"),
+    ],
+)
+def test_a_refusal_has_the_path_of_the_request_only_with_content(why, shown):
+    for content, expected in (("off", shown), ("code", why)):
+        (span,) = Journal(content=content).add(
+            ev.CellQueued(cell="c1"),
+            ev.EgressDenied(cell="c1", host="h", why=why, via="http"),
+            ev.CellFinished(cell="c1"),
+        )
+        assert span.events[0].attributes["kernelsvc.why"] == expected
+
+
+@pytest.mark.parametrize("content", ["off", "code", "all"])
+def test_cells_and_calls_that_wait_take_little_memory(content):
+    journal = Journal(content=content)
+    journal.add(
+        ev.CellQueued(cell="c1", code="x" * 1_000_000),
+        ev.ProgramStarted(program=7, argv=["sh", "x" * 1_000_000]),
+        ev.ToolCalled(cell="c1", call="k", arguments={"a": "x" * 1_000_000}),
+    )
+    assert len(pickle.dumps(vars(journal.fold))) < 20_000
 
 
 @pytest.mark.parametrize(("content", "has"), [("off", (False, False)), ("code", (True, False)), ("all", (True, True))])
