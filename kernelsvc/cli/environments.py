@@ -63,7 +63,9 @@ async def main(args: argparse.Namespace, terminal: Terminal) -> int:
         terminal.json(_known(store, args.name))
     elif args.action == "remove":
         _known(store, args.name)
-        await asyncio.to_thread(_remove, terminal, store, args.name)
+        with store.changing(args.name):
+            _known(store, args.name)  # Another command may have removed it before this one had the lock.
+            await asyncio.to_thread(_remove, terminal, store, args.name)
     else:
         if args.name in settings.templates:
             raise Conflict(f"The settings have a template {args.name!r}. Choose another name.")
