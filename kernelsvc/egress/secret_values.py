@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -16,8 +17,9 @@ from kernelsvc.model.network.secrets import MAX_VALUE, MIN_VALUE, SecretSource
 
 log = logging.getLogger(__name__)
 
-#: Seconds for a command that prints a secret.
-COMMAND_SECONDS = 30.0
+#: Seconds for a command that prints a secret, and for all of them. The server waits for the proxy
+#: (``client.START_SECONDS``), which needs the rest for its own start.
+COMMAND_SECONDS, COMMANDS_SECONDS = 10.0, 20.0
 # RFC 9110, section 5.5: the bytes of a field's value, without spaces at its ends.
 _VALUE = re.compile(rb"[\x21-\x7e\x80-\xff]([\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?")
 
@@ -37,22 +39,28 @@ class Secret(NamedTuple):
 def read_secrets(sources: Mapping[str, SecretSource]) -> dict[str, Secret]:
     """Read all secrets. Leave out one that can't be read, and log an error without its value."""
     found = {}
+    end = time.monotonic() + COMMANDS_SECONDS
     for name, source in sources.items():
         try:
-            found[name] = Secret(_checked(_read(source)), source.hosts)
+            found[name] = Secret(_checked(_read(source, end - time.monotonic())), source.hosts)
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             why = f"the command ended with {error.returncode}" if hasattr(error, "returncode") else str(error)
             log.error("secret %s can't be read, so requests with it are refused: %s", name, why)
     return found
 
 
-def _read(source: SecretSource) -> bytes:
+def _read(source: SecretSource, left: float) -> bytes:
+    """Return what a source has. A command has at most ``left`` seconds."""
     if source.file is not None:
         with Path(source.file).open("rb") as file:
             return file.read(MAX_VALUE + 2)
     if source.command is not None:
-        done = subprocess.run(source.command, stdout=subprocess.PIPE, timeout=COMMAND_SECONDS, check=True)
-        return done.stdout
+        if left <= 0:
+            raise ValueError(f"the commands of other secrets took {COMMANDS_SECONDS:g} seconds. Make them faster")
+        timeout = min(COMMAND_SECONDS, left)
+        return subprocess.run(
+            source.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=timeout, check=True
+        ).stdout
     # No command of a further secret inherits it. The variables with which a process began stay in its memory, where
     # other processes of its user could read them (proc(5), environ) until the proxy is confined.
     value = os.environb.pop(os.fsencode(source.env or ""), None)

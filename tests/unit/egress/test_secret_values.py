@@ -6,6 +6,8 @@ import sys
 import msgspec
 import pytest
 
+from kernelsvc.egress import secret_values as module
+from kernelsvc.egress.client import START_SECONDS
 from kernelsvc.egress.secret_values import Secret, read_secrets, values_for
 from kernelsvc.model.network.policy import Refused
 from kernelsvc.model.network.rules import NetworkRules
@@ -46,6 +48,23 @@ def test_a_command_that_fails_is_logged_without_its_output(caplog):
     assert read_secrets({"a": source(command=command)}) == {}
     assert "the command ended with 3" in caplog.text
     assert VALUE not in caplog.text
+
+
+def test_commands_that_hang_leave_time_for_the_start_of_the_proxy(tmp_path, monkeypatch, caplog):
+    assert module.COMMANDS_SECONDS + 5 < START_SECONDS
+    monkeypatch.setattr(module, "COMMAND_SECONDS", 0.2)
+    monkeypatch.setattr(module, "COMMANDS_SECONDS", 0.3)
+    late = tmp_path / "late"
+    sources = {
+        "a": source(command=("sleep", "60")),
+        "b": source(command=("sleep", "60")),
+        "c": source(command=("touch", str(late))),
+        "d": source(env="TEST_KEY"),
+    }
+    monkeypatch.setenv("TEST_KEY", VALUE)
+    assert list(read_secrets(sources)) == ["d"]
+    assert "the commands of other secrets took" in caplog.text
+    assert not late.exists()
 
 
 def test_the_proxy_checks_the_host_again():
