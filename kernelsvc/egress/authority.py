@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from kernelsvc.linux.atomic_file import replace, write_all
 from kernelsvc.model.network.trust import BUNDLE_FILE, CERTIFICATES_DIR
 
 KEY_FILE = "egress-ca.key"
@@ -129,13 +130,12 @@ def _public_authorities() -> bytes:
 
 def _write(path: Path, data: bytes, mode: int) -> None:
     """Replace a file as a whole: a session may be reading it."""
-    new = path.with_name(f"{path.name}.new")
-    new.unlink(missing_ok=True)
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    with os.fdopen(fd, "wb") as file:
-        os.fchmod(fd, mode)  # the umask of a service takes bits away
-        file.write(data)
-    new.rename(path)
+
+    def fill(fd: int) -> None:
+        os.fchmod(fd, mode)  # The umask of a service takes bits away.
+        write_all(fd, data)
+
+    replace(path, fill, mode=mode)
 
 
 def _make_authority() -> bytes:
