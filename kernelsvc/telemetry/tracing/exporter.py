@@ -164,7 +164,7 @@ class Exporter:
         while not stopping.is_set():
             fate = await self._sender.send(spans)
             if fate.kind == "refused" and self._refused >= MAX_REFUSED:
-                fate = Fate(kind="later", message=f"{fate.message}, as to {MAX_REFUSED} spans before")
+                fate = Fate(kind="later", message=f"{fate.message} (the last {MAX_REFUSED} were refused, too)")
             if fate.kind != "later":
                 if self._failing:
                     log.warning("the receiver of spans takes spans again")
@@ -173,16 +173,14 @@ class Exporter:
             if not self._failing:  # Once, because it may last for days.
                 log.warning("spans wait, because the receiver does not take them: %s", fate.message)
             self._failing = True
-            self._write_status(fate.message)
             # At random, so that many servers do not come back at one moment.
             await _wait(stopping, max(fate.after, pause * random.uniform(0.5, 1.0)))
             pause = min(LONGEST_PAUSE, pause * 2)
         return None
 
-    def _write_status(self, failure: str = "") -> None:
-        status = msgspec.structs.replace(self._status, failure=failure)
+    def _write_status(self) -> None:
         try:
-            atomic_file.replace_bytes(self._status_file, msgspec.json.encode(status))
+            atomic_file.replace_bytes(self._status_file, msgspec.json.encode(self._status))
         except OSError as error:
             log.warning("the status of the export can't be written: %s", error)
 

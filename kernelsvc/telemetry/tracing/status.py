@@ -20,12 +20,10 @@ class ExportStatus(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         clear_at: the spans of all entries up to this time have been sent, in seconds since the epoch.
         counts: spans by outcome.
-        failure: why spans wait now. Empty if none wait.
     """
 
     clear_at: float
     counts: dict[str, int] = {}
-    failure: str = ""
 
 
 class ExportMetrics(Collector):
