@@ -10,8 +10,7 @@ import os
 import signal
 import socket
 import sqlite3
-from collections.abc import Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -26,8 +25,6 @@ from kernelsvc.model.tracing.target import SpanTarget, find_endpoint, target_of
 from kernelsvc.telemetry.tracing.status import FILE
 
 LOCK, CURSOR = "traces.lock", "traces.sqlite"
-#: Spans of one request.
-BATCH = 256
 
 
 def prepare(settings: conf.Settings, env: Mapping[str, str]) -> CompanionProcess | None:
@@ -131,8 +128,7 @@ async def _send(
     try:
         for session in sessions:
             count = 0
-            rest = _spans_of(settings, session)
-            while spans := [*islice(rest, BATCH)]:
+            for spans in _batches(_spans_of(settings, session)):
                 fate = await sender.send(spans)
                 if fate.kind != "accepted":
                     raise KernelsvcError(f"The spans of {session} were not taken: {fate.message}. Send them again.")
@@ -141,6 +137,19 @@ async def _send(
     finally:
         sender.close()
     return 0
+
+
+def _batches(spans: Iterable[Span]) -> Iterator[list[Span]]:
+    from kernelsvc.telemetry.tracing.follower import Batch
+
+    batch = Batch()
+    for span in spans:
+        batch.add(span)
+        if batch.is_full():
+            yield batch.spans
+            batch = Batch()
+    if batch.spans:
+        yield batch.spans
 
 
 def _spans_of(settings: conf.Settings, session: str) -> Iterator[Span]:

@@ -9,6 +9,7 @@ import pytest
 from kernelsvc import settings as conf
 from kernelsvc.cli.companions import traces
 from kernelsvc.errors import BadRequest, KernelsvcError, NotSupported
+from kernelsvc.model.tracing.spans import Span
 
 ENDPOINT = {"KERNELSVC_TELEMETRY_ENDPOINT": "http://127.0.0.1:4318"}
 
@@ -53,6 +54,19 @@ def test_a_server_without_the_package_says_how_to_install_it(tmp_path, monkeypat
     monkeypatch.delitem(sys.modules, "kernelsvc.protocol.otlp", raising=False)
     with pytest.raises(NotSupported, match=r"pip install 'kernelsvc\[telemetry\]'"):
         traces.prepare(settings(tmp_path, **ENDPOINT), {})
+
+
+@pytest.mark.parametrize(
+    ("spans", "size", "lengths"), [(0, 0, []), (5, 10, [5]), (600, 10, [256, 256, 88]), (5, 190_000, [3, 2])]
+)
+def test_a_request_has_few_spans_and_few_bytes(spans, size, lengths):
+    made = [
+        Span(trace_id=b"t", span_id=b"s", name="n", start=0, end=0, seq=1, attributes={"a": "x" * size})
+        for _ in range(spans)
+    ]
+    batches = list(traces._batches(made))
+    assert [len(batch) for batch in batches] == lengths
+    assert [span for batch in batches for span in batch] == made
 
 
 @pytest.mark.parametrize("session", ["nothing", "../secret", "."])
