@@ -6,7 +6,8 @@ import asyncio
 from bisect import bisect_left
 from typing import Any
 
-#: Most events that wait for a slow client before the answer waits too, and most that a background answer keeps.
+#: Most events that wait for a slow client before the answer waits too, and number of events of a background answer
+#: after which it keeps no further pieces of text.
 MAX_WAITING, MAX_KEPT = 2000, 200_000
 
 

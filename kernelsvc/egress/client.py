@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 import kernelsvc
-from kernelsvc.egress.protocol import SOCKET_NAME, EgressSettings, Report
+from kernelsvc.egress.protocol import FIRST_LISTENER, SOCKET_NAME, EgressSettings, Report
 from kernelsvc.errors import Internal
 from kernelsvc.linux import seqpacket
 
@@ -25,8 +25,6 @@ log = logging.getLogger(__name__)
 #: Seconds for a proxy to accept its server.
 START_SECONDS = 30.0
 _RETRY_SECONDS = 0.02, 1.0
-#: Before it come a pidfd and two sockets for look-ups (``protocol``).
-_FIRST_LISTENER = 3
 
 
 class _Opened(NamedTuple):
@@ -142,7 +140,7 @@ class EgressClient:
         if opened is None:
             return None
         found = set()
-        for fd in opened.fds[_FIRST_LISTENER:]:
+        for fd in opened.fds[FIRST_LISTENER:]:
             with socket.socket(fileno=os.dup(fd)) as listener:
                 found.add(int(listener.getsockname()[1]))
         return found

@@ -16,7 +16,7 @@ import msgspec
 from kernelsvc import logs
 from kernelsvc.egress.confinement import confine_proxy
 from kernelsvc.egress.interception import Interception, open_interception
-from kernelsvc.egress.protocol import MAX_FDS, SOCKET_NAME, EgressSettings, OpenRequest, Report
+from kernelsvc.egress.protocol import FIRST_LISTENER, MAX_FDS, SOCKET_NAME, EgressSettings, OpenRequest, Report
 from kernelsvc.egress.session_proxy import SessionProxy
 from kernelsvc.linux import seqpacket
 from kernelsvc.linux.acceptor import raise_descriptor_limit
@@ -78,8 +78,8 @@ class EgressDaemon:
             if request.update:
                 self._update(request, fds)
                 return
-            if len(fds) < 3:
-                raise ValueError(f"{len(fds)} descriptors came, at least 3 were expected")
+            if len(fds) < FIRST_LISTENER:
+                raise ValueError(f"{len(fds)} descriptors came, at least {FIRST_LISTENER} were expected")
         except (msgspec.ValidationError, ValueError) as error:
             seqpacket.close_all(fds)
             log.error("a request of the server is not valid: %s", error)

@@ -19,7 +19,8 @@ SOCKET_NAME = "egress.sock"
 #: so the network of all sessions. The message to the kernel host has the session's environment beside the rules.
 MAX_RULES_BYTES = 96 * 1024
 #: Descriptors of ``open``: the init's pidfd, two sockets for look-ups, and the listeners.
-MAX_FDS = 3 + MAX_PORTS
+FIRST_LISTENER = 3
+MAX_FDS = FIRST_LISTENER + MAX_PORTS
 
 
 class EgressSettings(msgspec.Struct, frozen=True, kw_only=True):

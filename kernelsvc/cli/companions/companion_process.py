@@ -34,7 +34,10 @@ def locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise Conflict("Another process of this kind runs for this server already. End it first.") from None
+            file.seek(0)
+            raise Conflict(
+                f"Process {file.read(20) or '?'} holds {path}: it does the same work for this server. End it first."
+            ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +10,7 @@ import msgspec
 
 from kernelsvc.egress.client import EgressClient
 from kernelsvc.egress.protocol import MAX_RULES_BYTES, Report
-from kernelsvc.errors import BadRequest, KernelsvcError
+from kernelsvc.errors import BadRequest
 from kernelsvc.kernels.launchers import KernelLaunchers
 from kernelsvc.model import events as ev
 from kernelsvc.model.limits import Limits
@@ -126,8 +125,7 @@ class EgressConnector:
             return
         if cell is not None:
             event = msgspec.structs.replace(event, cell=cell)
-        with contextlib.suppress(KernelsvcError, OSError):
-            session.try_record(event)
+        session.try_record(event)
 
     def _session_of(self, container: _Container) -> Session | None:
         """Return the session that used the network: one whose cell runs, or else the oldest in the container.

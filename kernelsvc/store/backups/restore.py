@@ -317,7 +317,10 @@ def _verify(stage: Path, manifest: Manifest, key: SigningKey | None) -> list[str
     key = SigningKey.load(own) if own.is_file() else key
     if key is None or key.public != manifest.key:
         which = "has no signing key" if key is None else f"is of another key than {key.public}"
-        raise BadRequest(f"The backup {which}. It was signed by {manifest.key}: name that key's settings (--config).")
+        raise BadRequest(
+            f"The backup {which}, and it was signed by {manifest.key}. Name settings whose signing_key is that key: "
+            "--config FILE."
+        )
     unproven: list[str] = []
     sessions = _sessions(stage)
     heads = HeadFile(stage / HEADS, key.secret("heads"))
