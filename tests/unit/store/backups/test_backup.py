@@ -95,7 +95,7 @@ def unreadable(files: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "skipped"),
     [
-        (lambda files: make_deep(files, 600, "d"), 1),
+        (lambda files: make_deep(files, 250, "d"), 1),
         (lambda files: make_deep(files, 30, "x" * 250), 1),
         (unreadable, 3),
         (sparse, 3),
