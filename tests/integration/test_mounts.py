@@ -155,6 +155,8 @@ def test_a_workspace_is_written_by_one_session_and_read_by_the_next(place: Place
 def test_a_workspace_is_shared_by_a_list_and_does_not_exist_for_others(place: Place) -> None:
     mine = place.client
     mine.set_workspace("shared", shared_with=["nobody"])
+    with pytest.raises(BadRequest, match="patterns"):
+        mine.set_workspace("shared", shared_with=[f"*{n}" for n in range(51)])
     with Client(place.served.url, "other-token") as other:
         for use in (
             lambda: other.create_session(workspace="local/shared"),

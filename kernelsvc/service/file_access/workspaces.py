@@ -14,7 +14,7 @@ from kernelsvc.linux.rooted_dir import RootedDirectory
 from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.objects import Principal
 from kernelsvc.model.storage.mounts import MOUNTS_DIR, WORKSPACE_DIR, Bind, allowed_mounts, names_of
-from kernelsvc.model.storage.workspaces import WorkspaceInfo, WorkspaceRecord, may_use, parse_address
+from kernelsvc.model.storage.workspaces import WorkspaceInfo, WorkspaceRecord, check_shares, may_use, parse_address
 from kernelsvc.sandbox.disk_use import measure_directory
 from kernelsvc.service.file_access.files import SessionFiles, parts_of
 from kernelsvc.service.registry import SessionRegistry
@@ -173,7 +173,9 @@ class Workspaces:
             NotFound: it is another principal's.
             QuotaExceeded: the caller has too many.
             LimitTooHigh: the quota is above the server's.
+            BadRequest: it would be shared with too many patterns.
         """
+        check_shares(shared_with or ())
         owner, name = parse_address(workspace, who.name)
         most = self._settings.workspace_bytes
         if max_bytes is not None and most is not None and max_bytes > most:
