@@ -153,7 +153,7 @@ class FaultyServer:
         return isinstance(self.events(session)[-1], ev.InputRequested)
 
     def cells(self, session: str) -> list[CellInfo]:
-        return self.service.cells(ME, session)
+        return self.service.cells(ME, session)[0]
 
     def count(self) -> int:
         return len(self.service.list(ME)[0])

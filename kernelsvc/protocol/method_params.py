@@ -113,7 +113,7 @@ class CellParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
 
 
 class CellsParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
-    """``session.cells``: a page of them, the oldest first."""
+    """``session.cells``: a page of them, the oldest first. A page of large cells has fewer than ``limit``."""
 
     limit: PageSize = 100
     offset: Position = 0

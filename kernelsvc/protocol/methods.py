@@ -268,7 +268,10 @@ _ROWS = (
         arguments=_batch, client=True,
     ),
     _row("session.cell", CellParams, CellInfo, "read", "One cell.", arguments=_in_order("session", "cell")),
-    _row("session.cells", CellsParams, CellPage, "read", "The cells of a session.", arguments=_in_order("session")),
+    _row(
+        "session.cells", CellsParams, CellPage, "read", "The cells of a session.",
+        arguments=_in_order("session", "offset", "limit"),
+    ),
     _row(
         "session.outline", OutlineParams, OutlinePage, "read", "One line about each cell of a session.",
         arguments=_in_order("session", "offset", "limit"),
@@ -394,14 +397,15 @@ def shape(method: Method, params: Any, value: Any) -> Any:
         cells, total = value
         return OutlinePage(cells=cells, total=total)
     if method.name == "session.cells":
-        return page_of_cells(value, params.offset, params.limit)
+        cells, total = value
+        return page_of_cells(cells, total, params.offset)
     if method.name == "session.calls":
         end = params.offset + params.limit
         return CallPage(calls=value[params.offset : end], next_offset=end if end < len(value) else None)
     return None if method.result is None else value
 
 
-def page_of_cells(cells: list[CellInfo], offset: int, limit: int) -> CellPage:
+def page_of_cells(cells: list[CellInfo], total: int, offset: int) -> CellPage:
     """Return one page of a session's cells."""
-    end = offset + limit
-    return CellPage(cells=cells[offset:end], next_offset=end if end < len(cells) else None)
+    end = offset + len(cells)
+    return CellPage(cells=cells, next_offset=end if cells and end < total else None)

@@ -546,7 +546,9 @@ class ServiceApi(Protocol):
 
     async def input(self, who: Principal, session: str, cell: str, text: str) -> None: ...
     def cell(self, who: Principal, session: str, cell: str) -> CellInfo: ...
-    def cells(self, who: Principal, session: str) -> Cells: ...
+    def cells(self, who: Principal, session: str, offset: int = 0, limit: int = 1000) -> tuple[Cells, int]:
+        """Return a page of cells, which ends early if they are large, and how many cells there are."""
+
     def output(
         self, who: Principal, session: str, cell: str, *, name: str = "stdout", offset: int = 0, limit: int = 65536
     ) -> dict[str, Any]:

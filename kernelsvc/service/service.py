@@ -565,10 +565,13 @@ class Service:
         """Return a cell."""
         return self._registry.find(who, session).cell(cell)
 
-    def cells(self, who: Principal, session: str) -> Cells:
-        """Return all cells, in the order in which they were accepted."""
+    def cells(self, who: Principal, session: str, offset: int = 0, limit: int = 1000) -> tuple[Cells, int]:
+        """Return a page of cells, in the order in which they were accepted, and how many there are.
+
+        A page ends early if its cells are large. It has one at least.
+        """
         found = self._registry.find(who, session)
-        return [found.cell(cell) for cell in found.cell_ids()]
+        return found.cells(offset, limit), len(found.cell_ids())
 
     def outline(self, who: Principal, session: str, offset: int = 0, limit: int = 1000) -> Outline:
         """Return one line about each cell of a page, and how many cells there are."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 from kernelsvc.errors import NotFound
@@ -19,6 +20,8 @@ from kernelsvc.session.ports import Log
 FOLDS_KEPT = 8
 #: Most characters of a line of code in an outline.
 OUTLINE_CHARACTERS = 200
+#: Size of code and output after which a page of cells ends. To read a MiB takes the event loop 50 ms.
+PAGE_BYTES = 4 * 1024 * 1024
 #: Most characters of a cell's output that a view reads from the journal. Of more it has the start and the end.
 VIEWED = 64 * 1024 * 1024
 
@@ -65,9 +68,17 @@ class CellViews:
             raise NotFound(f"There is no cell {cell!r} in this session. List its cells.")
         return record
 
-    def cells(self) -> list[CellInfo]:
-        """Return all cells, in the order in which they were accepted."""
-        return [self.cell(cell) for cell in self._machine.cells]
+    def cells(self, offset: int, limit: int) -> list[CellInfo]:
+        """Return a page of cells, in the order in which they were accepted. It ends early if they are large."""
+        found: list[CellInfo] = []
+        size = 0
+        for cell in islice(self._machine.cells, offset, offset + limit):
+            info = self.cell(cell)
+            found.append(info)
+            size += len(info.code) + info.usage.output_bytes
+            if size >= PAGE_BYTES:
+                break
+        return found
 
     def cell(self, cell: str) -> CellInfo:
         """Return a cell, folded from the log.

@@ -280,6 +280,10 @@ class Session(SessionRuntime):
         """
         return self.views.cell(cell)
 
+    def cells(self, offset: int, limit: int) -> list[CellInfo]:
+        """Return a page of cells. See ``CellViews.cells``."""
+        return self.views.cells(offset, limit)
+
     def outline(self, offset: int, limit: int) -> list[CellOutline]:
         """Return one line about each of some cells. See ``CellViews.outline``."""
         return self.views.outline(offset, limit)

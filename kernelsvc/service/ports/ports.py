@@ -146,11 +146,9 @@ class Ports:
         found = self._registry.find_open(who, session)
         if port in found.ports:
             found.record(ev.PortUnshared(port=port))
-        if (ports := self._sessions.get(found.id)) is None:
-            return
-        for one, (used, access) in list(ports.connections.items()):
-            if access != "token" and used == port:
-                ports.end(one)
+        ports = self._sessions.get(found.id)
+        if ports is not None:
+            ports.end_port(port)
 
     # -- requests ---------------------------------------------------------------------------
 

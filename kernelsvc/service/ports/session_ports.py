@@ -121,6 +121,12 @@ class SessionPorts:
         """Stop counting a connection that is closed. Idempotent."""
         self.connections.pop(connection, None)
 
+    def end_port(self, port: int) -> None:
+        """End the connections to a port, apart from those with a token."""
+        for one, (used, access) in list(self.connections.items()):
+            if access != "token" and used == port:
+                self.end(one)
+
     def end(self, one: object) -> None:
         """End a connection, or have one that is being made fail."""
         if isinstance(one, PortConnection):

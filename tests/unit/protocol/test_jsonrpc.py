@@ -241,6 +241,6 @@ def test_every_method_calls_the_service_with_arguments_it_takes():
 
 def test_cells_are_paged():
     cells = list(range(5))
-    assert methods.page_of_cells(cells, 0, 2).next_offset == 2
-    assert methods.page_of_cells(cells, 4, 2).next_offset is None
-    assert methods.page_of_cells(cells, 9, 2).cells == []
+    assert methods.page_of_cells(cells[:2], 5, 0).next_offset == 2
+    assert methods.page_of_cells(cells[4:], 5, 4).next_offset is None
+    assert methods.page_of_cells([], 5, 9).next_offset is None

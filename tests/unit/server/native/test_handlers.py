@@ -15,6 +15,7 @@ from waiting import wait_until
 from kernelsvc.errors import CursorExpired
 from kernelsvc.server.native.handlers import accepts_stream
 from kernelsvc.server.native.routes import ROUTES, is_id, pattern
+from kernelsvc.session import cell_views
 
 
 async def make(http_server, **body):
@@ -65,6 +66,19 @@ async def test_a_session_from_birth_to_end(http_server):
     assert (await http_server.json("GET", base, status=200))["state"] == "closed"
     assert await http_server.refused("POST", f"{base}/cells", {"code": "1"}) == (409, "session_closed")
     assert await http_server.refused("POST", f"{base}/purge", {}) == (409, "conflict"), "it has branches"
+
+
+async def test_a_page_of_large_cells_ends_early(http_server, monkeypatch):
+    monkeypatch.setattr(cell_views, "PAGE_BYTES", 100)
+    base = f"/v1/sessions/{(await http_server.json('POST', '/v1/sessions', {}))['id']}"
+    for code in ("print('a' * 1000)", "1", "2" + " " * 200, "3"):
+        await http_server.json("POST", f"{base}/cells", {"code": code}, status=200)
+    sizes, offset = [], 0
+    while offset is not None:
+        page = await http_server.json("GET", f"{base}/cells?limit=3&offset={offset}", status=200)
+        sizes.append(len(page["cells"]))
+        offset = page["next_offset"]
+    assert sizes == [1, 2, 1]
 
 
 async def test_sessions_are_listed_in_pages_by_label_and_state(http_server):

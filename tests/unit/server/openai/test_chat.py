@@ -50,7 +50,7 @@ async def test_a_conversation_with_a_name_keeps_its_container(lab: Any) -> None:
     for number, headers in enumerate([{"X-OpenWebUI-Chat-Id": "a"}, {"X-OpenWebUI-Chat-Id": "a"}, {}, {}], 1):
         await chat(lab, f"python: {number}", headers=headers)
     sessions = lab.server.service.list(ALICE)[0]
-    assert sorted(len(lab.server.service.cells(ALICE, each.id)) for each in sessions) == [1, 1, 2]
+    assert sorted(lab.server.service.cells(ALICE, each.id)[1] for each in sessions) == [1, 1, 2]
 
 
 async def test_a_named_container_that_has_ended_is_replaced_and_the_model_reads_it(lab: Any) -> None:

@@ -33,7 +33,7 @@ async def test_one_request_runs_code_and_answers(lab: Any) -> None:
     assert ran["outputs"] == [{"type": "logs", "logs": "42\n"}]
     assert said["content"][0]["text"].strip() == "The result is: 42"
     session = "s_" + ran["container_id"].removeprefix("cntr_")
-    [cell] = lab.server.service.cells(ALICE, session)
+    [cell] = lab.server.service.cells(ALICE, session)[0]
     assert cell.id == ran["id"]
     assert cell.metadata["response"]["id"] == got["id"]
 
@@ -192,7 +192,7 @@ async def test_a_client_that_goes_ends_the_models_work_and_the_cell(lab: Any) ->
     await wait_until(lambda: any(each.running for each in sessions.list(ALICE)[0]))
     writer.close()
     [session] = sessions.list(ALICE)[0]
-    await wait_until(lambda: sessions.cells(ALICE, session.id)[0].reason == "interrupted")
+    await wait_until(lambda: sessions.cells(ALICE, session.id)[0][0].reason == "interrupted")
 
 
 async def test_a_client_that_goes_closes_the_connection_to_the_model(make_lab: Any) -> None:
