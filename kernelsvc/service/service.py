@@ -109,6 +109,8 @@ COMMS = frozenset({"comm_open", "comm_msg", "comm_close"})
 STOP_SECONDS = 10.0
 #: Seconds for the conversion of a variable's data, and for the cell that runs before it.
 VALUE_SECONDS = 120.0
+#: Cells of an outline that are read before others are served: each can take 5 ms in a large log.
+OUTLINE_STEP = 10
 #: Seconds between two looks for new environments.
 ENVIRONMENT_SECONDS = 1.0
 #: Sessions that save their variables at the same time.
@@ -573,10 +575,15 @@ class Service:
         found = self._registry.find(who, session)
         return found.cells(offset, limit), len(found.cell_ids())
 
-    def outline(self, who: Principal, session: str, offset: int = 0, limit: int = 1000) -> Outline:
-        """Return one line about each cell of a page, and how many cells there are."""
+    async def outline(self, who: Principal, session: str, offset: int = 0, limit: int = 1000) -> Outline:
+        """Return one line about each cell of a page, and how many cells there are. Safe to cancel."""
         found = self._registry.find(who, session)
-        return found.outline(offset, limit), len(found.cell_ids())
+        total = len(found.cell_ids())
+        lines = []
+        for start in range(offset, min(offset + limit, total), OUTLINE_STEP):
+            lines += found.outline(start, min(OUTLINE_STEP, offset + limit - start))
+            await asyncio.sleep(0)
+        return lines, total
 
     def output(
         self, who: Principal, session: str, cell: str, *, name: str = "stdout", offset: int = 0, limit: int = 65536

@@ -24,7 +24,7 @@ from kernelsvc.model.machine import Machine
 from kernelsvc.model.objects import CallState, ToolCallInfo
 from kernelsvc.model.stimuli import CallAbandoned, CancelCall, DeliverResult, DispatchCall, Stimulus, ToolRequested
 from kernelsvc.model.tool_calls import offers
-from kernelsvc.model.tool_calls.ledger import OpenCall, waiting_calls
+from kernelsvc.model.tool_calls.ledger import OpenCall, runs_of, waiting_calls
 from kernelsvc.model.tool_calls.offers import Approval, Offer
 from kernelsvc.model.tool_calls.reuse import call_key, recorded_ends
 from kernelsvc.protocol.kernel_messages import KernelRequest
@@ -35,6 +35,8 @@ MAX_ARGUMENT_BYTES = 1024 * 1024
 #: Bytes that may wait for a kernel that does not read, before results wait in the log, and seconds between attempts.
 MAX_UNSENT, LATE_SECONDS = 8 * 1024 * 1024, 0.05
 MAX_NAME = 256
+#: Entries between two about calls that are read, too, instead of a search in the log's file.
+NEAR = 8
 
 
 @dataclass(frozen=True)
@@ -345,9 +347,11 @@ class ToolCalls:
         return found[0]
 
     def _call_events(self) -> Iterable[ev.Event]:
-        for line in self._log.lines(1, self._log.last_seq):
-            if line.startswith((b'{"type":"tool_called"', b'{"type":"tool_decided"', b'{"type":"tool_returned"')):
-                yield ev.decode(line)
+        # Only these entries are read: a log can have gigabytes of output between them.
+        for first, last in runs_of(self._machine.calls.entries, NEAR):
+            for line in self._log.lines(first, last):
+                if line.startswith((b'{"type":"tool_called"', b'{"type":"tool_decided"', b'{"type":"tool_returned"')):
+                    yield ev.decode(line)
 
     def _fold(self, events: Iterable[ev.Event]) -> list[ToolCallInfo]:
         found: dict[str, ToolCallInfo] = {}

@@ -10,8 +10,9 @@ An approval does not count as time of the cell: a person may take an hour. Time 
 from __future__ import annotations
 
 import heapq
+from array import array
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -128,9 +129,11 @@ class CallLedger:
         asked_people: whether a call ever waited for a person.
         offered: the log's entries about the functions that may be called, by name.
         requests: requests of the cells that say something about calls, by cell.
+        entries: positions of the log's entries about calls.
     """
 
     def __init__(self) -> None:
+        self.entries = array("Q")
         self.open: dict[str, OpenCall] = {}
         self.ended: OrderedDict[str, tuple[CallStatus, int]] = OrderedDict()
         self.offered: dict[str, OfferedTool] = {}
@@ -178,6 +181,8 @@ class CallLedger:
 
     def evolve(self, event: Event, now: float) -> None:
         """Apply one event of the log."""
+        if isinstance(event, ev.ToolCalled | ev.ToolDecided | ev.ToolReturned):
+            self.entries.append(event.seq)
         match event:
             case ev.ToolCalled():
                 self._evolve_called(event, now)
@@ -487,6 +492,22 @@ class CallLedger:
                 return self.pending()
             case _:
                 return ()
+
+
+def runs_of(numbers: Iterable[int], near: int) -> Iterator[tuple[int, int]]:
+    """Yield the first and the last number of each run, in which a number is at most ``near`` above the one before.
+
+    >>> [*runs_of([1, 2, 4, 9], 2)]
+    [(1, 4), (9, 9)]
+    """
+    first = last = 0
+    for number in numbers:
+        if first and number - last > near:
+            yield first, last
+            first = number
+        first, last = first or number, number
+    if first:
+        yield first, last
 
 
 def waiting_calls(welcome: Any) -> list[str]:

@@ -15,7 +15,7 @@ from kernelsvc.model.machine import Machine
 from kernelsvc.model.objects import CellRequest
 from kernelsvc.model.state import Policy
 from kernelsvc.model.stimuli import CancelCall, DeliverResult, DispatchCall
-from kernelsvc.model.tool_calls.ledger import MAX_OPEN, waiting_calls
+from kernelsvc.model.tool_calls.ledger import MAX_OPEN, runs_of, waiting_calls
 from kernelsvc.model.tool_calls.offers import Offer
 
 OFFER = Offer(name="f", timeout_seconds=30.0, effects="read")
@@ -75,6 +75,19 @@ def test_a_call_goes_to_its_provider_and_back() -> None:
     assert (returned.status, returned.value, returned.ms, returned.delivered) == ("ok", {"b": 2}, 2000.0, True)
     assert answered.effects == [DeliverResult(returned, {"b": 2})]
     assert not bench.machine.calls.open
+
+
+def test_the_entries_about_calls_are_known_without_the_rest_of_the_log() -> None:
+    bench = Bench()
+    bench.call(1, ASK)
+    bench.handle(st.CallsDecided(("k.1",), True, "me", None, None))
+    bench.handle(st.CallAnswered("k.1", "ok", 1, 1))
+    about_calls = [event.seq for event, _ in bench.log if "call" in type(event).__struct_fields__]
+    assert [*bench.machine.calls.entries] == [*bench.rebuilt().calls.entries] == about_calls
+    assert len(about_calls) == 3
+    bench.reply()
+    assert [*runs_of([*about_calls, 100, 107], 7)] == [(about_calls[0], about_calls[-1]), (100, 107)]
+    assert [*runs_of([], 7)] == []
 
 
 def test_the_same_answer_again_is_nothing_and_a_late_one_is_a_conflict() -> None:
