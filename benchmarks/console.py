@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from browsing import ConsolePage, chromium
-from served import Served, serving
+from served import serving
 
 from kernelsvc.model import events as ev
 from kernelsvc.model.hash_chain import Head, stamp
@@ -49,7 +49,7 @@ def report(what: str, value: float, unit: str, goal: float) -> None:
     print(f"{what:<58} {value:>9.1f} {unit:<3} goal {goal:g}  {'ok' if value <= goal else 'MISSED'}", flush=True)
 
 
-def verification(view: ConsolePage, served: Served) -> None:
+def verification(view: ConsolePage) -> None:
     """A log of 100,000 entries, verified in the page."""
     log = signed_log()
     page = view.open("/")
@@ -70,7 +70,7 @@ def main() -> None:
         chromium() as browser,
     ):
         view = ConsolePage(browser, served)
-        verification(view, served)
+        verification(view)
         view.context.close()
 
 

@@ -10,6 +10,7 @@ import os
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -46,6 +47,13 @@ OTHER_PRINCIPAL = {
         [{"name": "other", "sha256": hashlib.sha256(b"other-token").hexdigest(), "scopes": ["run"]}]
     )
 }
+
+
+def free_port() -> int:
+    """Return a TCP port of loopback that is free now, for a program that can't choose one itself."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 class Served:
@@ -182,3 +190,11 @@ def serving(root: Path, *args: str, env: dict[str, str] | None = None, preload: 
         yield served.start()
     finally:
         served.stop()
+
+
+@contextlib.contextmanager
+def serving_on_one_port(root: Path, *args: str, env: dict[str, str] | None = None) -> Iterator[Served]:
+    """A server in a directory of its own, which has the same address after it was killed and started again."""
+    port = free_port()
+    with serving(root / f"own{port}", "--port", str(port), *args, env=env) as served:
+        yield served

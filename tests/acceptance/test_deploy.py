@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from served import Served
+from served import Served, free_port
 from waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -59,12 +59,6 @@ class Proxy:
         done = subprocess.run(command, env=env, input=stdin, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         return done.stdout
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def configuration(directory: Path, upstream: str, port: int) -> str:

@@ -7,13 +7,13 @@ import http.server
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
+from browsing import browser_path
 from hostile_html import HOSTILE
 from matplotlib import get_data_path
 from PIL import Image, ImageChops, ImageFilter, ImageStat
@@ -33,10 +33,7 @@ pytestmark = pytest.mark.timeout(120)
 
 @pytest.fixture(scope="session")
 def browser():
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if path := shutil.which(name):
-            return path
-    pytest.skip("needs a browser (Debian: apt-get install chromium)")
+    return browser_path()
 
 
 def run(browser, page, tmp_path, *options):

@@ -2,12 +2,11 @@
 
 import asyncio
 import random
-import socket
 from urllib.parse import urlsplit
 
 import pytest
 from faulty_proxy import FaultyProxy
-from served import Served
+from served import serving_on_one_port
 
 from kernelsvc import AsyncClient
 from kernelsvc.model import events as ev
@@ -74,13 +73,8 @@ async def test_a_cell_that_waits_goes_on_while_nobody_is_there(served, proxy):
 
 @pytest.fixture
 def own_server(short_tmp):
-    """A server on a port of its own, which can be killed and started again."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = Served(short_tmp / f"own{port}", "--port", str(port))
-    yield server.start()
-    server.stop()
+    with serving_on_one_port(short_tmp) as server:
+        yield server
 
 
 async def test_the_server_is_killed_in_mid_stream_and_comes_back(own_server):

@@ -1,14 +1,13 @@
 """The REPL as a person sees it: on a pty, behind a terminal emulator, typed into."""
 
 import re
-import socket
 import sys
 import time
 
 import pexpect
 import pyte
 import pytest
-from served import Served
+from served import serving_on_one_port
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -167,11 +166,7 @@ def test_a_kept_session_is_found_again(sit):
 
 
 def test_it_comes_back_with_the_server(short_tmp, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = Served(short_tmp / "replserver", "--port", str(port)).start()
-    try:
+    with serving_on_one_port(short_tmp) as server:
         me = Sitting(server, tmp_path)
         me.types("kept = 5")
         me.prompt(2)
@@ -180,5 +175,3 @@ def test_it_comes_back_with_the_server(short_tmp, tmp_path):
         me.types("kept * 2")
         me.sees(r"^Out\[2\]: 10")
         me.child.close(force=True)
-    finally:
-        server.stop()

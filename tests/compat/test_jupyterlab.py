@@ -7,12 +7,12 @@ template with a Python of its own, the others are forks of JupyterLab's own Pyth
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browsing import browser_path
 from environments import INSTALL_SECONDS, clean_env, python_with
 from served import Served, serving
 from user_hosts import end, hosts
@@ -29,10 +29,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * INSTALL_SECONDS + RUN_SE
 @pytest.fixture(scope="module")
 def browser() -> str:
     """A Chromium of the machine."""
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if found := shutil.which(name):
-            return found
-    pytest.skip("needs a browser (Debian: apt-get install chromium)")
+    return browser_path()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import urllib.error
 import urllib.parse
@@ -18,7 +17,7 @@ from typing import Any
 
 import pytest
 from environments import INSTALL_SECONDS, clean_env, python_with
-from served import QUICK, Served, serving
+from served import QUICK, Served, free_port, serving
 from waiting import wait_for
 
 from kernelsvc import Client
@@ -29,13 +28,6 @@ PARENT = {"traceparent": f"00-{TRACE}-{SPAN}-01"}
 START_SECONDS = 120
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(INSTALL_SECONDS + 300)]
-
-
-def free_port() -> int:
-    """A port for a program that can't choose one itself."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def get(url: str, **headers: str) -> bytes | None:

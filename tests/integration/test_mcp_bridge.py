@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from mcp_shop import shop_settings
-from served import QUICK, Served, serving
+from served import QUICK, Served, serving_on_one_port
 from waiting import wait_for
 
 from kernelsvc import Client
@@ -20,10 +19,7 @@ from kernelsvc.model import events as ev
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     root = tmp_path_factory.mktemp("b")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with serving(root / "own", "--port", str(port), "--config", str(shop_settings(root)), env=QUICK) as instance:
+    with serving_on_one_port(root, "--config", str(shop_settings(root)), env=QUICK) as instance:
         yield instance
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
 import subprocess
 import sys
 import threading
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 from call_storm import Storm
-from served import QUICK, Served, serving
+from served import QUICK, Served, serving, serving_on_one_port
 from waiting import wait_for
 from websockets.sync.client import ClientConnection, connect
 
@@ -347,10 +346,7 @@ def test_the_command_line_lists_and_decides(client: Client, served: Served) -> N
 @pytest.fixture
 def own(tmp_path_factory: pytest.TempPathFactory, short_tmp: Path, request: pytest.FixtureRequest) -> Iterator[Served]:
     """A server of its own on a fixed port, which may be killed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with serving(short_tmp / f"own{port}", "--port", str(port), env=QUICK) as instance:
+    with serving_on_one_port(short_tmp, env=QUICK) as instance:
         yield instance
 
 

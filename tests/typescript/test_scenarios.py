@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from browsing import browser_path
 from clients.relay import Relay
-from served import Served, serving
+from served import Served, serving, serving_on_one_port
 
 from clients import suite
 from typescript.conftest import Run
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 
 DRIVERS: dict[str, Callable[[], list[str]]] = {
@@ -30,13 +29,8 @@ DRIVERS: dict[str, Callable[[], list[str]]] = {
 
 @pytest.fixture(scope="module")
 def own_server(short_tmp: Path) -> Iterator[Served]:
-    """A server on a port of its own, which can be killed and started again."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = Served(short_tmp / f"own{port}", "--port", str(port))
-    yield server.start()
-    server.stop()
+    with serving_on_one_port(short_tmp) as server:
+        yield server
 
 
 @pytest.fixture(scope="module", params=DRIVERS)
@@ -49,9 +43,6 @@ def relay(request: pytest.FixtureRequest, own_server: Served) -> Iterator[Relay]
 @pytest.fixture(scope="module")
 def browser_relay(checkout: Path, run: Run, short_tmp: Path) -> Iterator[Relay]:
     """A page in a browser, with the client compiled for it. The page's origin is not the server's."""
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        pytest.skip("needs a browser (Debian: apt-get install chromium)")
     pages = checkout / "pages"
     options = ["--noEmit", "false", "--allowImportingTsExtensions", "false", "--rewriteRelativeImportExtensions"]
     run("tsc", *options, "--rootDir", ".", "--outDir", pages)
@@ -61,7 +52,14 @@ def browser_relay(checkout: Path, run: Run, short_tmp: Path) -> Iterator[Relay]:
         Relay(served, files=pages).open() as relay,
     ):
         profile = f"--user-data-dir={checkout / 'profile'}"
-        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", profile, f"{relay.control}/test/page.html"]
+        command = [
+            browser_path(),
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            profile,
+            f"{relay.control}/test/page.html",
+        ]
         process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
