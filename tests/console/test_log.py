@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import random
 from typing import Any
@@ -72,6 +74,17 @@ def test_the_page_and_the_command_line_agree_on_each_changed_log(console: Any) -
     assert page.evaluate(VERIFY, [text[:-30], key])["result"] == "not_as_written"
     forged = text.replace('"signature":"', '"signature":"AAAA', 1)
     assert page.evaluate(VERIFY, [forged, key])["result"] == "not_as_written"
+
+
+def test_the_pages_sha_256_is_that_of_hashlib(console: Any) -> None:
+    """Every length around the ends of blocks (FIPS 180-4, section 5.1.1), and a message of many blocks."""
+    messages = [random.Random(n).randbytes(n) for n in (*range(200), 100_003)]
+    script = """async (texts) => {
+      const { sha256 } = await import("/console/sha256.js");
+      return texts.map((text) => sha256(Uint8Array.from(atob(text), (char) => char.charCodeAt(0))));
+    }"""
+    found = console().open().evaluate(script, [base64.b64encode(each).decode() for each in messages])
+    assert found == [hashlib.sha256(each).hexdigest() for each in messages]
 
 
 def test_the_log_is_shown_verified_and_a_fault_is_named(console: Any, accessibility: Any) -> None:

@@ -1,13 +1,11 @@
-// Verification of a log in the page, without trust in the server: the chain of digests (SHA-256) and the signatures
+// Verification of a log in the page, without trust in the server: the chain of digests (SHA-256), and the signatures
 // (Ed25519) by WebCrypto. It follows kernelsvc/model/hash_chain.py and kernelsvc/store/verify.py.
 
-const HEX = Array.from({ length: 256 }, (_, n) => n.toString(16).padStart(2, "0"));
-const NEWLINE = 10;
-/** Lines whose digests are awaited together. */
-const BATCH = 500;
+import { sha256 } from "./sha256.js";
 
-/** @param {ArrayBuffer} buffer */
-const hex = (buffer) => Array.from(new Uint8Array(buffer), (byte) => HEX[byte]).join("");
+const NEWLINE = 10;
+/** Lines after which the progress is reported. */
+const BATCH = 500;
 
 /** @param {string} text */
 const base64 = (text) => Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
@@ -81,10 +79,9 @@ export async function verifyLog(stream, { key = "", head = "", onProgress } = {}
   const signatures = [];
 
   reading: for await (const lines of batches(stream, state)) {
-    const digests = await Promise.all(lines.map((line) => subtle.digest("SHA-256", /** @type {BufferSource} */ (line))));
-    for (let n = 0; n < lines.length; n++) {
+    for (const line of lines) {
       const wanted = found.entries + 1;
-      const event = envelope(lines[n], decoder);
+      const event = envelope(line, decoder);
       session ||= event?.session ?? "";
       const fault = event === null || typeof event !== "object" ? "can't be read"
         : event.seq !== wanted ? `has the number ${event.seq}. Entries were removed, added or moved`
@@ -96,7 +93,7 @@ export async function verifyLog(stream, { key = "", head = "", onProgress } = {}
       }
       if (event.type === "journal_signed") signatures.push({ seq: event.seq, event, before: found.head });
       found.entries = wanted;
-      found.head = hex(digests[n]);
+      found.head = sha256(line);
       if (found.head === head) headSeen = true;
     }
     onProgress?.(found.entries);
