@@ -42,6 +42,11 @@ def run(*command: Any, **more: Any) -> None:
     assert done.stdout.strip().endswith("ok")
 
 
+def test_templates(served: Served) -> None:
+    # An environment is installed from the index of the machine.
+    run(python_with(*PYTHON), CLIENTS / "e2b_templates.py", served.url, served.token)
+
+
 @pytest.mark.parametrize(
     ("script", "packages"),
     [

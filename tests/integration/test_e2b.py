@@ -532,9 +532,8 @@ def test_a_template_can_be_asked_for(e2b: E2bApi) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "step"),
     [
-        ("POST", "/v3/templates", "templates"),
-        ("GET", "/templates/t/files/0a", "templates"),
-        ("POST", "/v2/templates/t/builds/b", "templates"),
+        ("GET", "/templates", "templates"),
+        ("POST", "/templates/tags", "Template.build"),
         ("POST", "/secrets", "envs"),
         ("GET", "/v2/sandboxes/s_1/logs", "/v1/sessions"),
     ],

@@ -28,7 +28,8 @@ from websockets.sync.client import connect
 from kernelsvc.model.answers.model_settings import ModelSettings
 from kernelsvc.protocol import e2b, methods
 from kernelsvc.server.e2b.handler import SandboxHandler
-from kernelsvc.server.e2b.unsupported import TemplateAliasHandler, UnsupportedHandler
+from kernelsvc.server.e2b.templates import TemplateAliasHandler
+from kernelsvc.server.e2b.unsupported import UnsupportedHandler
 from kernelsvc.server.native import routes
 from kernelsvc.server.ports.target import HostForm
 from kernelsvc.settings import Settings
@@ -48,6 +49,7 @@ TOKENS = {
 MODELS = '{"m": {"url": "http://127.0.0.1:9/v1"}}'
 REFUSED = {401, 403, 404, 502}
 S, CELL = "{session}", "nothing"
+V = "/volumecontent/vol-local-YS93"
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,6 +172,18 @@ ROWS = [
     Row("PUT", f"/sandboxes/{S}/network", "run", {}),
     Row("GET", "/snapshots", "read"),
     Row("DELETE", f"/templates/{S}", "run"),
+    Row("POST", "/v3/templates", "run", {"name": "harm"}),
+    Row("GET", "/templates/harm/files/0a", "run"),
+    Row("POST", "/v2/templates/harm/builds/b", "run", {}),
+    Row("GET", "/templates/harm/builds/b/status", "read"),
+    *(Row(verb, "/templates/harm/uploads/0a", "run", "x") for verb in ("GET", "HEAD", "PUT", "DELETE")),
+    Row("GET", "/volumes", "read"),
+    Row("POST", "/volumes", "run", {"name": "harm"}),
+    Row("GET", "/volumes/vol-local-YS93", "run"),
+    Row("DELETE", "/volumes/vol-local-YS93", "run"),
+    *(Row(verb, f"{V}/path?path=/a", "run", "{}") for verb in ("GET", "PATCH", "DELETE")),
+    *(Row(verb, f"{V}/dir?path=/a", "run", "{}") for verb in ("GET", "POST")),
+    *(Row(verb, f"{V}/file?path=/a", "run", "x") for verb in ("GET", "HEAD", "PUT", "DELETE")),
     *_sandbox_rows(),
     # SandboxAI and SandboxFusion
     Row("GET", "/v1/healthz", None),

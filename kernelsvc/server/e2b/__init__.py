@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from kernelsvc.server.e2b import control_plane, filesystem, interpreter, process, unsupported, volumes
+from kernelsvc.server.e2b import control_plane, filesystem, interpreter, process, templates, unsupported, volumes
 from kernelsvc.server.e2b import files as transfer
 from kernelsvc.server.e2b.directory_watch import WatcherRegistry
+from kernelsvc.server.e2b.template_builds import TemplateBuilds
 
 #: The modules with this API's routes.
-MODULES: tuple[Any, ...] = (control_plane, interpreter, process, filesystem, transfer, volumes, unsupported)
+MODULES: tuple[Any, ...] = (control_plane, interpreter, process, filesystem, transfer, volumes, templates, unsupported)
 
 
 def routes(shared: dict[str, Any]) -> list[Any]:
@@ -26,7 +27,7 @@ def routes(shared: dict[str, Any]) -> list[Any]:
     Args:
         shared: Passed to each handler's ``initialize``.
     """
-    watchers = WatcherRegistry()
-    shared["context"].closers.append(watchers.stop)
-    shared = {**shared, "watchers": watchers}
+    watchers, builds = WatcherRegistry(), TemplateBuilds(shared["context"])
+    shared["context"].closers += [watchers.stop, builds.stop]
+    shared = {**shared, "watchers": watchers, "builds": builds}
     return [(path, handler, shared) for module in MODULES for path, handler in module.ROUTES]

@@ -6,6 +6,7 @@ saves the variables to disk. A snapshot therefore outlives its sandbox.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import Any
 from urllib.parse import unquote
@@ -28,6 +29,7 @@ from kernelsvc.server.e2b import models
 from kernelsvc.server.e2b.directory_watch import WatcherRegistry
 from kernelsvc.server.e2b.handler import E2bHandler, SandboxHandler
 from kernelsvc.server.e2b.network import is_public, network_of
+from kernelsvc.server.e2b.template_builds import TemplateBuilds
 
 #: Most sandboxes that one listing searches, and most on one page.
 MAX_LISTED, MAX_PAGE = 10_000, 100
@@ -38,7 +40,9 @@ _PAGE = 1000
 
 
 class ControlPlaneHandler(E2bHandler):
-    """Base of the handlers of the caller's sandboxes."""
+    """Base of the handlers of the caller's sandboxes. The routes set ``builds``."""
+
+    builds: TemplateBuilds
 
     def open_sessions(self) -> list[SessionInfo]:
         """Return the caller's open sessions, in no order."""
@@ -162,9 +166,12 @@ class SandboxesHandler(ControlPlaneHandler):
 
     async def _create(self, wanted: models.NewSandbox) -> SessionInfo:
         service = self.context.service
-        templates = [str(each["name"]) for each in service.templates()]
+        name = wanted.templateID.partition(":")[0]
+        built = None if name in models.DEFAULT_TEMPLATES else await self.builds.read(self.who, name)
         try:
-            template = models.template_of(wanted.templateID, templates)
+            if built is not None:
+                wanted.envVars = built.env | (wanted.envVars or {})
+            template = built.environment if built else models.template_of(name, self.builds.server_templates())
         except NotFound:
             snapshot = self.find_snapshot(wanted.templateID)
             if snapshot is None:
@@ -180,7 +187,14 @@ class SandboxesHandler(ControlPlaneHandler):
             ):
                 raise NotFound(f"Volume {mount.name!r} was not found. Make it first: Volume.create({mount.name!r}).")
         key = self.request.headers.get("Idempotency-Key")
-        return await service.create(self.who, models.request_of(wanted, template, key))
+        session = await service.create(self.who, models.request_of(wanted, template, key))
+        if built is not None:
+            try:
+                await self.builds.furnish(self.who, session.id, name, built)
+            except BaseException:
+                await asyncio.shield(service.close(self.who, session.id, reason="template failed"))
+                raise
+        return session
 
     async def _create_from_snapshot(self, snapshot: SessionInfo, wanted: models.NewSandbox) -> SessionInfo:
         (made,) = await self.branch(snapshot, 1, models.labels(wanted) | models.no_snapshot())
@@ -311,11 +325,14 @@ class SnapshotListHandler(ControlPlaneHandler):
 
 
 class SnapshotHandler(ControlPlaneHandler):
-    """Handler of ``/templates/{id}``, where E2B's clients delete snapshots."""
+    """Handler of ``/templates/{id}``, where E2B's clients delete snapshots and templates."""
 
     async def delete(self, template: str) -> None:
-        """Delete a snapshot. Sandboxes that were created from it stay."""
+        """Delete a snapshot or a built template. Sandboxes that were created from it stay."""
         found = self.find_snapshot(unquote(template))
+        if found is None and await self.builds.remove(self.who, unquote(template)):
+            self.answer(None)
+            return
         if found is None:
             raise NotFound(f"There is no snapshot {template!r}. Templates belong to the server and can't be deleted.")
         await self.context.service.close(self.who, found.id, reason="snapshot deleted")

@@ -31,7 +31,7 @@ PREFIX = "e2b."
 TEMPLATE, SNAPSHOT, SOURCE, RESUMES, PAUSES = (
     PREFIX + name for name in ("template", "snapshot", "source", "resumes", "pauses")
 )
-LANGUAGE, CWD, DEFAULT, VOLUME = (PREFIX + name for name in ("language", "cwd", "default", "volume"))
+LANGUAGE, CWD, DEFAULT, VOLUME, BUILD = (PREFIX + name for name in ("language", "cwd", "default", "volume", "build"))
 #: The session's directory inside the sandbox.
 HOME = "/home/user"
 #: Value of the label of a snapshot without a name.
@@ -39,7 +39,7 @@ _UNNAMED = "-"
 #: Longest name of a snapshot, in characters, as for a label.
 MAX_NAME = 256
 #: Default names in E2B's clients. They mean this server's default template.
-_DEFAULT_TEMPLATES = frozenset({"", "base", "code-interpreter-v1", "code-interpreter", "code-interpreter-beta"})
+DEFAULT_TEMPLATES = frozenset({"", "base", "code-interpreter-v1", "code-interpreter", "code-interpreter-beta"})
 #: The release of E2B's agent (envd) that this API imitates.
 ENVD_VERSION = "0.6.4"
 #: E2B's default timeout.
@@ -110,7 +110,7 @@ def template_of(name: str, known: Iterable[str]) -> str | None:
     names = set(known)
     if name_only in names:
         return name_only
-    if name_only in _DEFAULT_TEMPLATES:
+    if name_only in DEFAULT_TEMPLATES:
         return None
     raise NotFound(f"There is no template {name!r}. There are {', '.join(sorted(names))}.")
 
@@ -167,8 +167,8 @@ def metadata(session: SessionInfo) -> dict[str, str]:
 
 
 def is_sandbox(session: SessionInfo) -> bool:
-    """Return whether this session is a sandbox, and not a further context or a snapshot."""
-    return session.sidecar_of is None and not is_snapshot(session)
+    """Return whether this session is a sandbox, and not a further context, a snapshot or a template's build."""
+    return session.sidecar_of is None and not is_snapshot(session) and BUILD not in session.labels
 
 
 def is_snapshot(session: SessionInfo) -> bool:

@@ -1,16 +1,11 @@
-"""E2B's routes for templates, secrets and logs: 501 with the way to the same here.
-
-Only the question whether a template exists has an answer.
-"""
+"""E2B's routes for tags and lists of templates, secrets and logs: 501 with the way to the same here."""
 
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import unquote
 
-from kernelsvc.errors import NotFound, NotSupported
+from kernelsvc.errors import NotSupported
 from kernelsvc.protocol import e2b
-from kernelsvc.server.e2b import models
 from kernelsvc.server.e2b.control_plane import ControlPlaneHandler
 from kernelsvc.server.handler import UnknownRoute
 
@@ -31,12 +26,11 @@ class UnsupportedHandler(ControlPlaneHandler):
 
 
 class TemplatesHandler(UnsupportedHandler):
-    """Handler of the routes that build, list, tag and change templates."""
+    """Handler of the routes that list, tag and change templates."""
 
     message = (
-        "Templates can't be built over the API here. The server's operator makes one of Python packages with "
-        "'kernelsvc env add NAME PACKAGE...', or with the setting 'templates'. Docker images can't be used. Jupyter "
-        "kernelspecs are templates too."
+        "Templates have no tags, versions or properties here. GET /v1/templates lists those of the server. A template "
+        "is built with Template.build(), and by the operator with 'kernelsvc env add NAME PACKAGE...'."
     )
 
 
@@ -50,21 +44,6 @@ class LogsHandler(UnsupportedHandler):
     """Handler of ``/sandboxes/{id}/logs``."""
 
     message = "The log of a sandbox is at GET /v1/sessions/ID/events, or 'kernelsvc show ID'."
-
-
-class TemplateAliasHandler(ControlPlaneHandler):
-    """Handler of ``/templates/aliases/{alias}``, by which E2B's clients ask whether a template exists."""
-
-    async def get(self, alias: str) -> None:
-        """Return the template of this name, or 404."""
-        name = unquote(alias)
-        try:
-            found = models.template_of(name, [str(each["name"]) for each in self.context.service.templates()])
-        except NotFound:
-            if self.find_snapshot(name) is None:
-                raise
-            found = name
-        self.answer({"templateID": found or name, "public": True})
 
 
 class StrayHandler(UnknownRoute):
@@ -82,9 +61,7 @@ class StrayHandler(UnknownRoute):
 
 _ID, _REST = r"(?P<name>[^/]+)", r"(?P<rest>.+)"
 ROUTES: list[tuple[str, Any]] = [
-    (r"/templates/aliases/(?P<alias>[^/]+)", TemplateAliasHandler),
     (r"/(?:v2/)?templates", TemplatesHandler),
-    (r"/v3/templates", TemplatesHandler),
     (r"/templates/tags", TemplatesHandler),
     (rf"/templates/{_ID}/{_REST}", TemplatesHandler),
     (rf"/v2/templates/{_REST}", TemplatesHandler),

@@ -1,0 +1,66 @@
+"""Builds of E2B's templates: the log, and the script that copies uploaded files."""
+
+from __future__ import annotations
+
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from kernelsvc.server.e2b import template_builds
+
+
+def test_a_log_is_bounded() -> None:
+    build = template_builds.Build("ann", "mine")
+    build.log("x" * 5000)
+    for _ in range(3):
+        build.log("line\n" * 1000)
+    assert len(build.lines) == template_builds.MAX_LINES
+    assert max(len(each["message"]) for each in build.lines) < 5000
+    build.step = "3"
+    build.fail("no such file")
+    assert (build.status, build.reason["step"], build.reason["message"]) == ("error", "3", "no such file")
+
+
+def copy(tmp_path: Path, source: str, target: str, mode: str = "") -> tuple[int, dict[str, str]]:
+    """Copy from an archive of ``dir/a``, ``dir/sub/b`` and ``one file`` as a step does. Return the files."""
+    context, home = tmp_path / "context", tmp_path / "home"
+    (context / "dir" / "sub").mkdir(parents=True)
+    for name in ("dir/a", "dir/sub/b", "one file"):
+        (context / name).write_text(name)
+    (context / "dir" / "link").symlink_to("a")
+    (home / "there").mkdir(parents=True)
+    with tarfile.open(home / ".archive", "w:gz") as archive:
+        archive.add(context, ".")
+    argv = ["/bin/sh", "-c", template_builds._COPY, "template", ".archive", source, target, mode]
+    done = subprocess.run(argv, cwd=home, capture_output=True, text=True, timeout=60)
+    assert not (home / ".archive").exists()
+    files = [each for each in sorted(home.rglob("*")) if each.is_symlink() or each.is_file()]
+    return done.returncode, {str(each.relative_to(home)): each.read_text() for each in files}
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "made"),
+    [
+        ("one file", "x", ["x"]),
+        ("one file", "x/", ["x/one file"]),
+        ("one file", "there", ["there/one file"]),
+        ("one file", "new/deep/x", ["new/deep/x"]),
+        ("one file", ".", ["one file"]),
+        ("dir", "x", ["x/a", "x/link", "x/sub/b"]),
+        ("dir", ".", ["a", "link", "sub/b"]),
+        ("dir/*", "x", ["x/a", "x/link", "x/sub/b"]),
+        ("dir/a*", "x", ["x"]),
+    ],
+)
+def test_files_are_copied_as_in_a_dockerfile(tmp_path: Path, source: str, target: str, made: list[str]) -> None:
+    status, files = copy(tmp_path, source, target)
+    assert (status, sorted(files)) == (0, made)
+
+
+def test_a_mode_is_that_of_the_files_and_a_missing_one_is_an_error(tmp_path: Path) -> None:
+    assert copy(tmp_path / "1", "dir", "x", "0600")[0] == 0
+    assert (tmp_path / "1" / "home" / "x" / "sub" / "b").stat().st_mode & 0o777 == 0o600
+    assert copy(tmp_path / "2", "no", "x")[0] == 1
+    assert copy(tmp_path / "3", "$(touch pwned); a", "x") == (1, {})
