@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -76,6 +77,34 @@ def test_a_mount_is_read_only_in_the_session_its_programs_and_its_branches(place
         assert place.served.call("GET", f"/v1/sessions/{session.id}")["mounts"] == ["sales"]
         first = place.served.call("GET", f"/v1/sessions/{session.id}/events?limit=1")["events"][0]
         assert (first["type"], first["mounts"]) == ("session_started", ["sales"])
+
+
+#: Maps a file, touches each page, and prints how much of it is in memory: in all, and as this process's share
+#: (proc_pid_smaps(5): Pss divides each shared page by the number of processes that map it).
+MAP = """
+import mmap, os, re
+kept = mmap.mmap(os.open('/data/sales/big.bin', os.O_RDONLY), 0, mmap.MAP_SHARED | mmap.MAP_POPULATE, mmap.PROT_READ)
+"""
+SHARE = """
+smaps = open('/proc/self/smaps').read()
+part = smaps[smaps.index('/data/sales/big.bin'):]
+print(*(int(re.search(rf'^{name}: +([0-9]+) kB', part, re.MULTILINE)[1]) << 10 for name in ('Rss', 'Pss')))
+"""
+
+
+@pytest.mark.parametrize("size", [128 << 20, pytest.param(1 << 30, marks=pytest.mark.thorough)])
+def test_twenty_sessions_read_a_file_of_a_mount_with_one_copy_in_memory(place: Place, size: int) -> None:
+    big = place.served.root.parent / "sales" / "big.bin"
+    with big.open("wb") as file:
+        file.truncate(size)  # the page cache has pages of a hole, as of data
+    with contextlib.ExitStack() as stack:
+        stack.callback(big.unlink)
+        sessions = [stack.enter_context(place.client.create_session(mounts=["sales"])) for _ in range(20)]
+        for session in sessions:
+            session.run(MAP).raise_for_error()
+        resident, share = (int(each) for each in sessions[0].run(SHARE).text.split())
+        assert resident == size  # it sees all of it ...
+        assert size / 22 < share < size / 18  # ... and 20 share one copy
 
 
 def test_a_session_that_asks_for_nothing_sees_nothing(place: Place) -> None:

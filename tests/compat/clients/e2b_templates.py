@@ -56,9 +56,7 @@ with Sandbox.create("files") as box:
 Template.build(Template().from_python_image("3").pip_install("roman"), "packages")
 with Sandbox.create("packages") as box:
     assert box.commands.run("python -c 'import roman; print(roman.toRoman(9))'").stdout == "IX\n"
-asyncio.run(
-    AsyncTemplate.build(AsyncTemplate().from_template("packages").run_cmd("python -c 'import roman'"), "more")
-)
+asyncio.run(AsyncTemplate.build(AsyncTemplate().from_template("packages").run_cmd("python -c 'import roman'"), "more"))
 
 assert "from_base_image" in refused(Template().from_image("ubuntu:22.04"))
 assert "exit status 3: no" in refused(Template().from_base_image().run_cmd("echo no; exit 3"))
