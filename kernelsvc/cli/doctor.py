@@ -58,9 +58,10 @@ def doctor(args: argparse.Namespace, terminal: Terminal) -> int:
     terminal.line()
     for warning in result.warnings:
         terminal.line(f"{terminal.style('warning ', 'yellow')}  {warning}")
-    if fonts.find() is None:
-        terminal.line(f"{terminal.style('optional', 'dim')}  no font for Chinese, Japanese and Korean text in figures")
-        terminal.line("          apt-get install fonts-wqy-microhei, or build and install packages/fonts", "dim")
+    for font in (fonts.CJK, fonts.EMOJI):
+        if fonts.find(font) is None:
+            terminal.line(f"{terminal.style('optional', 'dim')}  no font for {font.scripts} in figures")
+            terminal.line(f"          apt-get install {font.package}, or build and install packages/fonts", "dim")
     isolation = result.report.isolation
     terminal.line(f"isolation: {isolation} ({ISOLATION_HELP[isolation]}); {_consequence(result.report)}")
     return 1 if missing else 0
