@@ -100,6 +100,34 @@ def with_kept_token(settings: Settings) -> tuple[Settings, str | None]:
     return _with_local(settings, token), token
 
 
+#: The form of the data directory, and the file in it with the form's number. A release that changes the form so that
+#: an earlier one would misread it takes the next number.
+DATA_FORM, FORM_FILE = 1, Path("form")
+
+
+def check_form(settings: Settings) -> None:
+    """Refuse a data directory of a later release, and mark one that has no mark. Nothing else in it is changed.
+
+    Raises:
+        BadRequest: the directory's form is unknown, or its mark can't be read or made.
+    """
+    path = settings.data_path() / FORM_FILE
+    try:
+        if not path.exists():
+            atomic_file.replace_bytes(path, b"%d\n" % DATA_FORM, durable=True)
+        with path.open("rb") as file:
+            kept = file.read(64).strip()
+    except OSError as error:
+        raise BadRequest(f"Can't read or make {path}: {error.strerror}. Make it readable.") from None
+    if not kept.isdigit():
+        raise BadRequest(f"{path} does not hold the number of a form. Restore it from a backup.")
+    if int(kept) > DATA_FORM:
+        raise BadRequest(
+            f"A later release wrote this data directory: {path} says {int(kept)}, and this release knows forms up to "
+            f"{DATA_FORM}. Start that release, or restore a backup from before the upgrade."
+        )
+
+
 #: The file below the data directory with the name of a node, and most bytes of a cluster's key.
 NODE_FILE = Path("node")
 MAX_KEY, MIN_KEY = 1024, 16

@@ -10,7 +10,14 @@ from kernelsvc import settings as s
 from kernelsvc.errors import BadRequest
 from kernelsvc.model.storage.mounts import Mount
 from kernelsvc.model.tokens import hash_token
-from kernelsvc.service.directories import TOKEN_FILE, missing_mounts, prepare_directories, with_kept_token
+from kernelsvc.service.directories import (
+    FORM_FILE,
+    TOKEN_FILE,
+    check_form,
+    missing_mounts,
+    prepare_directories,
+    with_kept_token,
+)
 
 
 def test_a_token_is_made_once_when_none_is_configured(tmp_path):
@@ -26,6 +33,18 @@ def test_a_token_is_made_once_when_none_is_configured(tmp_path):
     assert with_kept_token(bare)[1] != token
     (tmp_path / TOKEN_FILE).write_text("weak")
     assert len(with_kept_token(bare)[1] or "") > 20
+
+
+def test_a_data_directory_of_a_later_release_is_refused_and_left_as_it_is(tmp_path):
+    settings = s.load({"data_dir": str(tmp_path)})
+    check_form(settings)
+    check_form(settings)
+    assert (tmp_path / FORM_FILE).read_text() == "1\n"
+    for text, why in (("2\n", "A later release"), ("", "form"), ("one", "form"), ("-1", "form")):
+        (tmp_path / FORM_FILE).write_text(text)
+        with pytest.raises(BadRequest, match=why):
+            check_form(settings)
+        assert (tmp_path / FORM_FILE).read_text() == text
 
 
 def test_prepared_directories_are_private(short_tmp):
