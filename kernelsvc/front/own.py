@@ -13,10 +13,12 @@ from kernelsvc.client.tool_backend import ClientToolBackend
 from kernelsvc.errors import AtCapacity, NotSupported
 from kernelsvc.front.gathering import error_of
 from kernelsvc.front.locating import Cluster
+from kernelsvc.front.merged_metrics import merge
 from kernelsvc.front.relay import FrontHandler
 from kernelsvc.model.objects import Principal
 from kernelsvc.server.native import handlers
 from kernelsvc.service.access.principals import Principals
+from kernelsvc.telemetry.metrics import CONTENT_TYPE
 
 #: Tokens whose text is remembered for requests of the front's own, of which the oldest is forgotten first.
 MAX_TOKENS = 1000
@@ -156,7 +158,16 @@ class DrainHandler(FrontHandler):
 
 
 class FrontMetricsHandler(FrontHandler, handlers.MetricsHandler):
-    """Handler of ``/metrics``."""
+    """Handler of ``/metrics``. Nodes that are workers of one machine have no address from which they could be read."""
+
+    async def get(self, *_: str, **__: str) -> None:
+        """Write the metrics of the front, and of each node with its name as a label."""
+        if self.scope is not None:
+            self.auth_scope(self.scope)
+        gathered = await self.cluster.everywhere("GET", "/metrics", self.token() or "")
+        texts = {member.name: each.body.decode() for member, each in gathered.answers if each.status == 200}
+        self.set_header("Content-Type", CONTENT_TYPE)
+        self.finish(merge(self.context.metrics.exposition().decode(), texts))
 
 
 class ToolBackends:

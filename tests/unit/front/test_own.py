@@ -31,7 +31,12 @@ async def test_a_body_without_a_reader_is_no_error(fleet: Fleet) -> None:
 
 
 async def test_metrics_and_info_describe_the_cluster(fleet: Fleet) -> None:
+    (session, _) = await fleet.on_each()
+    await fleet.json("POST", f"/v1/sessions/{session['id']}/cells", {"code": "print(1)"}, status=200)
     text = (await fleet.fetch("GET", "/metrics", token=None)).body.decode()
+    assert 'kernelsvc_cells_total{node="000000",reason="ok"} 1.0' in text
+    assert text.count("# TYPE kernelsvc_sessions ") == 1
+    assert all(f'kernelsvc_sessions{{kind="idle",node="{node}"}} 1.0' in text for node in ("000000", "000001"))
     assert 'kernelsvc_front_nodes{kind="ready"} 2' in text
     info = await fleet.json("GET", "/v1/info", status=200)
     assert info["nodes"] == 2
