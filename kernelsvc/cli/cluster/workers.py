@@ -176,7 +176,7 @@ class _Workers:
 
     async def _keep_one(self, number: int, front: str, alive: int) -> None:
         failing_since, wait = time.monotonic(), SHORTEST_WAIT
-        while True:
+        while self._signal is None:
             began = time.monotonic()
             process = await asyncio.create_subprocess_exec(
                 *self._command(number, front, alive),
@@ -187,12 +187,12 @@ class _Workers:
                 stdout=asyncio.subprocess.DEVNULL,
             )
             self._processes[number] = process
+            if self._signal is not None:  # it came while the process was started
+                process.send_signal(self._signal)
             code = await process.wait()
             del self._processes[number]
             if self._signal is not None:
-                if not self._processes:
-                    self._stopping.set()
-                return
+                break
             if time.monotonic() - began > PATIENCE_SECONDS / 2:
                 failing_since, wait = time.monotonic(), SHORTEST_WAIT
             if time.monotonic() - failing_since > PATIENCE_SECONDS:
@@ -202,6 +202,8 @@ class _Workers:
             log.warning("Worker %d ended with code %s. It is started again, and its sessions go on.", number, code)
             await asyncio.sleep(wait)
             wait = min(LONGEST_WAIT, wait * 2)
+        if not self._processes:
+            self._stopping.set()  # the last one has drained
 
     def _command(self, number: int, front: str, alive: int) -> list[str]:
         settings, name = self._settings, f"{FOLDER}/{number}"

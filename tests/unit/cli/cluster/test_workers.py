@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+from waiting import wait_until
 
 from kernelsvc.cli.cluster import workers
 from kernelsvc.cli.parser import build_parser
@@ -23,6 +28,29 @@ def test_one_server_imports_nothing_of_fronts() -> None:
     code = "import sys, kernelsvc.cli.serve as s; print([n for n in sys.modules if '.front' in n or 'joining' in n])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+async def test_no_worker_starts_after_the_signal_to_drain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would not get the signal, and the front would wait for it forever."""
+    monkeypatch.setattr(workers, "SHORTEST_WAIT", 0.3)
+    started: list[int] = []
+
+    def command(number: int, front: str, alive: int) -> list[str]:
+        started.append(number)
+        return [sys.executable, "-c", "raise SystemExit(1)"]
+
+    run = object.__new__(workers._Workers)
+    run._signal, run._processes, run._stopping, run._failure = None, {}, asyncio.Event(), ""
+    monkeypatch.setattr(run, "_command", command)
+    monkeypatch.setattr(run, "_environment", dict)
+    keeping = asyncio.ensure_future(run._keep_one(1, "", 0))
+    await wait_until(lambda: started == [1] and bool(run._processes), what="the worker runs")
+    await wait_until(lambda: not run._processes, what="the worker has ended")
+    run._signal = signal.SIGUSR1
+    async with asyncio.timeout(20):
+        await keeping
+    assert started == [1]
+    assert run._stopping.is_set()
 
 
 def test_limits_of_the_machine_are_shared() -> None:
