@@ -315,7 +315,10 @@ class Offers:
             at = self._registry.get(known.session) if known is not None else None
             open_call = at.machine.calls.open.get(call or "") if at is not None else None
             if at is None or open_call is None:
-                raise Conflict(f"The call {call!r} has ended. A function runs cells only while its own call is open.")
+                raise Conflict(
+                    f"The call {call!r} has ended, or is one of a session on another node of a cluster. A function "
+                    "runs cells only while its own call is open, and in sessions of its node."
+                )
             if at.id == session.id:
                 raise Conflict(
                     f"A function that code calls can't run a cell in the same session, which waits for the function "

@@ -112,7 +112,7 @@ def _example(pattern: str, id: str) -> str:
     def filled(group: re.Match[str]) -> str:
         return group[1].partition("|")[0] if re.fullmatch(r"[\w|]+", group[1]) else id
 
-    path = re.sub(r"\(\?P<\w+>([^()]*)\)", filled, pattern.replace("(?:v2/)?", "")).replace("\\", "")
+    path = re.sub(r"\((?:\?P<\w+>)?((?!\?)[^()]*)\)", filled, pattern.replace("(?:v2/)?", "")).replace("\\", "")
     assert re.fullmatch(pattern, path), pattern
     return path
 
@@ -570,7 +570,8 @@ def test_a_host_name_alone_names_the_sandbox(e2b: E2bApi, box: Box) -> None:
 
 
 def test_both_forms_of_an_id_name_the_sandbox(e2b: E2bApi, box: Box) -> None:
-    assert re.fullmatch("s-[0-9a-f]{16}", box.id)  # a host name (RFC 952) has no underscore
+    # A host name (RFC 952) has no underscore. The id of a node's session has the node's six digits, too.
+    assert re.fullmatch("s-(?:[0-9a-f]{6})?[0-9a-f]{16}", box.id)
     session = box.id.replace("-", "_")
     for id in (box.id, session):
         host = {"Host": f"49999-{id.upper()}.sandboxes.example.org", "X-Access-Token": box.envd}
