@@ -124,10 +124,10 @@ class Served:
         if not readable or not os.read(ready, 4096):
             raise AssertionError(f"kernelsvc serve is not ready; its log says:\n{self.output()}")
         said = self._said_before  # an earlier run's address is in the same log
-        found = wait_for(
-            lambda: re.search(r"https?://[\w.\[\]:-]+:\d+", self.output()[said:]), what="the address in the log"
-        )
-        self.url = found.group(0)
+        # A worker of an earlier run may log that one, too.
+        address = re.compile(r"listens on (https?://[\w.\[\]:-]+:\d+)")
+        found = wait_for(lambda: address.search(self.output()[said:]), what="the address in the log")
+        self.url = found.group(1)
 
     def output(self) -> str:
         """All it has printed."""
