@@ -15,7 +15,7 @@ from tornado.iostream import IOStream, StreamClosedError
 
 from kernelsvc.errors import NodeUnreachable
 from kernelsvc.front.members import Member
-from kernelsvc.front.upstream import PARAMETERS, PIECE_BYTES, WatchedResponse
+from kernelsvc.front.upstream import PARAMETERS, WatchedResponse, stream_of
 from kernelsvc.protocol.port_headers import end_to_end
 from kernelsvc.server.connections import connection_of
 from kernelsvc.server.handler import BaseHandler
@@ -60,7 +60,7 @@ async def splice(
         connected = await open_socket(member.url)
     except (OSError, TimeoutError):
         raise unreachable from None
-    stream = IOStream(connected, max_buffer_size=16 * PIECE_BYTES, read_chunk_size=PIECE_BYTES)
+    stream = stream_of(connected)
     http = HTTP1Connection(stream, True, PARAMETERS)
     opening = _Opening(refusal, stream, http)
     headers["Connection"], headers["Upgrade"] = "Upgrade", "websocket"

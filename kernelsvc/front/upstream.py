@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -121,11 +122,38 @@ class WatchedResponse(HTTPMessageDelegate):
         self._inner.finish()
 
 
+class NodeStream(IOStream):
+    """A connection to a node that can be read when it can't be written any more.
+
+    A node that refuses a request responds and closes before it has the body. Tornado closes a stream at the first
+    failed write, and so would lose the response, which the socket still has.
+
+    Attributes:
+        broken: Whether the node takes no more.
+    """
+
+    broken = False
+
+    def write_to_fd(self, data: memoryview) -> int:
+        """Tornado's hook: once the node takes no more, discard."""
+        if not self.broken:
+            try:
+                return super().write_to_fd(data)
+            except (BrokenPipeError, ConnectionResetError):
+                self.broken = True
+        return len(data)
+
+
+def stream_of(connected: socket.socket) -> NodeStream:
+    """Return the stream of a new connection to a node."""
+    return NodeStream(connected, max_buffer_size=16 * PIECE_BYTES, read_chunk_size=PIECE_BYTES)
+
+
 class NodeHttp:
     """Connections to the nodes of a cluster."""
 
     def __init__(self) -> None:
-        self._idle: dict[str, dict[IOStream, float]] = defaultdict(dict)
+        self._idle: dict[str, dict[NodeStream, float]] = defaultdict(dict)
 
     async def fetch(
         self, member: Member, verb: str, path: str, headers: dict[str, str] | None = None, body: bytes = b""
@@ -181,7 +209,7 @@ class NodeHttp:
             if watched.cancelled:
                 raise asyncio.CancelledError
             if watched.whole:
-                if again and watched.keep:
+                if again and watched.keep and not stream.broken:
                     self._put_back(member.url, stream)
                 else:
                     stream.close()
@@ -193,14 +221,17 @@ class NodeHttp:
                 raise NoAnswer
 
     async def _exchange_on(
-        self, stream: IOStream, start: RequestStartLine, headers: HTTPHeaders, body: Body, delegate: WatchedResponse
+        self, stream: NodeStream, start: RequestStartLine, headers: HTTPHeaders, body: Body, delegate: WatchedResponse
     ) -> bool:
         connection = HTTP1Connection(stream, True, PARAMETERS)
         try:
             connection.write_headers(start, headers)
             async for piece in body():
+                if stream.broken:
+                    break
                 await connection.write(piece)
-            connection.finish()
+            else:
+                connection.finish()
         except StreamClosedError:
             pass  # the node may have refused the request before it has read all of the body
         try:
@@ -208,7 +239,7 @@ class NodeHttp:
         except StreamClosedError:
             return False
 
-    async def _connect(self, member: Member) -> tuple[IOStream, bool]:
+    async def _connect(self, member: Member) -> tuple[NodeStream, bool]:
         idle, now = self._idle[member.url], asyncio.get_running_loop().time()
         while idle:
             stream, since = idle.popitem()
@@ -220,9 +251,9 @@ class NodeHttp:
             connected = await open_socket(member.url)
         except (OSError, TimeoutError) as error:
             raise NotSent(str(error)) from None
-        return IOStream(connected, max_buffer_size=16 * PIECE_BYTES, read_chunk_size=PIECE_BYTES), False
+        return stream_of(connected), False
 
-    def _put_back(self, url: str, stream: IOStream) -> None:
+    def _put_back(self, url: str, stream: NodeStream) -> None:
         idle = self._idle[url]
         if stream.closed() or len(idle) >= MAX_IDLE:
             stream.close()

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+from tornado.httputil import HTTPHeaders, RequestStartLine
 
 from kernelsvc.front.members import Member
-from kernelsvc.front.upstream import NoAnswer, NodeHttp, NotSent
+from kernelsvc.front.upstream import Collector, NoAnswer, NodeHttp, NotSent
 from kernelsvc.model.cluster.placing import Candidate
 from kernelsvc.model.cluster.reports import Hello, NodeReport
 
@@ -86,6 +87,29 @@ async def test_a_refusal_is_read_although_the_body_was_not_taken() -> None:
     async with node(answer) as found:
         assert (await http.fetch(found, "PUT", "/f", body=b"x" * 1000)).status == 413
     assert not http._idle[found.url]
+
+
+@pytest.mark.parametrize("length", [{"Content-Length": "300000"}, {"Transfer-Encoding": "chunked"}], ids=str)
+async def test_a_refusal_is_read_also_when_the_body_comes_later(length: dict[str, str]) -> None:
+    refused = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await head(reader)
+        writer.write(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno")
+        writer.close()
+        await writer.wait_closed()
+        refused.set()
+
+    async def body() -> AsyncIterator[bytes]:
+        await refused.wait()
+        for _ in range(3):  # the first is answered by a reset, the next ones fail
+            yield b"x" * 100_000
+
+    async with node(answer) as found:
+        collector = Collector()
+        start = RequestStartLine("POST", "/", "HTTP/1.1")
+        await NodeHttp().exchange(found, start, HTTPHeaders({"Host": "h", **length}), body, collector)
+    assert (collector.response.status, collector.response.body) == (401, b"no")
 
 
 async def test_a_lost_node_ends_its_requests() -> None:
