@@ -32,19 +32,20 @@ DENO = ("deno@2.9.6",)
 CHARTS = ("e2b-charts==1.0.0",)
 
 
-def run(*command: Any, **more: Any) -> None:
+def run(*command: Any, seconds: float = RUN_SECONDS, **more: Any) -> None:
     # One run of some twenty ended by SIGABRT after its "ok", with nothing said: the next one says where.
     env = clean_env(PYTHONFAULTHANDLER="1")
     done = subprocess.run(
-        [str(each) for each in command], capture_output=True, text=True, timeout=RUN_SECONDS, env=env, **more
+        [str(each) for each in command], capture_output=True, text=True, timeout=seconds, env=env, **more
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert done.stdout.strip().endswith("ok")
 
 
+@pytest.mark.timeout(2 * INSTALL_SECONDS + 60)
 def test_templates(served: Served) -> None:
-    # An environment is installed from the index of the machine.
-    run(python_with(*PYTHON), CLIENTS / "e2b_templates.py", served.url, served.token)
+    # Environments are installed from the index of the machine.
+    run(python_with(*PYTHON), CLIENTS / "e2b_templates.py", served.url, served.token, seconds=2 * INSTALL_SECONDS)
 
 
 @pytest.mark.parametrize(
