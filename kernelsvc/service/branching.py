@@ -21,7 +21,7 @@ from kernelsvc.model.cluster.ids import node_of
 from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.limits import Limits, LimitsRequest
 from kernelsvc.model.objects import Checkpoint, Principal
-from kernelsvc.model.tool_calls.offers import ToolFilter
+from kernelsvc.model.tool_calls.offers import ToolFilter, narrowed
 from kernelsvc.sandbox import branch_dirs
 from kernelsvc.sandbox.disk_use import measure_directory
 from kernelsvc.sandbox.watchdog import free_bytes
@@ -213,7 +213,7 @@ def branch_spec(
         parent={"session": parent.id, "seq": position(parent, parent.find_checkpoint(at) if at else None)},
         idempotency_key=None,
         beside=None,
-        tools=[*about.tools, *([tools] if tools is not None else ())],
+        tools=narrowed(about.tools, tools),
     )
 
 

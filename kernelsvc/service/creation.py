@@ -19,6 +19,7 @@ from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.limits import Limits
 from kernelsvc.model.objects import Principal, SessionRequest
 from kernelsvc.model.storage.mounts import Bind, choose_binds
+from kernelsvc.model.tool_calls.offers import narrowed
 from kernelsvc.service.egress.connector import EgressConnector
 from kernelsvc.service.file_access.workspaces import Workspaces
 from kernelsvc.service.leases import Leases
@@ -112,6 +113,7 @@ class SessionCreator:
         self._factory.require_template(template)
         ceiling = main.limits if main else self._settings.limits
         limits = ceiling.lowered(request.limits, any_secret="admin" in who.scopes)
+        tools = narrowed(main.spec.tools if main else (), request.tools)
         await self._egress.require(limits)
         env = {**(main.spec.env if main else {}), **request.env}
         binds, workspace = self._binds(who, request, main)
@@ -138,7 +140,7 @@ class SessionCreator:
             request_digest=request_digest(request) if request.idempotency_key else "",
             beside=request.sidecar_of,
             checkpoint=request.checkpoint,
-            tools=[*(main.spec.tools if main else ()), *([request.tools] if request.tools is not None else ())],
+            tools=tools,
             family=main.spec.family if main else "",
             binds=binds,
             workspace=workspace,

@@ -22,6 +22,8 @@ from kernelsvc.errors import BadRequest
 
 #: Largest offer as JSON, in bytes, and the most offers that one provider may have for a session.
 MAX_OFFER_BYTES, MAX_OFFERS = 64 * 1024, 1000
+#: Most patterns with a wildcard of a session's filters: each list of functions compares all names with them.
+MAX_WILDCARDS = 64
 #: Deepest schema that is read. A deeper part counts as any value.
 MAX_SCHEMA_DEPTH = 16
 #: Attributes of ``tools`` itself. An offer with such a name gets an underscore.
@@ -147,7 +149,27 @@ class ToolFilter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 def matches(tool: str, patterns: Iterable[str]) -> bool:
     """Return whether a function's full name matches one of the patterns."""
-    return any(fnmatch.fnmatchcase(tool, pattern) for pattern in patterns)
+    return any(pattern == tool or (_is_wild(pattern) and fnmatch.fnmatchcase(tool, pattern)) for pattern in patterns)
+
+
+def _is_wild(pattern: str) -> bool:
+    return "*" in pattern or "?" in pattern
+
+
+def narrowed(filters: Sequence[ToolFilter], more: ToolFilter | None) -> list[ToolFilter]:
+    """Return the filters of a session with one more.
+
+    Raises:
+        BadRequest: together they have too many patterns.
+    """
+    found = [*filters, *([more] if more is not None else ())]
+    count = sum(map(_is_wild, (name for each in found for name in (*(each.allow or ()), *each.deny))))
+    if more is not None and count > MAX_WILDCARDS:
+        raise BadRequest(
+            f"The filters of functions have {count} patterns with a wildcard and may have {MAX_WILDCARDS}. Name the "
+            "functions."
+        )
+    return found
 
 
 def identifier(tool: str) -> str:

@@ -132,3 +132,13 @@ def test_nearest_names() -> None:
 )
 def test_a_filter_permits(allow: list[str] | None, deny: list[str], tool: str, permitted: bool) -> None:
     assert offers.ToolFilter(allow=allow, deny=deny).permits(tool) is permitted
+
+
+def test_all_filters_of_a_session_have_few_patterns() -> None:
+    half = offers.ToolFilter(deny=[f"*.{n}" for n in range(offers.MAX_WILDCARDS // 2)])
+    names = offers.ToolFilter(allow=[f"a.{n}" for n in range(1000)])
+    filters = offers.narrowed(offers.narrowed([half], names), half)
+    assert filters == [half, names, half]
+    assert offers.narrowed(filters, None) == filters
+    with pytest.raises(BadRequest, match="may have 64"):
+        offers.narrowed(filters, offers.ToolFilter(allow=["a?"]))
