@@ -113,6 +113,11 @@ class CellFold:
         self.calls.feed(event)
 
     @property
+    def size(self) -> int:
+        """Characters of output that the fold has."""
+        return self.outputs.size
+
+    @property
     def cut(self) -> int:
         """Characters of output that the fold omits, as the budget needs it."""
         return self.outputs.cut

@@ -238,6 +238,11 @@ class Outputs:
         self._head_open = True
         self._clear_next = False
 
+    @property
+    def size(self) -> int:
+        """Characters of the outputs, as the budget counts them."""
+        return self._head_size + self._tail_size
+
     def clear(self, *, wait: bool) -> None:
         """Clear the outputs (``clear_output``): now, or when the next output comes."""
         if wait:

@@ -554,7 +554,7 @@ class ServiceApi(Protocol):
     ) -> dict[str, Any]:
         """Return ``{name, offset, text, next_offset, total}`` in characters, from the journal."""
 
-    def view(self, who: Principal, session: str, cell: str | None, request: ViewRequest) -> CellView:
+    async def view(self, who: Principal, session: str, cell: str | None, request: ViewRequest) -> CellView:
         """Return a cell as a language model reads it. ``cell`` is an id or a number. None is the last one."""
 
     def attach(self, who: Principal, session: str, *, after: int = 0) -> Subscription: ...

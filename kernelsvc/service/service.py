@@ -109,6 +109,8 @@ COMMS = frozenset({"comm_open", "comm_msg", "comm_close"})
 STOP_SECONDS = 10.0
 #: Seconds for the conversion of a variable's data, and for the cell that runs before it.
 VALUE_SECONDS = 120.0
+#: Views of cells that are made at the same time. Each may take a thread.
+VIEWS = 2
 #: Cells of an outline that are read before others are served: each can take 5 ms in a large log.
 OUTLINE_STEP = 10
 #: Seconds between two looks for new environments.
@@ -195,6 +197,7 @@ class Service:
         self.metrics.watch(registry.statistics)
         self.metrics.watch(self._read_backup_time)
         self.environment = SessionEnvironment(registry)
+        self._viewing = asyncio.Semaphore(VIEWS)
         self.files = SessionFiles(registry, store)
         self.programs = Programs(registry, self.environment, self._launchers)
         self.commands = Commands(registry, self.programs)
@@ -591,9 +594,10 @@ class Service:
         """Return a page of a cell's output from the journal, which also has the text that the cell omits."""
         return self._registry.find(who, session).output(cell, name, offset, limit)
 
-    def view(self, who: Principal, session: str, cell: str | None, request: ViewRequest) -> CellView:
+    async def view(self, who: Principal, session: str, cell: str | None, request: ViewRequest) -> CellView:
         """Return a cell as a language model reads it. ``cell`` is an id or a number. None is the last one."""
-        return self._registry.find(who, session).view_cell(cell, request)
+        async with self._viewing:
+            return await self._registry.find(who, session).view_cell(cell, request)
 
     # -- the journal --------------------------------------------------------------------------
 

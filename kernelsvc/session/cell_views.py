@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Iterable
 from itertools import islice
@@ -23,7 +24,9 @@ OUTLINE_CHARACTERS = 200
 #: Size of code and output after which a page of cells ends. To read a MiB takes the event loop 50 ms.
 PAGE_BYTES = 4 * 1024 * 1024
 #: Most characters of a cell's output that a view reads from the journal. Of more it has the start and the end.
-VIEWED = 64 * 1024 * 1024
+VIEWED = 16 * 1024 * 1024
+#: Characters of output up to which a view is made on the event loop, in 20 ms. A MiB of odd lines takes a second.
+SMALL = 32 * 1024
 
 
 class CellViews:
@@ -147,8 +150,8 @@ class CellViews:
         following = offset + len(text) if offset + len(text) < position else None
         return {"name": name, "offset": offset, "text": text, "next_offset": following, "total": position}
 
-    def view(self, cell: str | None, request: ViewRequest) -> CellView:
-        """Return a cell as a language model reads it.
+    async def view(self, cell: str | None, request: ViewRequest) -> CellView:
+        """Return a cell as a language model reads it. Safe to cancel.
 
         Args:
             cell: its id, or its number from 1 in the order of the cells. None is the last one.
@@ -163,12 +166,18 @@ class CellViews:
 
         number, found = self._numbered(cell)
         fold = self._fold(found)
-        if fold.cut:
-            # The fold for programs left out a part.
-            fold = CellFold(VIEWED)
-            for event in self._events(self._record(found), found):
-                fold.feed(event)
-        return view_cell(fold, number, self._session, request)
+        if not fold.cut and fold.size <= SMALL:
+            return view_cell(fold, number, self._session, request)
+        # The fold for programs left out a part if it is cut. This thread's own one does not change meanwhile.
+        budget, events = VIEWED if fold.cut else self._budget, self._events(self._record(found), found)
+
+        def read() -> CellView:
+            own = CellFold(budget)
+            for event in events:
+                own.feed(event)
+            return view_cell(own, number, self._session, request)
+
+        return await asyncio.to_thread(read)
 
     def _numbered(self, cell: str | None) -> tuple[int, str]:
         ids = [*self._machine.cells]
@@ -183,9 +192,13 @@ class CellViews:
         raise NotFound(f"There is no cell {cell!r} in this session. It has {len(ids)} cells, with numbers from 1.")
 
     def _events(self, record: CellRecord, cell: str) -> Iterable[Event]:
-        mark = cell.encode()  # skips most lines of other cells without decoding them
-        for line in self._log.lines(record.first_seq, record.last_seq):
-            if mark in line:
-                event = ev.decode(line)
-                if event.cell == cell:
-                    yield event
+        return _events_of(self._log.lines(record.first_seq, record.last_seq), cell)
+
+
+def _events_of(lines: Iterable[bytes], cell: str) -> Iterable[Event]:
+    mark = cell.encode()  # skips most lines of other cells without decoding them
+    for line in lines:
+        if mark in line:
+            event = ev.decode(line)
+            if event.cell == cell:
+                yield event

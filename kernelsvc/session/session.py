@@ -296,9 +296,9 @@ class Session(SessionRuntime):
         """Return a page of a cell's output. See ``CellViews.output``."""
         return self.views.output(cell, name, offset, limit)
 
-    def view_cell(self, cell: str | None, request: ViewRequest) -> CellView:
+    async def view_cell(self, cell: str | None, request: ViewRequest) -> CellView:
         """Return a cell as a language model reads it. See ``CellViews.view``."""
-        return self.views.view(cell, request)
+        return await self.views.view(cell, request)
 
     def reader(self, after: int) -> LogReader:
         """Return a cursor that starts after entry ``after`` of the log.

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import socket
+import threading
 import urllib.parse
 
 import pytest
@@ -13,6 +14,7 @@ from http_server import SLEEP, Rpc
 from waiting import wait_until
 
 from kernelsvc.errors import CursorExpired
+from kernelsvc.model.view import cell_view
 from kernelsvc.server.native.handlers import accepts_stream
 from kernelsvc.server.native.routes import ROUTES, is_id, pattern
 from kernelsvc.session import cell_views
@@ -66,6 +68,22 @@ async def test_a_session_from_birth_to_end(http_server):
     assert (await http_server.json("GET", base, status=200))["state"] == "closed"
     assert await http_server.refused("POST", f"{base}/cells", {"code": "1"}) == (409, "session_closed")
     assert await http_server.refused("POST", f"{base}/purge", {}) == (409, "conflict"), "it has branches"
+
+
+@pytest.mark.parametrize(("size", "aside"), [(1000, False), (60_000, True)])
+async def test_a_large_output_is_viewed_beside_the_event_loop(http_server, monkeypatch, size, aside):
+    base = f"/v1/sessions/{(await http_server.json('POST', '/v1/sessions', {}))['id']}"
+    cell = await http_server.json("POST", f"{base}/cells", {"code": f"print('a\\b' * {size // 2})"}, status=200)
+    threads, real = [], cell_view.view_cell
+
+    def view_cell(*given):
+        threads.append(threading.get_ident())
+        return real(*given)
+
+    monkeypatch.setattr(cell_view, "view_cell", view_cell)
+    view = await http_server.json("GET", f"{base}/cells/{cell['id']}/view?find=a", status=200)
+    assert (view["cell"], view["lines"]) == (cell["id"], 1)
+    assert [thread != threading.get_ident() for thread in threads] == [aside]
 
 
 async def test_a_page_of_large_cells_ends_early(http_server, monkeypatch):
