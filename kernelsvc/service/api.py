@@ -549,7 +549,7 @@ class ServiceApi(Protocol):
     def cells(self, who: Principal, session: str, offset: int = 0, limit: int = 1000) -> tuple[Cells, int]:
         """Return a page of cells, which ends early if they are large, and how many cells there are."""
 
-    def output(
+    async def output(
         self, who: Principal, session: str, cell: str, *, name: str = "stdout", offset: int = 0, limit: int = 65536
     ) -> dict[str, Any]:
         """Return ``{name, offset, text, next_offset, total}`` in characters, from the journal."""

@@ -588,11 +588,11 @@ class Service:
             await asyncio.sleep(0)
         return lines, total
 
-    def output(
+    async def output(
         self, who: Principal, session: str, cell: str, *, name: str = "stdout", offset: int = 0, limit: int = 65536
     ) -> dict[str, Any]:
         """Return a page of a cell's output from the journal, which also has the text that the cell omits."""
-        return self._registry.find(who, session).output(cell, name, offset, limit)
+        return await self._registry.find(who, session).output(cell, name, offset, limit)
 
     async def view(self, who: Principal, session: str, cell: str | None, request: ViewRequest) -> CellView:
         """Return a cell as a language model reads it. ``cell`` is an id or a number. None is the last one."""

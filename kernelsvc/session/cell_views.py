@@ -27,6 +27,8 @@ PAGE_BYTES = 4 * 1024 * 1024
 VIEWED = 16 * 1024 * 1024
 #: Characters of output up to which a view is made on the event loop, in 20 ms. A MiB of odd lines takes a second.
 SMALL = 32 * 1024
+#: Entries of a cell up to which its output is read on the event loop.
+FEW_ENTRIES = 32
 
 
 class CellViews:
@@ -127,8 +129,8 @@ class CellViews:
                 self._keep(cell, fold)
         return fold
 
-    def output(self, cell: str, name: str, offset: int, limit: int) -> dict[str, Any]:
-        """Return a page of a cell's text on one stream, read from the journal.
+    async def output(self, cell: str, name: str, offset: int, limit: int) -> dict[str, Any]:
+        """Return a page of a cell's text on one stream, read from the journal. Safe to cancel.
 
         Args:
             cell: the cell's id.
@@ -140,15 +142,10 @@ class CellViews:
             NotFound: no such cell.
         """
         record = self._record(cell)
-        position, page = 0, []
-        for event in self._events(record, cell):
-            if isinstance(event, ev.Stream) and event.name == name:
-                start, stop = max(0, offset - position), max(0, offset + limit - position)
-                page.append(event.text[start:stop])
-                position += len(event.text)
-        text = "".join(page)
-        following = offset + len(text) if offset + len(text) < position else None
-        return {"name": name, "offset": offset, "text": text, "next_offset": following, "total": position}
+        events = self._events(record, cell)
+        if record.last_seq - record.first_seq <= FEW_ENTRIES:
+            return _page_of(events, name, offset, limit)
+        return await asyncio.to_thread(_page_of, events, name, offset, limit)
 
     async def view(self, cell: str | None, request: ViewRequest) -> CellView:
         """Return a cell as a language model reads it. Safe to cancel.
@@ -193,6 +190,18 @@ class CellViews:
 
     def _events(self, record: CellRecord, cell: str) -> Iterable[Event]:
         return _events_of(self._log.lines(record.first_seq, record.last_seq), cell)
+
+
+def _page_of(events: Iterable[Event], name: str, offset: int, limit: int) -> dict[str, Any]:
+    position, page = 0, []
+    for event in events:
+        if isinstance(event, ev.Stream) and event.name == name:
+            start, stop = max(0, offset - position), max(0, offset + limit - position)
+            page.append(event.text[start:stop])
+            position += len(event.text)
+    text = "".join(page)
+    following = offset + len(text) if offset + len(text) < position else None
+    return {"name": name, "offset": offset, "text": text, "next_offset": following, "total": position}
 
 
 def _events_of(lines: Iterable[bytes], cell: str) -> Iterable[Event]:

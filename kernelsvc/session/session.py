@@ -292,9 +292,9 @@ class Session(SessionRuntime):
         """Return the ids of all cells, in the order in which they were accepted."""
         return [*self.machine.cells]
 
-    def output(self, cell: str, name: str, offset: int, limit: int) -> dict[str, Any]:
+    async def output(self, cell: str, name: str, offset: int, limit: int) -> dict[str, Any]:
         """Return a page of a cell's output. See ``CellViews.output``."""
-        return self.views.output(cell, name, offset, limit)
+        return await self.views.output(cell, name, offset, limit)
 
     async def view_cell(self, cell: str | None, request: ViewRequest) -> CellView:
         """Return a cell as a language model reads it. See ``CellViews.view``."""

@@ -18,7 +18,7 @@ from kernelsvc.model.events import Reason
 from kernelsvc.model.limits import Limits, Usage
 from kernelsvc.model.objects import CellRequest, CellState, SessionState
 from kernelsvc.model.state import Policy
-from kernelsvc.session import Session, SessionSpec
+from kernelsvc.session import Session, SessionSpec, cell_views
 from kernelsvc.session.spec import start_request_of
 from kernelsvc.store.journal import Journal
 
@@ -199,16 +199,26 @@ async def test_death_in_a_cell(bench, code, reason):
     assert (await run(session, "print after")).reason is Reason.OK
 
 
-async def test_output_over_the_limit_is_reported_and_can_be_read_in_pages(bench):
+@pytest.mark.parametrize(("few", "threads"), [(32, 0), (0, 2)])
+async def test_output_over_the_limit_is_reported_and_can_be_read_in_pages(bench, monkeypatch, few, threads):
+    started, real = [], asyncio.to_thread
+
+    def to_thread(*given):
+        started.append(given)
+        return real(*given)
+
+    monkeypatch.setattr(cell_views, "FEW_ENTRIES", few)
+    monkeypatch.setattr(asyncio, "to_thread", to_thread)
     session = await bench.start()
     cell = await run(session, "big 5000")
     assert "output_truncated" in types(session)
     assert len(cell.text) < 2500
-    first = session.output(cell.id, "stdout", 0, 3000)
-    second = session.output(cell.id, "stdout", first["next_offset"], 3000)
+    first = await session.output(cell.id, "stdout", 0, 3000)
+    second = await session.output(cell.id, "stdout", first["next_offset"], 3000)
     assert len(first["text"]) == 3000
     assert len(first["text"] + second["text"]) == second["total"] >= 5000
     assert second["next_offset"] is None
+    assert len(started) == threads
 
 
 async def test_input_is_asked_and_given(bench):
