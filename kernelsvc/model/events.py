@@ -292,9 +292,10 @@ class ProgramEnded(Event):
 
 
 class SessionClosed(Event):
-    """Last event before the signature."""
+    """Last event before the signature. ``by`` is the principal who closed the session, or empty."""
 
     reason: str = ""
+    by: str = ""
 
 
 class JournalSigned(Event):
@@ -447,15 +448,17 @@ class InputRequested(Event):
 
 
 class InputGiven(Event):
-    """A client answered. The text of a password is not recorded."""
+    """The principal ``by`` answered. The text of a password is not recorded."""
 
     text: str | None = None
+    by: str = ""
 
 
 class Interrupted(Event):
-    """An interrupt was sent to the running cell."""
+    """An interrupt was sent to the running cell, requested by the principal ``by``. Empty: the server decided it."""
 
     why: str = ""
+    by: str = ""
 
 
 class CellFinished(Event):
@@ -637,6 +640,7 @@ class RolledBack(Event):
         replayed: Cells that ran again, because the state had no checkpoint. Their effects outside of the kernel
             happened again.
         kernel: The kernel that continues.
+        by: The name of the principal who requested it.
     """
 
     to: str = ""
@@ -645,6 +649,7 @@ class RolledBack(Event):
     redone: list[str] = []
     replayed: list[str] = []
     kernel: KernelInfo = KernelInfo()
+    by: str = ""
 
 
 class Branching(Event):

@@ -472,7 +472,7 @@ class Machine(MachineState):
         waiting = self.waiting_for
         if waiting is None or waiting.cell != stimulus.cell:
             raise Conflict(f"Cell {stimulus.cell!r} does not wait for input. Wait for its input_requested event.")
-        given = ev.InputGiven(cell=stimulus.cell, text=None if waiting.secret else stimulus.text)
+        given = ev.InputGiven(cell=stimulus.cell, text=None if waiting.secret else stimulus.text, by=stimulus.by)
         return Decision([given], [SendAnswer(stimulus.cell, stimulus.text, waiting.answer_id)])
 
     def _answer_lost(self) -> Decision:
@@ -511,7 +511,7 @@ class Machine(MachineState):
         if run is None or run.stop is not None:
             return Decision()
         effect = InterruptKernel(stimulus.reason, now + self.policy.grace_seconds)
-        return Decision([ev.Interrupted(cell=run.id, why=stimulus.why)], [effect])
+        return Decision([ev.Interrupted(cell=run.id, why=stimulus.why, by=stimulus.by)], [effect])
 
     def _restart(self, stimulus: Restart) -> Decision:
         if self.state is S.CLOSED:
@@ -532,7 +532,7 @@ class Machine(MachineState):
         if self.state is S.CLOSED:
             return Decision()
         out = self._cancel_all(Reason.SESSION_CLOSED, f"The session was closed: {stimulus.reason}.")
-        out.events.append(ev.SessionClosed(reason=stimulus.reason))
+        out.events.append(ev.SessionClosed(reason=stimulus.reason, by=stimulus.by))
         out.effects.append(EndKernel())
         return out
 

@@ -119,6 +119,7 @@ class Interrupt(msgspec.Struct, frozen=True):
 
     why: str = "requested"
     reason: Reason = Reason.INTERRUPTED
+    by: str = ""
 
 
 class Restart(msgspec.Struct, frozen=True):
@@ -132,6 +133,7 @@ class Answer(msgspec.Struct, frozen=True):
 
     cell: str
     text: str
+    by: str = ""
 
 
 class AnswerLost(msgspec.Struct, frozen=True):
@@ -176,6 +178,7 @@ class Close(msgspec.Struct, frozen=True):
     """End the session."""
 
     reason: str
+    by: str = ""
 
 
 class Tick(msgspec.Struct, frozen=True):

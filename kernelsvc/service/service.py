@@ -459,7 +459,7 @@ class Service:
         """End a session. Its journal stays. Closing a closed session changes nothing."""
         found = self._registry.find(who, session, "run")
         if found.state is not SessionState.CLOSED:
-            await found.close(reason)
+            await found.close(reason, who.name)
         return self._registry.describe(found)
 
     async def purge(self, who: Principal, session: str, *, force: bool = False) -> Deletion:
@@ -469,7 +469,7 @@ class Service:
     async def interrupt(self, who: Principal, session: str) -> SessionInfo:
         """Interrupt the running cell."""
         found = self._registry.find(who, session, "run")
-        found.interrupt()
+        found.interrupt(by=who.name)
         return self._registry.describe(found)
 
     async def restart(self, who: Principal, session: str) -> SessionInfo:
@@ -564,7 +564,7 @@ class Service:
 
     async def input(self, who: Principal, session: str, cell: str, text: str) -> None:
         """Answer a cell's ``input()``."""
-        self._registry.find(who, session, "run").give_input(cell, text)
+        self._registry.find(who, session, "run").give_input(cell, text, who.name)
 
     def cell(self, who: Principal, session: str, cell: str) -> CellInfo:
         """Return a cell."""
@@ -738,7 +738,7 @@ class Service:
     async def rollback(self, who: Principal, session: str, to: str | None = None, replay: bool = True) -> SessionInfo:
         """Set the variables back to a checkpoint. The journal keeps everything."""
         found = self._registry.find_open(who, session)
-        await found.rollback(to, replay=replay)
+        await found.rollback(to, replay=replay, by=who.name)
         return self._registry.describe(found)
 
     async def branch(

@@ -235,13 +235,14 @@ class KernelLifecycle:
         self._session.attach_kernel(kernel, event)
         await recreated
 
-    async def rollback(self, to: str | None = None, *, replay: bool = True) -> None:
+    async def rollback(self, to: str | None = None, *, replay: bool = True, by: str = "") -> None:
         """Return to an earlier state of the variables.
 
         Args:
             to: a checkpoint's id or name, or a cell's id for the state before that cell. None for the state before
                 the last cell. The state before the first cell is a fresh kernel.
             replay: if the state has no checkpoint, resume the newest one before it and run the cells in between again.
+            by: the name of the principal who requests it.
 
         Raises:
             NotFound: no such checkpoint or cell, or no checkpoint leads to the state, or only a replay would.
@@ -282,6 +283,7 @@ class KernelLifecycle:
             redone=plan.redone,
             replayed=plan.replay,
             kernel=kernel.info,
+            by=by,
         )
         recreated = checkpoints.put_recreate(None if plan.replay else plan.target, plan.after)
         self._session.attach_kernel(kernel, event)

@@ -132,11 +132,11 @@ class Session(SessionRuntime):
         finally:
             self._timer.schedule()  # also if the kernel can't be reached, because its cell has a deadline
 
-    async def close(self, reason: str) -> None:
+    async def close(self, reason: str, by: str = "") -> None:
         """End the session and its kernel. Safe to cancel: the session ends all the same."""
         if self.state is not SessionState.CLOSED:
             self.require_writable()
-            self.handle(Close(reason))
+            self.handle(Close(reason, by))
         await self.closed.wait()
 
     # -- requests of clients ----------------------------------------------------------------
@@ -200,21 +200,21 @@ class Session(SessionRuntime):
             if running in cells:
                 self.handle(Interrupt(why="client gone"))
 
-    def interrupt(self, why: str = "requested") -> None:
+    def interrupt(self, why: str = "requested", by: str = "") -> None:
         """Interrupt the running cell. Do nothing if no cell runs.
 
         Raises:
             SessionClosed, KernelDead: the session has no kernel.
         """
         self.require_writable()
-        self.handle(Interrupt(why=why))
+        self.handle(Interrupt(why=why, by=by))
 
     def restart(self) -> None:
         """Replace the kernel by one with empty variables, and cancel running and waiting cells."""
         self.require_writable()
         self.handle(Restart())
 
-    def give_input(self, cell: str, text: str) -> None:
+    def give_input(self, cell: str, text: str, by: str = "") -> None:
         """Answer the running cell's ``input()``.
 
         Raises:
@@ -223,7 +223,7 @@ class Session(SessionRuntime):
         self.require_writable()
         if self.machine.running is not None and self.kernel is None:
             raise Conflict("The kernel of this session is not connected yet. Try again in a moment.")
-        self.handle(Answer(cell, text))
+        self.handle(Answer(cell, text, by))
 
     @contextlib.contextmanager
     def starting_program(self) -> Iterator[None]:
@@ -345,9 +345,9 @@ class Session(SessionRuntime):
         """Drop a checkpoint by id or name. See ``Checkpoints.drop``."""
         await self.checkpoints.drop(which)
 
-    async def rollback(self, to: str | None = None, *, replay: bool = True) -> None:
+    async def rollback(self, to: str | None = None, *, replay: bool = True, by: str = "") -> None:
         """Return to an earlier state of the variables. See ``KernelLifecycle.rollback``."""
-        await self.lifecycle.rollback(to, replay=replay)
+        await self.lifecycle.rollback(to, replay=replay, by=by)
 
     async def hibernate(self) -> None:
         """Save the variables to disk and end the kernel. See ``KernelLifecycle.hibernate``."""

@@ -80,7 +80,7 @@ def test_a_rollback_says_what_it_undoes_and_a_branch_is_a_session(console: Any, 
     assert accessibility(view) == []
     page.get_by_role("dialog").get_by_role("button", name="Roll back").click()
     page.get_by_text("· undone").wait_for()
-    assert len(events(served, session, "rolled_back")) == 1
+    assert [event["by"] for event in events(served, session, "rolled_back")] == ["local"]
     page.get_by_role("button", name="Branch from now").click()
     page.get_by_role("dialog").get_by_role("button", name="Branch here").click()
     # Not page.url: it changes only while Playwright waits.
@@ -119,7 +119,7 @@ def test_what_waits_is_answered_on_one_screen(console: Any, accessibility: Any) 
     page.get_by_label("Colour?").press("Enter")
     page.get_by_text("Nothing waits").wait_for()
     (given,) = events(served, session, "input_given")
-    assert given["text"] == "green"
+    assert (given["text"], given["by"]) == ("green", "local")
 
 
 def test_the_answer_to_a_question_that_is_too_old_to_be_found_is_hidden(console: Any) -> None:

@@ -15,6 +15,7 @@ from http_server import Rpc
 from served import OTHER_PRINCIPAL, Served, serving
 
 from kernelsvc.client import AsyncClient
+from kernelsvc.model import events as ev
 
 HEADERS = {"Authorization": "Bearer test-token"}
 
@@ -195,6 +196,22 @@ async def test_metrics_count_cells_and_name_nobody(served, rpc, session):
     # A front adds the label of the node.
     assert re.search(r'kernelsvc_cells_total\{(node="[0-9a-f]+",)?reason="ok"\} [1-9]', text)
     assert session not in text
+
+
+async def test_the_log_names_who_interrupted_answered_rolled_back_and_closed(served):
+    async with AsyncClient(served.url, served.token) as client, await client.create_session() as session:
+        await session.run("x = 1")
+        stream = session.stream("input()\nwhile True: pass", allow_stdin=True)
+        async for event in stream:
+            if isinstance(event, ev.InputRequested):
+                await session.input(stream.id, "go")
+            elif isinstance(event, ev.InputGiven):
+                await session.interrupt()
+        await session.rollback()
+        await session.close()
+        log = [json.loads(line) for line in (await session.journal()).splitlines()]
+    authors = {event["type"]: event["by"] for event in log if "by" in event}
+    assert authors == dict.fromkeys(["input_given", "interrupted", "rolled_back", "session_closed"], "local")
 
 
 def test_what_one_principal_makes_the_other_does_not_see(short_tmp):

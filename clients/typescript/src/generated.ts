@@ -583,10 +583,11 @@ export interface HibernatedEvent {
   prev: string;
 }
 
-/** A client answered. The text of a password is not recorded. */
+/** The principal `by` answered. The text of a password is not recorded. */
 export interface InputGivenEvent {
   type: "input_given";
   text: string | null;
+  by: string;
   session: string;
   seq: number;
   at: string;
@@ -610,10 +611,11 @@ export interface InputRequestedEvent {
   prev: string;
 }
 
-/** An interrupt was sent to the running cell. */
+/** An interrupt was sent to the running cell, requested by the principal `by`. Empty: the server decided it. */
 export interface InterruptedEvent {
   type: "interrupted";
   why: string;
+  by: string;
   session: string;
   seq: number;
   at: string;
@@ -1185,6 +1187,8 @@ export interface RolledBackEvent {
   replayed: string[];
   /** The kernel that continues. */
   kernel: KernelInfo;
+  /** The name of the principal who requested it. */
+  by: string;
   session: string;
   seq: number;
   at: string;
@@ -1222,10 +1226,11 @@ export interface SessionAdoptedEvent {
   prev: string;
 }
 
-/** Last event before the signature. */
+/** Last event before the signature. `by` is the principal who closed the session, or empty. */
 export interface SessionClosedEvent {
   type: "session_closed";
   reason: string;
+  by: string;
   session: string;
   seq: number;
   at: string;

@@ -80,7 +80,7 @@ def _cause(event: Event) -> str:
         case ev.CellFinished() if event.message and event.reason is not ev.Reason.OK:
             return f"cell {event.cell} ended as {event.reason}: {event.message}"
         case ev.Interrupted():
-            return f"cell {event.cell} was interrupted"
+            return f"cell {event.cell} was interrupted{f' by {event.by}' if event.by else ''}"
         case ev.Hibernated():
             return "hibernated: its variables went to disk"
         case ev.SessionAdopted():
