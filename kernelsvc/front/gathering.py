@@ -21,7 +21,7 @@ from kernelsvc.protocol.method_params import ListParams
 from kernelsvc.protocol.openai.lists import MAX_LIMIT, page_of
 from kernelsvc.server.e2b import control_plane
 
-#: Sessions of one request of a node, where all of a caller's are needed, and most of them.
+#: Sessions of one page where all of a caller's are read, and most sessions of one state that are read.
 _PAGE, MAX_LISTED = 1000, 10_000
 
 

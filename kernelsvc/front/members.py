@@ -48,7 +48,7 @@ class Member:
         url: Its address.
         candidate: Its last report, and the creations that were sent to it since.
         reported_at: Time of the last report, on the event loop's clock.
-        lost_at: Time since when it is unreachable. None: it is not.
+        lost_at: Time of the loss, on the event loop's clock. None: it reports.
         guests: Its open sessions whose ids do not name it.
         connections: Its open connections.
         on_lost: Called once each when it becomes unreachable.
@@ -88,8 +88,8 @@ class Members:
         self,
         key: str,
         tokens: Callable[[], str],
-        hold_seconds: float = HOLD_SECONDS,
-        lost_seconds: float = LOST_SECONDS,
+        hold_seconds: float,
+        lost_seconds: float,
     ) -> None:
         self.hold_seconds = hold_seconds
         self.tokens = tokens

@@ -15,12 +15,13 @@ from kernelsvc.front.gathering import error_of
 from kernelsvc.front.locating import Cluster
 from kernelsvc.front.merged_metrics import merge
 from kernelsvc.front.relay import FrontHandler
+from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model.objects import Principal
 from kernelsvc.server.native import handlers
 from kernelsvc.service.access.principals import Principals
 from kernelsvc.telemetry.metrics import CONTENT_TYPE
 
-#: Tokens whose text is remembered for requests of the front's own, of which the oldest is forgotten first.
+#: Tokens whose text is remembered for requests of the front's own, and clients for them. The oldest is forgotten first.
 MAX_TOKENS = 1000
 
 
@@ -181,6 +182,7 @@ class ToolBackends:
     def __init__(self, service: FrontService, url: str) -> None:
         self._service, self._url = service, url
         self._clients: OrderedDict[str, AsyncClient] = OrderedDict()
+        self._closing = OwnedTasks()
 
     def of(self, who: Principal) -> ClientToolBackend:
         """Return the backend of a caller."""
@@ -188,6 +190,8 @@ class ToolBackends:
         if found is None:
             found = self._clients[who.token_sha256] = AsyncClient(self._url, self._service.token_of(who))
         self._clients.move_to_end(who.token_sha256)
+        while len(self._clients) > MAX_TOKENS:
+            self._closing.start(self._clients.popitem(last=False)[1].close())
         return ClientToolBackend(found)
 
     async def stop(self) -> None:

@@ -26,7 +26,7 @@ from kernelsvc.server.jupyter.handlers import token_of
 
 #: Pieces of a body that wait for a node.
 MAX_PIECES = 4
-#: Attempts to reach a node that reports but does not accept, each after a pause.
+#: Seconds before another attempt to reach a node that reports and does not accept or answer.
 PAUSE_SECONDS = 0.1
 
 
@@ -304,7 +304,7 @@ class RelayHandler(FrontHandler):
 
         for number, member in enumerate(tries):
             last = number + 1 == len(tries)
-            passing = Passing(self, refuse=None if last else is_full)
+            passing = Passing(self, refuse=not last)
             self.placing.note_sent(self.who, asked, member)
             try:
                 await self.cluster.upstream.exchange(member, start, headers, whole, passing)
@@ -315,7 +315,7 @@ class RelayHandler(FrontHandler):
             except (NoAnswer, StreamClosedError):
                 self._abort()
                 return
-            if passing.refused is None or not is_full(passing.refused):
+            if passing.refused is None:
                 self.placing.note_answered(self.who, asked, member)
                 break
         if not self._finished:
@@ -341,11 +341,10 @@ class Passing(HTTPMessageDelegate):
 
     Args:
         handler: The client's request.
-        refuse: If given, a response with the status 503 is kept. It is passed on unless this says that another node
-            is tried.
+        refuse: Whether the response of a full node is kept in ``refused``, because another node is tried then.
     """
 
-    def __init__(self, handler: RelayHandler, refuse: Any = None) -> None:
+    def __init__(self, handler: RelayHandler, refuse: bool = False) -> None:
         self._handler = handler
         self._refuse = refuse
         self._collector: Collector | None = None
@@ -370,7 +369,7 @@ class Passing(HTTPMessageDelegate):
     async def headers_received(self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders) -> None:
         """Tornado's hook."""
         assert isinstance(start_line, ResponseStartLine)
-        if self._refuse is not None and start_line.code == 503:
+        if self._refuse and start_line.code == 503:
             self._collector = Collector()
             self._collector.headers_received(start_line, headers)
             return
@@ -405,10 +404,12 @@ class Passing(HTTPMessageDelegate):
         if self._collector is None:
             return
         self._collector.finish()
-        self.refused = self._collector.response
-        if not self._refuse(self.refused):
-            self.copy_head(self.refused.status, self.refused.headers)
-            self._handler.write(self.refused.body)
+        response = self._collector.response
+        if is_full(response):
+            self.refused = response
+            return
+        self.copy_head(response.status, response.headers)
+        self._handler.write(response.body)
 
     def on_connection_close(self) -> None:
         """Tornado's hook."""

@@ -19,9 +19,6 @@ from kernelsvc.guest.confine import linux
 from kernelsvc.host.container import Container, ContainerProcess
 from kernelsvc.linux import seqpacket
 
-#: Most sockets of one request. unix(7): SCM_MAX_FD is 253.
-MAX_SOCKETS = 64
-
 
 def namespaces_of(container: Container, process: ContainerProcess) -> list[str]:
     """Return the namespaces to join for a socket.

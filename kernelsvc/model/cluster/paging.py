@@ -52,7 +52,7 @@ class Source(Generic[Item]):
 
 
 async def merge(
-    sources: Sequence[Source[Item]], limit: int, position: Callable[[Item], Position], *, rising: bool = False
+    sources: Sequence[Source[Item]], limit: int, position: Callable[[Item], Position]
 ) -> tuple[list[Item], str | None]:
     """Take the first ``limit`` items of lists that are sorted by position, the newest first.
 
@@ -60,13 +60,11 @@ async def merge(
         sources: The lists, each with its first page.
         limit: Most items.
         position: Returns the position of an item.
-        rising: Whether the lists have the oldest first.
 
     Returns:
         The items, and the cursor of the page after them or None.
     """
     taken: list[Item] = []
-    first = min if rising else max
     while len(taken) < limit:
         for source in sources:
             while source.dry:
@@ -74,6 +72,6 @@ async def merge(
         full = [source for source in sources if source.items]
         if not full:
             return taken, None
-        taken.append(first(full, key=lambda source: position(source.items[0])).items.pop(0))
+        taken.append(max(full, key=lambda source: position(source.items[0])).items.pop(0))
     more = any(source.items or source.cursor is not None for source in sources)
     return taken, encode_position(position(taken[-1])) if more and taken else None

@@ -13,8 +13,8 @@ from kernelsvc.model.cluster.ids import NODE_DIGITS
 
 #: Version of the protocol between nodes and fronts.
 PROTOCOL = 1
-#: Seconds between two reports, of silence after which a node gets no new requests, and after which its connections are
-#: cut. A busy machine may delay a node for longer than the first.
+#: Seconds between two reports, and of silence until a node gets no new requests, and until its connections are cut. A
+#: busy machine may delay reports for some seconds, so a silent node is not cut immediately.
 REPORT_SECONDS, SILENT_SECONDS, CUT_SECONDS = 1.0, 3.0, 10.0
 #: Most sessions whose ids do not name their node, in one report.
 MAX_GUESTS = 100_000

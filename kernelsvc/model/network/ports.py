@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-#: A TCP port. 0 stands for every port of a session, in the log only.
+#: A TCP port. In the log, 0 (``EVERY`` of ``service.ports``) stands for all ports of a session.
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 #: How a request proved that it may use a port.
 Access = Literal["token", "signed", "public"]

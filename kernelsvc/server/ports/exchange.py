@@ -70,7 +70,8 @@ class PortExchange(HTTPMessageDelegate):
         fields = HTTPHeaders()
         for name, value in headers:
             fields.add(name, value)
-        # Tornado uses chunks for these methods without a length. An empty body has a length here.
+        # Tornado sends a body in chunks if the method may have one and no length is given. So the caller has given the
+        # length 0 of an empty body.
         self._ignore(self._http.write_headers(RequestStartLine(method, path, "HTTP/1.1"), fields))
 
     async def send_body(self, chunk: bytes) -> None:

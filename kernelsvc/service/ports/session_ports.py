@@ -83,11 +83,6 @@ class PortConnection:
         self.socket.close()
         self._ports.forget(self)
 
-    @property
-    def key(self) -> Key:
-        """Port and access."""
-        return self._key
-
 
 class SessionPorts:
     """Sockets, connections and counts of one session's ports.

@@ -77,6 +77,17 @@ async def test_the_tokens_of_callers_are_remembered_up_to_a_bound(
     assert service.token_of(alice) == ""
 
 
+async def test_clients_for_the_tools_of_callers_are_kept_up_to_a_bound(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own, "MAX_TOKENS", 2)
+    backends = own.ToolBackends(fleet.front._service, fleet.url)
+    for token in ("alice-token", "bob-token", "carol-token", "boss-token"):
+        backends.of(fleet.front._service.authenticate(token))
+    assert len(backends._clients) == 2
+    await backends.stop()
+
+
 async def test_no_request_for_a_backends_user_reaches_the_backends_own_sessions(fleet: Fleet) -> None:
     made = await fleet.on_each()
     paths = ["/v1/sessions", "/api/sessions", "/mcp"]
