@@ -161,7 +161,7 @@ class DrainHandler(FrontHandler):
 class FrontMetricsHandler(FrontHandler, handlers.MetricsHandler):
     """Handler of ``/metrics``. Nodes that are workers of one machine have no address from which they could be read."""
 
-    async def get(self, *_: str, **__: str) -> None:
+    async def get(self, *_: str, **__: str) -> None:  # type: ignore[override]
         """Write the metrics of the front, and of each node with its name as a label."""
         if self.scope is not None:
             self.auth_scope(self.scope)

@@ -176,7 +176,7 @@ class _Workers:
 
     async def _keep_one(self, number: int, front: str, alive: int) -> None:
         failing_since, wait = time.monotonic(), SHORTEST_WAIT
-        while self._signal is None:
+        while not self._is_ending():
             began = time.monotonic()
             process = await asyncio.create_subprocess_exec(
                 *self._command(number, front, alive),
@@ -187,11 +187,11 @@ class _Workers:
                 stdout=asyncio.subprocess.DEVNULL,
             )
             self._processes[number] = process
-            if self._signal is not None:  # it came while the process was started
-                process.send_signal(self._signal)
+            if self._is_ending():  # since the process was started
+                self._send_signal(signal.SIGUSR1)
             code = await process.wait()
             del self._processes[number]
-            if self._signal is not None:
+            if self._is_ending():
                 break
             if time.monotonic() - began > PATIENCE_SECONDS / 2:
                 failing_since, wait = time.monotonic(), SHORTEST_WAIT
@@ -250,6 +250,9 @@ class _Workers:
         Systemd(os.environ).tell("STATUS=ready")
 
     # --- the end ----------------------------------------------------------------------------
+
+    def _is_ending(self) -> bool:
+        return self._signal is not None
 
     def _on_signal(self, number: signal.Signals) -> None:
         if self._signal is not None and number is not signal.SIGUSR1 and self._stopping.is_set():
