@@ -1,11 +1,10 @@
 """The command line with a real server.
 
-Commands run in processes of their own where a test is about processes: signals, pipes, and servers. Others call
-``main`` in this process, because the imports of a new Python take most of the time of a command.
+Commands run in processes of their own where a test is about processes: signals, pipes, and servers. Others run in this
+process (``command_line``).
 """
 
 import contextlib
-import io
 import json
 import os
 import re
@@ -15,15 +14,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from unittest import mock
 
 import nbformat
 import pytest
+from command_line import kernelsvc
 from served import QUICK, Served
 from waiting import wait_for
 
 from kernelsvc import Client
-from kernelsvc.cli import main
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -43,22 +41,6 @@ def run_process(*words, env, input="", code=0, **options):
         process.kill()
         raise AssertionError(process.communicate()) from None
     assert process.returncode == code, f"{words}: {process.returncode}\n{out}\n{err}"
-    return out, err
-
-
-def kernelsvc(*words, env, input="", code=0):
-    """Run a command in this process. Return its output and errors."""
-    stdin, stdout, stderr = (io.TextIOWrapper(io.BytesIO(text), "utf-8") for text in (input.encode(), b"", b""))
-    streams = mock.patch.multiple(sys, stdin=stdin, stdout=stdout, stderr=stderr)
-    with mock.patch.dict(os.environ, env, clear=True), streams:
-        try:
-            status = main(words)
-        except SystemExit as error:
-            status = error.code
-    stdout.flush()
-    stderr.flush()
-    out, err = stdout.buffer.getvalue().decode(), stderr.buffer.getvalue().decode()
-    assert status == code, f"{words}: {status}\n{out}\n{err}"
     return out, err
 
 
@@ -368,11 +350,10 @@ def test_serve_says_that_a_template_cannot_start_and_why(short_tmp):
         process.communicate(timeout=30)
 
 
-def test_a_second_server_on_the_same_data_is_refused(short_tmp):
-    with Bare(short_tmp / "twice") as server:
-        where = ("--data-dir", str(short_tmp / "twice" / "d"), "--runtime-dir", str(short_tmp / "twice" / "r2"))
-        _, err = run_process("serve", "--port", "0", *where, env=server.env, code=3)
-        assert "--data-dir" in err
+def test_a_second_server_on_the_same_data_is_refused(served, short_tmp):
+    where = ("--data-dir", str(served.data_dir), "--runtime-dir", str(short_tmp / "twice" / "r2"))
+    _, err = run_process("serve", "--port", "0", *where, env=served.env, code=3)
+    assert "--data-dir" in err
 
 
 def test_a_port_that_is_taken(served, short_tmp):

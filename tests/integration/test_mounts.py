@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from command_line import kernelsvc
 from served import OTHER_PRINCIPAL, Served, serving
 
 from kernelsvc import Client
@@ -254,21 +253,19 @@ def test_a_cell_that_fills_a_workspace_is_interrupted(place: Place) -> None:
     client.remove_workspace("small")
 
 
-def test_the_command_line(place: Place, tmp_path: Path) -> None:
-    def kernelsvc(*words: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "kernelsvc", "workspace", *words],
-            env=place.served.client_env, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60,
-        )  # fmt: skip
-        return done.stdout
+def test_the_command_line(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> str:
+        return kernelsvc("workspace", *words, env=place.served.client_env)[0]
 
     (tmp_path / "in.txt").write_text("hello")
-    kernelsvc("set", "cli", "--share", "bob")
-    assert kernelsvc("upload", "cli", "in.txt").strip() == "in.txt"
+    run("set", "cli", "--share", "bob")
+    assert run("upload", "cli", "in.txt").strip() == "in.txt"
     (tmp_path / "in.txt").unlink()
-    kernelsvc("download", "cli", "in.txt")
+    run("download", "cli", "in.txt")
     assert (tmp_path / "in.txt").read_text() == "hello"
-    assert kernelsvc("list").startswith("local/cli  0 sessions, shared with bob")
+    assert run("list").startswith("local/cli  0 sessions, shared with bob")
     place.client.remove_workspace("cli")
 
 

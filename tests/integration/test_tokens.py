@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from urllib.error import HTTPError
 
 import pytest
+from command_line import kernelsvc
 from served import Served
 from waiting import wait_for
 
@@ -17,8 +16,7 @@ from kernelsvc.errors import QuotaExceeded, Unauthenticated
 
 
 def tokens(served: Served, *words: str) -> str:
-    command = [sys.executable, "-m", "kernelsvc", "token", *words, "--data-dir", str(served.data_dir)]
-    return subprocess.run(command, env=served.env, check=True, capture_output=True, text=True).stdout.strip()
+    return kernelsvc("token", *words, "--data-dir", str(served.data_dir), env=served.env)[0].strip()
 
 
 def status(served: Served, method: str, token: str) -> int:

@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import json
 import re
-import subprocess
-import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -16,6 +14,7 @@ from typing import Any
 
 import pytest
 from call_storm import Storm
+from command_line import kernelsvc
 from served import QUICK, Served, serving, serving_on_one_port
 from waiting import wait_for
 from websockets.sync.client import ClientConnection, connect
@@ -323,8 +322,7 @@ def test_an_approval_is_remembered_for_the_cell(client: Client) -> None:
 
 def test_the_command_line_lists_and_decides(client: Client, served: Served) -> None:
     def run(*args: str) -> str:
-        command = [sys.executable, "-m", "kernelsvc", *args]
-        return subprocess.run(command, env=served.client_env, check=True, capture_output=True, text=True).stdout
+        return kernelsvc(*args, env=served.client_env)[0]
 
     with client.create_session() as session:
         session.offer(lambda n: n, name="ask", parameters={"type": "object"}, approval="always")
@@ -664,13 +662,12 @@ def test_a_notebook_is_replayed_with_its_recorded_results(client: Client, served
     cells[2]["source"] += "\ntools.count(n=99)"
     (tmp_path / "changed.ipynb").write_text(json.dumps(notebook))
 
-    def replay(name: str) -> list[dict[str, Any]]:
-        command = [sys.executable, "-m", "kernelsvc", "replay", str(tmp_path / name), "--json"]
-        done = subprocess.run(command, env=served.client_env, capture_output=True, text=True)
-        return [json.loads(line) for line in done.stdout.splitlines()]
+    def replay(name: str, code: int) -> list[dict[str, Any]]:
+        said, _ = kernelsvc("replay", str(tmp_path / name), "--json", env=served.client_env, code=code)
+        return [json.loads(line) for line in said.splitlines()]
 
-    assert [each["outcome"] for each in replay("j.jsonl")] == ["same"] * 3
-    *same, changed = replay("changed.ipynb")
+    assert [each["outcome"] for each in replay("j.jsonl", 0)] == ["same"] * 3
+    *same, changed = replay("changed.ipynb", 1)
     assert [each["outcome"] for each in same] == ["same"] * 2
     assert (changed["outcome"], changed["why"]) == (
         "different",
