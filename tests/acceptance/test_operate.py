@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from command_line import kernelsvc
 from served import Served
 
 from kernelsvc import Client
@@ -117,7 +118,7 @@ def test_a_backup_under_load_is_restored_elsewhere_and_every_log_is_proven(short
         for id in ids:
             log = restored.data_dir / "sessions" / id / "journal.jsonl"
             # Exit code 0: as written, and every entry is covered by a signature of this key.
-            subprocess.run([sys.executable, "-m", "kernelsvc", "verify", "--key", key, log], check=True)
+            kernelsvc("verify", "--key", key, str(log), env=restored.client_env)
     finally:
         restored.stop()
 
