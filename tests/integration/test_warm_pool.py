@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from served import Served
+from served import Served, serving
 from waiting import wait_for
 
 from kernelsvc import Client
@@ -17,13 +18,28 @@ from kernelsvc import Client
 KEPT = 3
 
 
+@pytest.fixture(scope="module")
+def shared(short_tmp: Path) -> Iterator[Served]:
+    """A server that keeps a few kernels ready, with imported libraries."""
+    with serving(Path(tempfile.mkdtemp(dir=short_tmp)), f"--warm-pool={KEPT}", preload=True) as server:
+        yield server
+
+
 @pytest.fixture
-def served(short_tmp: Path):
-    """A server that keeps a few kernels ready."""
-    server = Served(Path(tempfile.mkdtemp(dir=short_tmp)), f"--warm-pool={KEPT}", preload=True)
-    server.start()
-    yield server
-    server.stop()
+def served(shared: Served) -> Iterator[Served]:
+    """The shared server, in which a test leaves no session."""
+    yield shared
+    with Client(shared.url, shared.token) as client:
+        for session in client.sessions():
+            if session.state != "closed":
+                client.session(session.id).close()
+
+
+@pytest.fixture
+def own(short_tmp: Path) -> Iterator[Served]:
+    """A server for a test that ends it."""
+    with serving(Path(tempfile.mkdtemp(dir=short_tmp)), f"--warm-pool={KEPT}") as server:
+        yield server
 
 
 def ready(served: Served) -> set[str]:
@@ -125,18 +141,18 @@ def test_they_give_way_to_sessions_when_there_is_no_room(short_tmp: Path) -> Non
         served.stop()
 
 
-def test_nothing_is_left_of_them_after_the_server(served: Served) -> None:
-    filled(served)
-    served.stop()
-    assert ready(served) == set()
-    assert listening(served) == 0
+def test_nothing_is_left_of_them_after_the_server(own: Served) -> None:
+    filled(own)
+    own.stop()
+    assert ready(own) == set()
+    assert listening(own) == 0
 
 
-def test_a_crash_leaves_some_and_the_next_start_removes_them(served: Served) -> None:
-    before = filled(served)
-    served.process.kill()
-    served.process.wait()
-    served.start()
-    wait_for(lambda: ready(served).isdisjoint(before), deadline=60)
-    with Client(served.url, served.token) as client:
+def test_a_crash_leaves_some_and_the_next_start_removes_them(own: Served) -> None:
+    before = filled(own)
+    own.process.kill()
+    own.process.wait()
+    own.start()
+    wait_for(lambda: ready(own).isdisjoint(before), deadline=60)
+    with Client(own.url, own.token) as client:
         assert client.create_session().run("1+1").text.strip() == "2"
