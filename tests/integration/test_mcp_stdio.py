@@ -25,7 +25,8 @@ async def started(log: Path, *words: str, env: dict[str, str], era: str = "legac
             yield client
 
 
-@pytest.mark.parametrize("era", ["legacy", "auto"])
+# The newer protocol is that of the test below. A thorough run also has the client choose one.
+@pytest.mark.parametrize("era", ["legacy", pytest.param("auto", marks=pytest.mark.thorough)])
 async def test_it_works_on_a_server_that_runs(served: Served, tmp_path: Path, era: str):
     async with started(tmp_path / "log", env=served.client_env, era=era) as client:
         assert client.server_info.name == "kernelsvc"
