@@ -42,6 +42,17 @@ def run(*command: Any, seconds: float = RUN_SECONDS, **more: Any) -> None:
     assert done.stdout.strip().endswith("ok")
 
 
+def test_secrets(short_tmp: Path) -> None:
+    secrets = {name: {"hosts": ["api.example.com"], "env": "PATH"} for name in ("models", "first")}
+    rule = {"host": "api.example.com", "secrets": ["models"]}
+    env = {
+        "KERNELSVC_SECRETS": json.dumps(secrets),
+        "KERNELSVC_LIMITS_NETWORK": json.dumps({"allow": [rule, "other.example.com"]}),
+    }
+    with serving(short_tmp / "secrets", env=env) as served:
+        run(python_with(*PYTHON), CLIENTS / "e2b_secrets.py", served.url, served.token)
+
+
 @pytest.mark.timeout(2 * INSTALL_SECONDS + 60)
 def test_templates(served: Served) -> None:
     # Environments are installed from the index of the machine.

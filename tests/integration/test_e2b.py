@@ -535,6 +535,7 @@ def test_a_template_can_be_asked_for(e2b: E2bApi) -> None:
         ("GET", "/templates", "templates"),
         ("POST", "/templates/tags", "Template.build"),
         ("POST", "/secrets", "envs"),
+        ("DELETE", "/secrets/models", "operator"),
         ("GET", "/v2/sandboxes/s_1/logs", "/v1/sessions"),
     ],
 )

@@ -12,13 +12,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from kernelsvc.server.e2b import control_plane, filesystem, interpreter, process, templates, unsupported, volumes
+from kernelsvc.server.e2b import (
+    control_plane,
+    filesystem,
+    interpreter,
+    process,
+    secrets,
+    templates,
+    unsupported,
+    volumes,
+)
 from kernelsvc.server.e2b import files as transfer
 from kernelsvc.server.e2b.directory_watch import WatcherRegistry
 from kernelsvc.server.e2b.template_builds import TemplateBuilds
 
-#: The modules with this API's routes.
-MODULES: tuple[Any, ...] = (control_plane, interpreter, process, filesystem, transfer, volumes, templates, unsupported)
+#: The modules with this API's routes. The first route that fits counts, such as /templates/tags before /templates/ID.
+MODULES: tuple[Any, ...] = (
+    *(volumes, secrets, templates, unsupported, control_plane, interpreter, process, filesystem, transfer),
+)
 
 
 def routes(shared: dict[str, Any]) -> list[Any]:

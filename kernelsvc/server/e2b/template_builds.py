@@ -44,7 +44,7 @@ WORKSPACE = "e2b-templates"
 #: Seconds of one build, of the wait for an environment, and of the waits for a ready command: in a build, in a sandbox.
 BUILD_SECONDS, ENVIRONMENT_SECONDS, READY_SECONDS, START_SECONDS = 1800.0, 120.0, 60.0, 30.0
 #: Most builds of one principal that are remembered and that run at a time, and lines of one log.
-MAX_BUILDS, MAX_RUNNING, MAX_LINES = 10, 2, 2000
+MAX_BUILDS, MAX_RUNNING, MAX_LINES = 10, 6, 2000
 #: Most characters of a line.
 _MAX_LINE = 1024
 #: Seconds between two runs of a ready command.

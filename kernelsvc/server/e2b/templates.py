@@ -114,10 +114,10 @@ class UploadHandler(E2bHandler, WorkspaceFileHandler):
         if self.request.method == "OPTIONS":
             return
         template, digest = self.path_args
-        recipes.check_upload(template, digest)
         given, owner = (self.get_query_argument(name, "") for name in ("secret", "owner"))
         if not given or not owner:
             raise Unauthenticated("Ask for the address of the upload first: GET /templates/NAME/files/HASH.")
+        recipes.check_upload(template, digest)
         self.set_principal(self.context.service.access.holder(f"{template}.{digest}", (PURPOSE,), given, owner=owner))
 
     def _session(self) -> str:

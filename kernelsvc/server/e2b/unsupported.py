@@ -1,4 +1,4 @@
-"""E2B's routes for tags and lists of templates, secrets and logs: 501 with the way to the same here."""
+"""E2B's routes for tags and lists of templates, and logs: 501 with the way to the same here."""
 
 from __future__ import annotations
 
@@ -34,12 +34,6 @@ class TemplatesHandler(UnsupportedHandler):
     )
 
 
-class SecretsHandler(UnsupportedHandler):
-    """Handler of ``/secrets``."""
-
-    message = "There is no store for secrets here. Pass them to create() or run_code() as envs."
-
-
 class LogsHandler(UnsupportedHandler):
     """Handler of ``/sandboxes/{id}/logs``."""
 
@@ -65,7 +59,5 @@ ROUTES: list[tuple[str, Any]] = [
     (r"/templates/tags", TemplatesHandler),
     (rf"/templates/{_ID}/{_REST}", TemplatesHandler),
     (rf"/v2/templates/{_REST}", TemplatesHandler),
-    (r"/secrets", SecretsHandler),
-    (rf"/secrets/{_REST}", SecretsHandler),
     (rf"/(?:v2/)?sandboxes/{_ID}/logs", LogsHandler),
 ]

@@ -71,7 +71,7 @@ def test_what_cannot_be_read_is_refused(asked: dict[str, Any]) -> None:
 
 
 def test_unsupported_operations_get_an_error() -> None:
-    for asked in ({"network": {"rules": {"a.test": []}}}, {"iam": {"x": 1}}, {"mcp": {"x": {}}}):
+    for asked in ({"network": {"maskRequestHost": "a"}}, {"iam": {"x": 1}}, {"mcp": {"x": {}}}):
         with pytest.raises(NotSupported):
             request(**asked)
     assert request(network={}, mcp=None)

@@ -3,7 +3,7 @@
 import pytest
 
 from kernelsvc.errors import BadRequest, NotSupported
-from kernelsvc.model.network.rules import NetworkRules
+from kernelsvc.model.network.rules import NetworkRule, NetworkRules
 from kernelsvc.server.e2b.network import is_public, network_of
 
 ALL = "0.0.0.0/0"
@@ -35,7 +35,33 @@ def test_allowed_destinations_go_before_denied_ones(asked, expected):
     assert network_of(asked, False) == "none"
 
 
-@pytest.mark.parametrize("asked", [{"allowOut": "pypi.org"}, {"allowOut": ["*.com"], "denyOut": [ALL]}])
+def test_headers_of_a_rule_come_first_and_allow_nothing_more():
+    rules = {
+        "api.example.com": [{"transform": {"headers": {"Authorization": "Bearer ${e2b.secrets.models}", "X-A": "1"}}}],
+        "other.example.org": [{"transform": {"headers": {"X-B": "2"}}}],
+        "empty.example.org": [{"transform": {}}],
+    }
+    first = NetworkRule(host="api.example.com", inject={"Authorization": "Bearer ${models}", "X-A": "1"})
+    second = NetworkRule(host="other.example.org", inject={"X-B": "2"})
+    assert network_of({"rules": rules}, None) == NetworkRules(allow=(first, second, "*"))
+    only = {"rules": rules, "allowOut": ["*.example.com"], "denyOut": [ALL]}
+    assert network_of(only, None) == NetworkRules(allow=(first, "*.example.com"))
+    exact = {"rules": rules, "allowOut": ["api.example.com", "pypi.org"], "denyOut": [ALL]}
+    assert network_of(exact, None) == NetworkRules(allow=(first, "pypi.org"))
+    assert network_of({"rules": rules, "denyOut": [ALL]}, None) == "none"
+    assert network_of({"rules": {"a.test": []}}, None) is None
+    with pytest.raises(BadRequest):  # headers are for exact names
+        network_of({"rules": {"10.0.0.1": rules["other.example.org"]}}, None)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"allowOut": "pypi.org"},
+        {"allowOut": ["*.com"], "denyOut": [ALL]},
+        {"rules": {"10.0.0.1": [{"transform": {"headers": {"X": "1"}}}]}},
+    ],
+)
 def test_bad_destinations(asked):
     with pytest.raises(BadRequest):
         network_of(asked, None)
@@ -44,7 +70,7 @@ def test_bad_destinations(asked):
 @pytest.mark.parametrize(
     "asked",
     [
-        {"rules": {"a.test": [{"transform": {}}]}},
+        {"rules": {"a.test": [{"transform": {"headers": {"Authorization": "Bearer ${e2b.iam.token}"}}}]}},
         {"egressProxy": {"address": "a"}},
         {"maskRequestHost": "x"},
     ],
