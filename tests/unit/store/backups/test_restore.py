@@ -207,6 +207,10 @@ def test_an_archive_that_is_not_whole_leaves_nothing(
     assert tree(tmp_path) == before
 
 
+#: Stands for a directory of the test. A directory of the machine must not be at risk if the check fails.
+OUTSIDE = "/outside"
+
+
 def entry(name: str, type: bytes = tarfile.REGTYPE, target: str = "") -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
     info.type, info.linkname, info.uid, info.gid = type, target, os.geteuid(), os.getegid()
@@ -224,14 +228,22 @@ def entry(name: str, type: bytes = tarfile.REGTYPE, target: str = "") -> tarfile
         [entry("x"), entry("x")],
         [entry("none/x")],
         [entry("heads/x")],
-        [entry("link", tarfile.SYMTYPE, "/etc"), entry("link/x")],
-        [entry("sessions/s-2", tarfile.SYMTYPE, "/etc")],
-        [entry("sessions/s-2/home", tarfile.SYMTYPE, "/etc"), entry("sessions/s-2/home/x")],
-        [entry("sessions/files", tarfile.SYMTYPE, "/etc")],
+        [entry("link", tarfile.SYMTYPE, OUTSIDE), entry("link/x")],
+        [entry("sessions/s-2", tarfile.SYMTYPE, OUTSIDE)],
+        [entry("sessions/s-2/home", tarfile.SYMTYPE, OUTSIDE), entry("sessions/s-2/home/x")],
+        [entry("sessions/files", tarfile.SYMTYPE, OUTSIDE)],
         [entry("sessions/s-2")],
         *(
             [entry("sessions/s-2/journal.jsonl"), entry("sessions/s-2/files", tarfile.SYMTYPE, where)]
-            for where in ("/etc", "../../../../etc", "..", ".", "../s-0", "../s-0/keys/../../../keys/x", "home/../..")
+            for where in (
+                OUTSIDE,
+                f"../../../..{OUTSIDE}",
+                "..",
+                ".",
+                "../s-0",
+                "../s-0/keys/../../../keys/x",
+                "home/../..",
+            )
         ),
         [entry("hard", tarfile.LNKTYPE, "heads")],
         [entry("device", tarfile.CHRTYPE)],
@@ -243,11 +255,16 @@ def entry(name: str, type: bytes = tarfile.REGTYPE, target: str = "") -> tarfile
 def test_an_entry_that_no_backup_has_is_refused_before_anything_is_written(
     original: Original, tmp_path: Path, hostile: list[tarfile.TarInfo]
 ) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir(mode=0o750)
+    for each in hostile:
+        each.linkname = each.linkname.replace(OUTSIDE, str(outside))
     original.write(original.content() + [(each, b"") for each in hostile])
     before = tree(tmp_path)
     with pytest.raises(BadRequest, match="is no whole backup"):
         restore_backup(original.archive, tmp_path / "new")
     assert tree(tmp_path) == before
+    assert outside.stat().st_mode & 0o777 == 0o750
 
 
 def replaced(content: list[tuple[tarfile.TarInfo, bytes]], name: str, change: Callable[[bytes], bytes]):
