@@ -14,6 +14,7 @@ from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, RequestStartLine,
 from tornado.iostream import IOStream, StreamClosedError
 
 from kernelsvc.front.members import Member
+from kernelsvc.server.refusable_stream import RefusableStream
 from kernelsvc.server.ws.client import open_socket
 
 #: Most idle connections to one node, and the seconds after which one is closed.
@@ -122,38 +123,16 @@ class WatchedResponse(HTTPMessageDelegate):
         self._inner.finish()
 
 
-class NodeStream(IOStream):
-    """A connection to a node that can be read when it can't be written any more.
-
-    A node that refuses a request responds and closes before it has the body. Tornado closes a stream at the first
-    failed write, and so would lose the response, which the socket still has.
-
-    Attributes:
-        broken: Whether the node takes no more.
-    """
-
-    broken = False
-
-    def write_to_fd(self, data: memoryview) -> int:
-        """Tornado's hook: once the node takes no more, discard."""
-        if not self.broken:
-            try:
-                return super().write_to_fd(data)
-            except (BrokenPipeError, ConnectionResetError):
-                self.broken = True
-        return len(data)
-
-
-def stream_of(connected: socket.socket) -> NodeStream:
+def stream_of(connected: socket.socket) -> RefusableStream:
     """Return the stream of a new connection to a node."""
-    return NodeStream(connected, max_buffer_size=16 * PIECE_BYTES, read_chunk_size=PIECE_BYTES)
+    return RefusableStream(connected, max_buffer_size=16 * PIECE_BYTES, read_chunk_size=PIECE_BYTES)
 
 
 class NodeHttp:
     """Connections to the nodes of a cluster."""
 
     def __init__(self) -> None:
-        self._idle: dict[str, dict[NodeStream, float]] = defaultdict(dict)
+        self._idle: dict[str, dict[RefusableStream, float]] = defaultdict(dict)
 
     async def fetch(
         self, member: Member, verb: str, path: str, headers: dict[str, str] | None = None, body: bytes = b""
@@ -221,7 +200,12 @@ class NodeHttp:
                 raise NoAnswer
 
     async def _exchange_on(
-        self, stream: NodeStream, start: RequestStartLine, headers: HTTPHeaders, body: Body, delegate: WatchedResponse
+        self,
+        stream: RefusableStream,
+        start: RequestStartLine,
+        headers: HTTPHeaders,
+        body: Body,
+        delegate: WatchedResponse,
     ) -> bool:
         connection = HTTP1Connection(stream, True, PARAMETERS)
         try:
@@ -239,7 +223,7 @@ class NodeHttp:
         except StreamClosedError:
             return False
 
-    async def _connect(self, member: Member) -> tuple[NodeStream, bool]:
+    async def _connect(self, member: Member) -> tuple[RefusableStream, bool]:
         idle, now = self._idle[member.url], asyncio.get_running_loop().time()
         while idle:
             stream, since = idle.popitem()
@@ -253,7 +237,7 @@ class NodeHttp:
             raise NotSent(str(error)) from None
         return stream_of(connected), False
 
-    def _put_back(self, url: str, stream: NodeStream) -> None:
+    def _put_back(self, url: str, stream: RefusableStream) -> None:
         idle = self._idle[url]
         if stream.closed() or len(idle) >= MAX_IDLE:
             stream.close()

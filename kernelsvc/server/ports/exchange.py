@@ -16,6 +16,7 @@ from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, RequestStartLine,
 from tornado.iostream import IOStream, StreamClosedError
 
 from kernelsvc.errors import PortUnreachable, Timeout, TooLarge
+from kernelsvc.server.refusable_stream import RefusableStream
 
 if TYPE_CHECKING:
     from kernelsvc.protocol.port_headers import Headers
@@ -54,7 +55,7 @@ class PortExchange(HTTPMessageDelegate):
 
     def __init__(self, client: PortClient, connection: PortLink, port: int, most: int) -> None:
         self._client, self._connection, self._port, self._most = client, connection, port, most
-        self._stream = IOStream(connection.socket, max_buffer_size=1024 * 1024, read_chunk_size=CHUNK)
+        self._stream = RefusableStream(connection.socket, max_buffer_size=1024 * 1024, read_chunk_size=CHUNK)
         parameters = HTTP1ConnectionParameters(
             no_keep_alive=True, max_header_size=MAX_HEAD, max_body_size=most, chunk_size=CHUNK, decompress=False
         )

@@ -94,6 +94,16 @@ async def test_a_request_reaches_the_sessions_server(port: Port) -> None:
     assert "sandbox" in response.headers["Content-Security-Policy"]
 
 
+async def test_a_refusal_before_the_end_of_the_body_reaches_the_client(port: Port) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes) -> None:
+        writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno")
+
+    listener = await port.listen(refuse)
+    response = await port.server.fetch("POST", port.path + "/", b"x" * 3_000_000)
+    assert (response.code, response.body) == (413, b"no")
+    listener.close()
+
+
 async def test_others_do_not_reach_it(port: Port) -> None:
     for token, expected in [(None, 401), ("bob-token", 404), ("reader-token", 403)]:
         status, _ = await port.server.refused("GET", port.path + "/", token=token)
