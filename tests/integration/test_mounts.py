@@ -91,7 +91,7 @@ print(*(int(re.search(rf'^{name}: +([0-9]+) kB', part, re.MULTILINE)[1]) << 10 f
 """
 
 
-@pytest.mark.parametrize("size", [128 << 20, pytest.param(1 << 30, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("size", [32 << 20, pytest.param(1 << 30, marks=pytest.mark.thorough)])
 def test_twenty_sessions_read_a_file_of_a_mount_with_one_copy_in_memory(place: Place, size: int) -> None:
     big = place.served.root.parent / "sales" / "big.bin"
     with big.open("wb") as file:
