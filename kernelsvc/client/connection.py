@@ -22,7 +22,7 @@ import random
 import ssl
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from tornado.httpclient import HTTPClientError, HTTPRequest
@@ -85,6 +85,13 @@ class _Call:
         self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
 
+class _SocketEnd(NamedTuple):
+    """The end of one socket: when nothing more is read from it, and when it has closed."""
+
+    of_reading: asyncio.Future[None]
+    closed: asyncio.Event
+
+
 def backoff(attempt: int, chance: float) -> float:
     """Return the time before the next connection attempt, in seconds.
 
@@ -120,6 +127,7 @@ class RpcConnection:
         self._on_state = on_state or (lambda state: None)
         self._resolver: Resolver | None = UnixResolver(address.uds) if address.uds else None
         self._socket: WebSocketClientConnection | None = None
+        self._socket_closed = asyncio.Event()
         self._calls: dict[int, _Call] = {}
         self._next_id = 1
         self._feeds: dict[str, EventFeed] = {}
@@ -282,10 +290,10 @@ class RpcConnection:
     async def _stay_connected(self) -> None:
         try:
             while not self._closed and (self._calls or self._feeds or (self.provider and self.provider.active)):
-                socket, ended = await self._connect(self._give_up_seconds)
+                socket, end = await self._connect(self._give_up_seconds)
                 self._give_up_seconds = self._retry_seconds
                 try:
-                    await self._serve(socket, ended)
+                    await self._serve(socket, end)
                 finally:
                     self._on_socket_closed()
                 _abort(socket)
@@ -298,7 +306,7 @@ class RpcConnection:
             failure.__cause__ = error
             self._give_up(failure)
 
-    async def _connect(self, give_up_seconds: float) -> tuple[WebSocketClientConnection, asyncio.Future[None]]:
+    async def _connect(self, give_up_seconds: float) -> tuple[WebSocketClientConnection, _SocketEnd]:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + give_up_seconds
         attempt = 0
@@ -315,9 +323,9 @@ class RpcConnection:
                 attempt += 1
                 await asyncio.sleep(pause)
 
-    async def _connect_once(self) -> tuple[WebSocketClientConnection, asyncio.Future[None]]:
-        """Return a connection, and a future that is done when nothing more can be read from it."""
-        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    async def _connect_once(self) -> tuple[WebSocketClientConnection, _SocketEnd]:
+        """Return a connection and its end."""
+        end = _SocketEnd(asyncio.get_running_loop().create_future(), asyncio.Event())
         request = HTTPRequest(
             self.address.websocket,
             headers=self.address.headers(),
@@ -328,7 +336,7 @@ class RpcConnection:
             websocket_connect(
                 request,
                 # A queue of messages would cost another turn of the event loop for each.
-                on_message_callback=partial(self._on_message, ended),
+                on_message_callback=partial(self._on_message, end),
                 ping_interval=PING_SECONDS,
                 ping_timeout=PING_SECONDS,
                 max_message_size=MAX_MESSAGE_BYTES,
@@ -338,14 +346,14 @@ class RpcConnection:
         try:
             # Tornado's own limits end where it has written the request: an error in between leaves its future pending.
             async with asyncio.timeout(2 * CONNECT_SECONDS):
-                return await asyncio.shield(connecting), ended
+                return await asyncio.shield(connecting), end
         except (asyncio.CancelledError, TimeoutError):
             connecting.add_done_callback(_close_abandoned)  # Tornado can't cancel a connect
             raise
 
-    async def _serve(self, socket: WebSocketClientConnection, ended: asyncio.Future[None]) -> None:
+    async def _serve(self, socket: WebSocketClientConnection, end: _SocketEnd) -> None:
         """Send pending calls, attach to the sessions with readers, and read until the socket closes."""
-        self._socket = socket
+        self._socket, self._socket_closed = socket, end.closed
         self._report("connected")
         for number, request in list(self._calls.items()):
             # While _send waits for the socket, other calls may end.
@@ -355,10 +363,13 @@ class RpcConnection:
             self._start_update(session)
         if self.provider is not None and self.reconnects:
             self.provider.connected()
-        await ended
+        await end.of_reading
 
-    def _on_message(self, ended: asyncio.Future[None], message: str | bytes | None) -> None:
+    def _on_message(self, end: _SocketEnd, message: str | bytes | None) -> None:
         """Handle a message, or the end of a socket (None). Nothing is read from a socket that has ended."""
+        if message is None:
+            end.closed.set()
+        ended = end.of_reading
         if ended.done():
             return
         try:
@@ -442,17 +453,16 @@ class RpcConnection:
         await self._tasks.wait()
         self._give_up(Unreachable("The client was closed before the call finished."))
         if socket is not None:
-            await _close_gracefully(socket)
+            await _close_gracefully(socket, self._socket_closed)
 
 
-async def _close_gracefully(socket: WebSocketClientConnection) -> None:
+async def _close_gracefully(socket: WebSocketClientConnection, closed: asyncio.Event) -> None:
     """Send a close frame, wait a moment for the server's (RFC 6455, section 7.1.1), then close the socket."""
     protocol = socket.protocol
     socket.close()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(CLOSE_SECONDS):
-            while await socket.read_message() is not None:
-                pass
+            await closed.wait()
     _close_stream(protocol)
 
 

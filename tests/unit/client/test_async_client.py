@@ -10,7 +10,7 @@ from faulty_server import TOKEN
 from waiting import wait_until
 
 from kernelsvc import errors
-from kernelsvc.client import AsyncClient, CellFailed, ConnectionLost, Unreachable
+from kernelsvc.client import AsyncClient, CellFailed, ConnectionLost, Unreachable, connection
 from kernelsvc.client import event_feed as feeds
 from kernelsvc.model import events as ev
 
@@ -142,6 +142,14 @@ async def test_a_server_that_stays_away_ends_the_waiting(connect, server):
     with pytest.raises(Unreachable):
         async for _ in stream:
             pass
+
+
+async def test_a_client_closes_as_soon_as_the_server_has_answered(connect, server, monkeypatch):
+    monkeypatch.setattr(connection, "CLOSE_SECONDS", 3600)
+    client = await connect()
+    session = await client.create_session()
+    await session.run("1")
+    await asyncio.wait_for(client.close(), 20)
 
 
 async def test_a_state_is_reported_when_a_connection_is_lost_and_not_when_the_program_closes_it(connect, server):
