@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -64,6 +65,20 @@ def served(short_tmp: Path) -> Iterator[Served]:
     """A server that the tests of one run share; make sessions of your own in it and leave its settings alone."""
     with serving(short_tmp / "shared", preload=True) as instance:
         yield instance
+
+
+@pytest.fixture(autouse=True)
+def _logging_kept() -> Iterator[None]:
+    """Undo what a command sets. pytest's handlers serve all later tests, and a limit would drop their records."""
+    loggers = [logging.getLogger(name) for name in (None, "kernelsvc.telemetry.operator_log")]
+    levels = [each.level for each in loggers]
+    kept = [(handler, handler.filters[:], handler.formatter) for handler in logging.getLogger().handlers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+    for handler, filters, formatter in kept:
+        handler.filters[:] = filters
+        handler.setFormatter(formatter)
 
 
 @pytest.fixture(scope="session", autouse=True)

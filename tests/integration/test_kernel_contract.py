@@ -347,7 +347,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "stage" in metafunc.fixturenames:
         what = getattr(metafunc.function, "can", "say")
         able = [name for name, kind in BACKENDS.items() if what not in kind.dialect.cannot | kind.cannot]
-        metafunc.parametrize("stage", able, indirect=True, scope="module")
+        # A cold kernel without a host differs from one with a host in its start only.
+        marks = {"cold-local": [pytest.mark.thorough]} if "cold" in able else {}
+        params = [pytest.param(name, marks=marks.get(name, [])) for name in able]
+        metafunc.parametrize("stage", params, indirect=True, scope="module")
 
 
 class Relay:

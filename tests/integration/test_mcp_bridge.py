@@ -23,6 +23,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield instance
 
 
+@pytest.mark.timeout(120)
 def test_tools_of_an_mcp_server(own: Served, tmp_path: Path) -> None:
     """The tools, the death of the MCP server in a call, and of the server in a call."""
     with Client(own.url, own.token) as client:

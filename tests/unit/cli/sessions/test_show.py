@@ -35,7 +35,9 @@ async def family(server):
 
     async with AsyncClient(server.url, TOKEN) as client:
         first = await client.create_session(keep=True)
-        one, two = await first.branch(count=2)
+        # In turn: of branches that are made together, either can be the first.
+        [one] = await first.branch()
+        [two] = await first.branch()
         [three] = await one.branch()
         alone = await client.create_session(name="\x1b]0;evil\x07\x1b[31mred", keep=True)
     return [session.id for session in (first, one, two, three, alone)]
