@@ -127,7 +127,7 @@ class Model:
             newest = max((await self.session.info()).checkpoints, key=lambda one: one.seq, default=None)
             return newest is not None and newest.after_cell == (self.cells[-1][1] if self.cells else None)
 
-        await wait_until(there, what="the automatic checkpoint")
+        await wait_until(there, deadline=60, what="the automatic checkpoint")
 
 
 async def show(session: AsyncSession) -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import sqlite3
 import sys
 import types
+import weakref
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,26 @@ def test_descriptors_leave_out_the_standard_three_and_the_own(tmp_path: Path) ->
         assert found[file.fileno()].target == str(tmp_path / "f")
         assert not {0, 1, 2} & set(found)
         assert file.fileno() not in {d.fd for d in fork_safety.descriptors({file.fileno()})}
+
+
+class Lazy:
+    """As lazy objects of libraries: asked for its class, it runs code."""
+
+    @property
+    def __class__(self) -> type:
+        raise RuntimeError("it is not ready")
+
+
+async def test_objects_that_answer_for_others_hide_no_database(tmp_path: Path) -> None:
+    gone = Lazy()
+    dead = weakref.proxy(gone)
+    lazy = [Lazy(), dead]
+    del gone
+    with contextlib.closing(sqlite3.connect(tmp_path / "a.db")) as database:
+        database.execute("create table t(a)")
+        found = fork_safety.survey(asyncio.get_running_loop(), set(), [], "")
+        assert [said for said in found.obstacles if "SQLite" in said and "a.db" in said], found
+    assert lazy
 
 
 async def test_many_findings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
