@@ -501,7 +501,10 @@ async def test_the_environment_s_own_interpreter(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGKILL, id="kill"), pytest.param(signal.SIGTERM, id="term", marks=pytest.mark.thorough)],
+)
 async def test_a_host_dies_and_the_next_finds_its_sessions(policy: str, number: int) -> None:
     async with bench(policy) as made:
         one, two = await made.start(), await made.start()

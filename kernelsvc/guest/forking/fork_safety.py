@@ -215,7 +215,7 @@ def _magic(fd: int, at: int, length: int) -> bytes:
 
 def _sqlite() -> Iterator[str]:
     kind = sys.modules["sqlite3"].Connection
-    # isinstance would ask each object for __class__: a proxy of user code would run, and a weak one that is dead raises.
+    # isinstance would ask each object for __class__, which runs code of a lazy proxy, and raises for a dead weak one.
     for found in [o for o in gc.get_objects() if issubclass(type(o), kind)]:
         try:
             path = next((row[2] for row in found.execute("PRAGMA database_list") if row[2]), "")
