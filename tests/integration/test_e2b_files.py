@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import http.client
 import json
 import os
 import random
@@ -17,6 +16,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import pytest
+from e2b_requests import E2bRequests
 from served import Served, serving
 from waiting import wait_for
 
@@ -28,25 +28,16 @@ Answer = tuple[int, Any]
 CALLS = [path.replace("\\", "") for path, _ in filesystem.ROUTES]
 
 
-class Box:
+class Box(E2bRequests):
     """A sandbox, its secret, and its directory as the server sees it."""
 
     def __init__(self, served: Served, shown: dict[str, Any] | None = None) -> None:
-        self.served = served
+        super().__init__(served)
         if shown is None:
             headers = {"X-API-KEY": served.token}
             _, text = self.raw("POST", "/v2/sandboxes", json.dumps({"templateID": "base"}).encode(), headers)
             shown = json.loads(text)
         self.id, self.secret = shown["sandboxID"], shown["envdAccessToken"]
-
-    def raw(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection(self.served.url.removeprefix("http://"), timeout=60)
-        try:
-            connection.request(method, path, body, headers)
-            response = connection.getresponse()
-            return response.status, response.read()
-        finally:
-            connection.close()
 
     def headers(self, **more: str) -> dict[str, str]:
         return {"E2b-Sandbox-Id": self.id, "E2b-Sandbox-Port": "49983", "X-Access-Token": self.secret, **more}

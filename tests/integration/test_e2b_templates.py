@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import io
 import json
 import tarfile
@@ -10,37 +9,21 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from e2b_requests import E2bRequests
 from served import Served
 from waiting import wait_for
 
 HASH = "0" * 64
 
 
-class Builder:
+class Builder(E2bRequests):
     """A client that builds templates."""
-
-    def __init__(self, served: Served) -> None:
-        self.served = served
-
-    def raw(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection(self.served.url.removeprefix("http://"), timeout=60)
-        try:
-            connection.request(method, path, body, headers)
-            response = connection.getresponse()
-            return response.status, response.read()
-        finally:
-            connection.close()
-
-    def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        data = None if body is None else json.dumps(body).encode()
-        status, said = self.raw(method, path, data, {"X-API-KEY": self.served.token})
-        return status, json.loads(said) if said else None
 
     def build(
         self, name: str, *steps: dict[str, Any], files: dict[str, str] | None = None, **more: Any
     ) -> dict[str, Any]:
         """Build, and return the last status."""
-        status, asked = self.ask("POST", "/v3/templates", {"name": name})
+        status, asked = self.control("POST", "/v3/templates", {"name": name})
         assert status == 202, asked
         if files is not None:
             archive = io.BytesIO()
@@ -49,18 +32,18 @@ class Builder:
                     info = tarfile.TarInfo(path)
                     info.size = len(text)
                     tar.addfile(info, io.BytesIO(text.encode()))
-            there = urlsplit(self.ask("GET", f"/templates/{asked['templateID']}/files/{HASH}")[1]["url"])
+            there = urlsplit(self.control("GET", f"/templates/{asked['templateID']}/files/{HASH}")[1]["url"])
             # E2B's clients send no key there.
             assert self.raw("PUT", f"{there.path}?{there.query}", archive.getvalue(), {})[0] == 200
             assert self.raw("PUT", f"{there.path}?{there.query[:-1]}", b"", {})[0] == 401
         path = f"/v2/templates/{asked['templateID']}/builds/{asked['buildID']}"
-        status, said = self.ask("POST", path, {"steps": list(steps), **more})
+        status, said = self.control("POST", path, {"steps": list(steps), **more})
         if status != 202:
             return {"status": status, **said}
         found: dict[str, Any] = {}
 
         def ended() -> bool:
-            found.update(self.ask("GET", f"{path.removeprefix('/v2')}/status")[1])
+            found.update(self.control("GET", f"{path.removeprefix('/v2')}/status")[1])
             return found["status"] in ("ready", "error")
 
         wait_for(ended, deadline=60, what="the end of a build")
@@ -89,10 +72,10 @@ def test_a_sandbox_begins_with_the_files_and_the_program_of_its_template(builder
     )
     assert built["status"] == "ready", built
     assert "seen" in built["logs"]
-    assert builder.ask("GET", "/templates/aliases/shop")[0] == 200
+    assert builder.control("GET", "/templates/aliases/shop")[0] == 200
     second = builder.build("shop-2", step("RUN", "cp said.txt ../copy.txt"), fromTemplate="shop")
     assert second["status"] == "ready", second
-    status, box = builder.ask("POST", "/v2/sandboxes", {"templateID": "shop-2", "envVars": {"OWN": "1"}})
+    status, box = builder.control("POST", "/v2/sandboxes", {"templateID": "shop-2", "envVars": {"OWN": "1"}})
     assert status == 201, box
     try:
         code = (
@@ -104,14 +87,14 @@ def test_a_sandbox_begins_with_the_files_and_the_program_of_its_template(builder
         said = builder.raw("POST", "/process.Process/List", b"{}", headers)[1]
         (program,) = json.loads(said)["processes"]
         assert program["config"]["args"][1].endswith("exec sleep 600")
-        boxes = builder.ask("GET", "/v2/sandboxes")[1]
+        boxes = builder.control("GET", "/v2/sandboxes")[1]
         assert [each["templateID"] for each in boxes if each["templateID"].startswith("shop")] == ["shop-2"]
     finally:
-        builder.ask("DELETE", f"/sandboxes/{box['sandboxID']}")
+        builder.control("DELETE", f"/sandboxes/{box['sandboxID']}")
     for name in ("shop", "shop-2"):
-        assert builder.ask("DELETE", f"/templates/{name}")[0] == 204
-        assert builder.ask("GET", f"/templates/aliases/{name}")[0] == 404
-        assert builder.ask("POST", "/v2/sandboxes", {"templateID": name})[0] == 404
+        assert builder.control("DELETE", f"/templates/{name}")[0] == 204
+        assert builder.control("GET", f"/templates/aliases/{name}")[0] == 404
+        assert builder.control("POST", "/v2/sandboxes", {"templateID": name})[0] == 404
 
 
 @pytest.mark.parametrize(
@@ -128,12 +111,12 @@ def test_a_step_that_fails_is_named_and_leaves_no_template(
     built = builder.build("broken", *steps)
     assert (built["status"], built["reason"]["step"]) == ("error", number)
     assert words in built["reason"]["message"]
-    assert builder.ask("GET", "/templates/aliases/broken")[0] == 404
+    assert builder.control("GET", "/templates/aliases/broken")[0] == 404
 
 
 def test_images_and_taken_names_are_refused(builder: Builder) -> None:
     refused = builder.build("image", fromImage="ubuntu:22.04")
     assert (refused["status"], "from_base_image" in refused["message"]) == (501, True)
     for name, status in (("python3", 409), ("base", 409), ("a/b", 400)):
-        assert builder.ask("POST", "/v3/templates", {"name": name})[0] == status
-    assert builder.ask("GET", f"/templates/image/builds/{HASH}/status")[0] == 404
+        assert builder.control("POST", "/v3/templates", {"name": name})[0] == status
+    assert builder.control("GET", f"/templates/image/builds/{HASH}/status")[0] == 404

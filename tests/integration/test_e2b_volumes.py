@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from e2b_requests import E2bRequests
 from served import Served
 from waiting import wait_for
 
 
-class Volume:
+class Volume(E2bRequests):
     """A volume and its token."""
 
     def __init__(self, served: Served, name: str) -> None:
-        self.served = served
+        super().__init__(served)
         status, shown = self.control("POST", "/volumes", {"name": name})
         assert status == 201, shown
         self.id, self.token = shown["volumeID"], shown["token"]
-
-    def raw(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection(self.served.url.removeprefix("http://"), timeout=60)
-        try:
-            connection.request(method, path, body, headers)
-            response = connection.getresponse()
-            return response.status, response.read()
-        finally:
-            connection.close()
-
-    def control(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        data = None if body is None else json.dumps(body).encode()
-        status, said = self.raw(method, path, data, {"X-API-KEY": self.served.token})
-        return status, json.loads(said) if said else None
 
     def call(self, method: str, what: str, body: bytes | None = None, token: str = "") -> tuple[int, Any]:
         headers = {"Authorization": f"Bearer {token or self.token}"}
