@@ -46,6 +46,8 @@ ADDRESS, TOKEN = "127.77.0.2", "benchmark-token-of-network-rules"
 BARE, MITM = "127.77.0.3", "127.77.0.4"
 RULES = {"allow": ["bench.test"], "private": ["127.77.0.0/16"]}
 READ = {"allow": [{"host": "bench.test", "methods": ["GET"]}], "private": ["127.77.0.0/16"]}
+#: Most turns. A session may open 100 connections together (``egress.session_proxy``), and each turn opens two.
+MAX_TURNS = 45
 #: Sessions that are idle while the proxy's memory is read.
 IDLE = 50
 #: Runs in a session. ``HOST`` is the name, or the address on the host's network.
@@ -185,6 +187,8 @@ def main() -> int:
     parser.add_argument("--mitmdump", help="mitmproxy's program")
     asked = parser.parse_args()
     turns = asked.turns
+    if not 1 <= turns <= MAX_TURNS:
+        parser.error(f"--turns must be 1 to {MAX_TURNS}: more would measure the limit of 50 new connections a second.")
     kinds: dict[str, tuple[Any, str]] = {
         "host": ("host", ADDRESS),
         "bare": ("host", BARE),
