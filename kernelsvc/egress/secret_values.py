@@ -50,7 +50,7 @@ def read_secrets(sources: Mapping[str, SecretSource]) -> dict[str, Secret]:
 
 
 def _read(source: SecretSource, left: float) -> bytes:
-    """Return what a source has. A command has at most ``left`` seconds."""
+    """Return the value of a secret. If a command prints it, the command may run for ``left`` seconds."""
     if source.file is not None:
         with Path(source.file).open("rb") as file:
             return file.read(MAX_VALUE + 2)

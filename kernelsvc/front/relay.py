@@ -391,7 +391,7 @@ class Passing(HTTPMessageDelegate):
             await self._flush()
 
     async def _flush(self) -> None:
-        """Send what is written, as fast as the client reads. A client without a token may not wait for long."""
+        """Wait until the client takes the bytes. A client without a token has ``ANSWER_SECONDS`` for each piece."""
         known = getattr(self._handler, "who", None) is not None
         try:
             async with asyncio.timeout(None if known else ANSWER_SECONDS):

@@ -51,8 +51,8 @@ HELP: dict[str, tuple[str, str | None]] = {
     ),
     "audience": ("Name of this server at the issuer, which a token must have in 'aud'.", None),
     "principal_claim": (
-        "Claim with the name of a user, who is the principal oidc/NAME. Choose one that users can't change, and that "
-        "the issuer gives to nobody else.",
+        "Claim with the name of a user, who is the principal oidc/NAME. Choose a claim that users can't change and "
+        "that is different for each user.",
         None,
     ),
     "scopes": ("Scopes of every user.", None),

@@ -191,7 +191,7 @@ class SandboxesHandler(ControlPlaneHandler):
         if built is not None:
             try:
                 await self.builds.furnish(self.who, session.id, name, built)
-            except BaseException:
+            except BaseException:  # Also a client that disconnects: no client would know the session.
                 await asyncio.shield(service.close(self.who, session.id, reason="template failed"))
                 raise
         return session

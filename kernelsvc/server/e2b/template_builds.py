@@ -206,7 +206,7 @@ class TemplateBuilds:
         made = msgspec.structs.replace(made, environment=build.name, owns=True)
         try:
             await self._make_files(who, build, made, source, steps)
-        except BaseException:
+        except BaseException:  # Also a stop of the server: a template without its files must not stay.
             if not update:
                 await asyncio.shield(self._env(build, "remove"))
             raise
@@ -275,7 +275,7 @@ class TemplateBuilds:
                 last = line.decode("utf-8", "replace").rstrip() or last
                 build.log(last)
             return await process.wait(), last
-        except BaseException:
+        except BaseException:  # Also a stop of the server, which the process must not outlive.
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
             await asyncio.shield(process.wait())
@@ -392,7 +392,7 @@ class TemplateSandbox:
                 said = (said + text)[-8192:]
                 if note is not None:
                     note(text, "warn" if piece[0] == "stderr" else "info")
-        except BaseException:
+        except BaseException:  # Also a time-out of the build, which the program must not outlive.
             with contextlib.suppress(KernelsvcError):
                 self._service.programs.signal(self._who, self._session, program.id, signal.SIGKILL)
             raise

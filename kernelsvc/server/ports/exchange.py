@@ -37,7 +37,7 @@ class PortClient(Protocol):
         """Send the head of a response."""
 
     def pass_on(self, chunk: bytes) -> Awaitable[None]:
-        """Send a piece of a response, as fast as the client reads."""
+        """Send a piece of a response. Await the result before the next piece: the client has then taken this one."""
 
     def upgrade(self, headers: Headers) -> IOStream:
         """Send the head of an upgrade. Return the stream to the client, which carries a WebSocket from now on."""

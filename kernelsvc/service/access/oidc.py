@@ -108,7 +108,7 @@ class OidcTokens:
 
     async def follow_keys(self) -> None:
         """Keep the issuer's keys up to date. Ends when it is cancelled."""
-        while self._settings.issuer:
+        while True:
             self._wanted.clear()
             try:
                 self._keys = await self._read_keys()
@@ -161,16 +161,14 @@ async def _fetch(address: str) -> dict[str, Any]:
     """Return a JSON object. Safe to cancel.
 
     Raises:
-        ValueError: The answer is not a JSON object, or too large.
-        OSError, HTTPError: There is no answer.
+        ValueError: The answer is not a JSON object.
+        OSError, HTTPError: There is no answer, or it has more than ``MAX_BYTES``.
     """
-    client = AsyncHTTPClient(force_instance=True, defaults={"max_redirects": 0})
+    client = AsyncHTTPClient(force_instance=True, max_body_size=MAX_BYTES)
     try:
         answer = await client.fetch(
             address, request_timeout=ANSWER_SECONDS, connect_timeout=ANSWER_SECONDS, follow_redirects=False
         )
-        if len(answer.body) > MAX_BYTES:
-            raise ValueError(f"{address} answers with more than {MAX_BYTES} bytes")
         found = json.loads(answer.body)
     finally:
         client.close()
