@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
-import msgspec
 import pytest
 
 from kernelsvc.errors import Unauthenticated
@@ -74,12 +74,8 @@ def test_the_form_of_a_token(token: str | None, is_one: bool) -> None:
     ],
 )
 def test_an_issuer_is_reached_over_tls_or_loopback(issuer: str, valid: bool) -> None:
-    try:
-        msgspec.convert({"issuer": issuer, "audience": "a"}, OidcSettings)
-    except msgspec.ValidationError:
-        assert not valid
-    else:
-        assert valid
+    with contextlib.nullcontext() if valid else pytest.raises(ValueError, match="https address"):
+        check(OidcSettings(issuer=issuer, audience="a"))
 
 
 def test_an_issuer_needs_an_audience() -> None:
