@@ -26,7 +26,7 @@ export PYTHONUNBUFFERED := 1
 # Tests start hundreds of processes. Each would compile the whole package if no compiled module may be kept.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo demo-model test test-thorough test-console test-chaos test-cluster test-properties test-compat test-typescript test-telemetry test-matrix test-vm test-image check bench bench-smoke fix serve docs lock clean
+.PHONY: help demo demo-model test test-thorough test-console test-chaos test-cluster test-properties test-compat test-typescript test-telemetry test-proxies test-matrix test-vm test-image check bench bench-smoke fix serve docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | \
@@ -80,7 +80,12 @@ test-typescript: $(VENV)/.dev ## the TypeScript client: types, package, and ever
 
 test-telemetry: $(VENV)/.dev ## spans and metrics in rotel and Prometheus, each from its registry; takes minutes
 	@scripts/bootstrap prometheus $(VENV)
-	@PATH="$$PWD/$(VENV)/prometheus/usr/bin:$$PATH" $(BIN)/python -m pytest tests/unit/test_deploy.py tests/compat/test_observability.py $(ARGS)
+	@PATH="$$PWD/$(VENV)/unpacked/usr/bin:$$PATH" $(BIN)/python -m pytest tests/unit/test_deploy.py tests/compat/test_observability.py $(ARGS)
+
+test-proxies: $(VENV)/.dev ## the blocks of docs/howto/deploy.md in nginx, Caddy and Traefik
+	@scripts/bootstrap proxies $(VENV)
+	@u="$$PWD/$(VENV)/unpacked"; PATH="$$u:$$u/usr/bin:$$u/usr/sbin:$$PATH" \
+	  $(BIN)/python -m pytest tests/acceptance/test_deploy.py -n0 $(ARGS)
 
 test-matrix: $(VENV)/.dev ## branches of sessions that hold other people's libraries, each from its registry; takes minutes
 	@scripts/bootstrap matrix $(VENV)

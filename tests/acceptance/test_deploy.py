@@ -1,4 +1,4 @@
-"""The nginx block of docs/howto/deploy.md, in a real nginx before a real server: TLS, WebSocket, events, files."""
+"""The proxies' blocks of docs/howto/deploy.md, in real proxies before a real server: TLS, WebSocket, events, files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,17 +18,19 @@ from waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "howto" / "deploy.md"
-NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+PROXIES = ("nginx", "caddy", "traefik")
+FOUND = {name: shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin") for name in PROXIES}
 
 # One skip for the module: the number of skips in a run is limited.
-MISSING = [name for name in ("openssl", "curl") if shutil.which(name) is None] + ([] if NGINX else ["nginx"])
+MISSING = [name for name in ("openssl", "curl") if shutil.which(name) is None]
+MISSING += [] if any(FOUND.values()) else [*PROXIES]
 if MISSING:
     pytest.skip(f"this machine has no {' and no '.join(MISSING)}", allow_module_level=True)
 
 
 @dataclass
 class Proxy:
-    """A running nginx.
+    """A running proxy.
 
     Attributes:
         url: Its HTTPS address.
@@ -61,53 +63,112 @@ class Proxy:
         return done.stdout
 
 
-def configuration(directory: Path, upstream: str, port: int) -> str:
-    """Return the page's block as a whole configuration file, with this machine's addresses."""
-    block = re.search(r"^```nginx\n(.*?)^```", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
-    assert block is not None
-    text = block[1]
-    for page, here in (
+def block(kind: str, *changes: tuple[str, str]) -> str:
+    """Return a block of the page, with these texts replaced. Each must be there."""
+    found = re.search(rf"^```{kind}\n(.*?)^```", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    assert found is not None
+    text = found[1]
+    for page, here in changes:
+        assert page in text
+        text = text.replace(page, here)
+    return text
+
+
+def nginx(directory: Path, upstream: str, port: int) -> list[str]:
+    """Write the configuration of nginx with this machine's addresses, and return its command."""
+    text = block(
+        "nginx",
         ("127.0.0.1:8888", upstream),
         ("listen 443 ssl", f"listen 127.0.0.1:{port} ssl"),
         ("sessions.example.org;", "localhost;"),
         ("/etc/letsencrypt/live/sessions.example.org/fullchain.pem", str(directory / "cert.pem")),
         ("/etc/letsencrypt/live/sessions.example.org/privkey.pem", str(directory / "key.pem")),
         ("/var/log/nginx/kernelsvc.log", str(directory / "access.log")),
-    ):
-        assert page in text
-        text = text.replace(page, here)
+    )
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     temporary = "".join(f"{kind}_temp_path {directory}/{kind};" for kind in kinds)
-    return (
+    (directory / "nginx.conf").write_text(
         f"daemon off; pid {directory}/nginx.pid; error_log {directory}/error.log; user root; events {{}}\n"
         f"http {{ {temporary}\n{text}\n}}\n"
     )
+    return ["-e", str(directory / "error.log"), "-c", str(directory / "nginx.conf")]
 
 
-@pytest.fixture(params=["TCP", "Unix socket"])
-def proxy(request: pytest.FixtureRequest, served: Served, tmp_path: Path, short_tmp: Path) -> Iterator[Proxy]:
+def caddy(directory: Path, upstream: str, port: int) -> list[str]:
+    """Write the configuration of Caddy with this machine's addresses, and return its command."""
+    text = block(
+        "caddy",
+        ("127.0.0.1:8888", upstream.replace("unix:", "unix/")),
+        ("sessions.example.org {", f"localhost:{port} {{"),
+        ("/etc/caddy/fullchain.pem /etc/caddy/privkey.pem", f"{directory}/cert.pem {directory}/key.pem"),
+        ("/var/log/caddy/kernelsvc.log", str(directory / "access.log")),
+    )
+    (directory / "Caddyfile").write_text(
+        f"{{\n\tadmin off\n\tauto_https disable_redirects\n\tdefault_bind 127.0.0.1\n}}\n{text}"
+    )
+    return ["run", "--adapter", "caddyfile", "--config", str(directory / "Caddyfile")]
+
+
+def traefik(directory: Path, upstream: str, port: int) -> list[str]:
+    """Write the configuration of Traefik with this machine's addresses, and return its command."""
+    routes = block(
+        "yaml kernelsvc.yml",
+        ("127.0.0.1:8888", upstream),
+        ("sessions.example.org", "localhost"),
+        ("/etc/traefik/fullchain.pem", str(directory / "cert.pem")),
+        ("/etc/traefik/privkey.pem", str(directory / "key.pem")),
+    )
+    static = block(
+        "yaml traefik.yml",
+        (":443", f"127.0.0.1:{port}"),
+        ("/etc/traefik/kernelsvc.yml", str(directory / "kernelsvc.yml")),
+        ("/var/log/traefik/kernelsvc.log", str(directory / "access.log")),
+    )
+    (directory / "kernelsvc.yml").write_text(routes)
+    (directory / "traefik.yml").write_text(f"{static}global:\n  checkNewVersion: false\n  sendAnonymousUsage: false\n")
+    return [f"--configFile={directory}/traefik.yml"]
+
+
+CONFIGURE: dict[str, Callable[[Path, str, int], list[str]]] = {"nginx": nginx, "caddy": caddy, "traefik": traefik}
+#: Each proxy that this machine has, with the sockets that it can connect to.
+PARAMETERS = [
+    (name, where)
+    for name in PROXIES
+    for where in ("TCP", "Unix socket")
+    if FOUND[name] and (name, where) != ("traefik", "Unix socket")
+]
+
+
+@pytest.fixture(scope="module", params=PARAMETERS, ids=[" over ".join(each) for each in PARAMETERS])
+def proxy(request: pytest.FixtureRequest, served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    name, where = request.param
+    directory = tmp_path_factory.mktemp("proxy")
     port = free_port()
     forwarder = None
     upstream = served.url.removeprefix("http://")
-    if request.param == "Unix socket":
-        path = short_tmp / "http.sock"
+    if where == "Unix socket":
+        path = directory / "http.sock"
         forwarder = forward(path, upstream)
         upstream = f"unix:{path}"
-    name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    key = ["-newkey", "rsa:2048", "-nodes", "-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "cert.pem")]
-    subprocess.run(["openssl", "req", "-x509", *key, *name], check=True, capture_output=True)
-    (tmp_path / "nginx.conf").write_text(configuration(tmp_path, upstream, port))
-    assert NGINX is not None
-    command = [NGINX, "-e", str(tmp_path / "error.log"), "-c", str(tmp_path / "nginx.conf")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    found = Proxy(f"https://localhost:{port}", tmp_path / "cert.pem", tmp_path / "access.log", served.token)
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    key = ["-newkey", "rsa:2048", "-nodes", "-keyout", str(directory / "key.pem"), "-out", str(directory / "cert.pem")]
+    subprocess.run(["openssl", "req", "-x509", *key, *subject], check=True, capture_output=True)
+    program = FOUND[name]
+    assert program is not None
+    # Caddy keeps files below HOME.
+    env = os.environ | {"HOME": str(directory), "XDG_DATA_HOME": str(directory), "XDG_CONFIG_HOME": str(directory)}
+    with (directory / "printed").open("w") as printed:
+        process = subprocess.Popen(
+            [program, *CONFIGURE[name](directory, upstream, port)], stdout=printed, stderr=printed, env=env
+        )
+    found = Proxy(f"https://localhost:{port}", directory / "cert.pem", directory / "access.log", served.token)
     try:
-        wait_for(lambda: process.poll() is not None or accepts(port), what="nginx")
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        wait_for(lambda: process.poll() is not None or accepts(port), what=name)
+        assert process.poll() is None, (directory / "printed").read_text()
         yield found
     finally:
         process.terminate()
-        process.communicate(timeout=10)
+        process.wait(timeout=30)
         if forwarder is not None:
             forwarder.terminate()
             forwarder.wait(10)
@@ -168,9 +229,11 @@ def test_events_arrive_while_the_cell_runs_and_files_pass_unchanged(proxy: Proxy
         proxy.curl(f"/v1/sessions/{session}/interrupt", "-X", "POST")
         data = Path(proxy.certificate).with_name("data")
         data.write_bytes(os.urandom(3_000_000))
-        proxy.curl(f"/v1/sessions/{session}/files/data", "-T", str(data))
-        proxy.curl(f"/v1/sessions/{session}/files/data", "-o", f"{data}.back")
-        assert Path(f"{data}.back").read_bytes() == data.read_bytes()
+        # A proxy must not decode a name, nor refuse one.
+        for name in ("data", "100%25 of%3B a%3Fb%23c.csv".replace(" ", "%20")):
+            proxy.curl(f"/v1/sessions/{session}/files/{name}", "-T", str(data))
+            proxy.curl(f"/v1/sessions/{session}/files/{name}", "-o", f"{data}.back")
+            assert Path(f"{data}.back").read_bytes() == data.read_bytes()
     finally:
         proxy.curl(f"/v1/sessions/{session}", "-X", "DELETE")
 
@@ -181,15 +244,32 @@ def test_a_page_of_the_proxys_own_origin_is_served_and_a_foreign_one_is_not(prox
     assert "forbidden" in proxy.curl("/v1/info", "-H", "Origin: https://example.org")
 
 
+def test_counts_are_for_the_machine_of_the_page_alone(proxy: Proxy) -> None:
+    assert "kernelsvc_cells_total" in proxy.curl("/metrics")
+    assert "kernelsvc_cells_total" not in proxy.curl("/metrics", "--interface", "127.0.0.2")
+
+
 def test_no_token_is_in_the_access_log(proxy: Proxy) -> None:
-    proxy.curl(f"/t/{proxy.token}/v1/healthz")
-    proxy.curl(f"/v1/info?token={proxy.token}")
+    before = proxy.log.read_text().count("\n") if proxy.log.exists() else 0
     ticket = f"s-1.8000.1900000000.{'0' * 64}"
-    for path in (f"/v1/ports/{ticket}/lab", f"/v1/ports/{ticket}", f"/v1//ports/{ticket}/x?kernelsvc_ticket={ticket}"):
-        proxy.curl(path)
-    wait_for(lambda: proxy.log.read_text().count("\n") >= 5, what="five lines in the log")
+    for path in (
+        f"/t/{proxy.token}/v1/healthz",
+        f"/v1/info?token={proxy.token}",
+        f"/v1/ports/{ticket}/lab",
+        f"/v1/ports/{ticket}",
+        f"/v1//ports/{ticket}/x?kernelsvc_ticket={ticket}",
+    ):
+        proxy.curl(path, "-H", f"X-API-Key: {proxy.token}", "-H", f"Referer: https://localhost{path}")
+    wait_for(lambda: proxy.log.read_text().count("\n") >= before + 5, what="five lines in the log")
     logged = proxy.log.read_text()
-    assert "/t/.../v1/healthz" in logged
-    assert "/v1/ports/.../lab" in logged
     assert proxy.token not in logged
     assert ticket not in logged
+    if "/v1/info" in logged:  # Traefik's lines have no path
+        assert re.search("/t/[.]*/v1/healthz", logged)
+        assert re.search("/v1/ports/[.]*/lab", logged)
+
+
+def test_all_proxies_of_the_page_were_run() -> None:
+    missing = [name for name in PROXIES if not FOUND[name]]
+    if missing:
+        pytest.skip(f"this machine has no {' and no '.join(missing)}: make test-proxies unpacks them")
