@@ -54,11 +54,17 @@ class EventLoopThread:
 
     def stop(self) -> None:
         """Stop the thread and close the loop."""
+        # On its own thread: the caller's may have a running loop, as that of a cell in Jupyter does.
+        self.run(_shut_down())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-        self._loop.run_until_complete(self._loop.shutdown_default_executor())
         self._loop.close()
+
+
+async def _shut_down() -> None:
+    loop = asyncio.get_running_loop()
+    await loop.shutdown_asyncgens()
+    await loop.shutdown_default_executor()
 
 
 def _unwrapped(outer: Any, value: T) -> T:

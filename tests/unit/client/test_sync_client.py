@@ -67,3 +67,10 @@ def test_a_client_without_a_server_leaves_no_thread(monkeypatch, tmp_path):
     with pytest.raises(Unreachable):
         Client()
     assert threading.active_count() == before
+
+
+async def test_it_closes_where_a_loop_runs(url):
+    # As in a cell of Jupyter, whose thread runs a loop.
+    with Client(url, TOKEN) as client, client.create_session() as session:
+        assert session.run("1 + 1").ok
+    client.close()
