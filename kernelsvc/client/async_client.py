@@ -18,6 +18,7 @@ from kernelsvc.client.http import Rest, query
 from kernelsvc.client.offered import OfferedFunction, offered
 from kernelsvc.client.sessions import AsyncSession
 from kernelsvc.client.tools import provider_of
+from kernelsvc.client.tracing import request_meta
 from kernelsvc.client.transfer import upload_body
 from kernelsvc.client.values import Cell, FileInfo, new_id, read
 from kernelsvc.model.objects import Deletion, SessionInfo
@@ -103,6 +104,7 @@ class AsyncClient:
         files: Mapping[str, str] | None = None,
         limits: Mapping[str, Any] | None = None,
         timeout: float | None = None,
+        trace: Mapping[str, str] | None = None,
     ) -> Cell:
         """Run code, or call a function, in a new session, and close the session.
 
@@ -115,6 +117,7 @@ class AsyncClient:
             files: files to create first in the working directory, name to text.
             limits: limits of the session, at most the server's.
             timeout: maximum wall time of the cell, in seconds.
+            trace: of the cell, as in ``AsyncSession.run``.
 
         Raises:
             KernelsvcError: the server refused the request. A failed cell does not raise: see
@@ -129,6 +132,7 @@ class AsyncClient:
             kwargs=dict(kwargs or {}) or None,
             files=dict(files or {}) or None,
             limits=dict(limits or {}) or None,
+            _meta=request_meta(trace),
         )
         return read(await self._rpc.call("call", body), Cell)
 

@@ -17,6 +17,7 @@ from kernelsvc.client.offered import OfferedFunction, offered
 from kernelsvc.client.programs import AsyncProgram, CommandResult, run_command, start_program
 from kernelsvc.client.streams import AsyncEvents, AsyncPages, AsyncStream, SessionRpc
 from kernelsvc.client.tools import AsyncCall, OnApproval, provider_of
+from kernelsvc.client.tracing import request_meta
 from kernelsvc.client.transfer import save, target_of, upload_body
 from kernelsvc.client.values import Cell, FileInfo, new_id, read
 from kernelsvc.model.events import ToolCalled
@@ -94,6 +95,7 @@ class AsyncSession:
         tools: bool | Sequence[str] | None = None,
         reuse_calls: Cell | str | None = None,
         on_approval: OnApproval | None = None,
+        trace: Mapping[str, str] | None = None,
     ) -> Cell:
         """Run a cell and wait for its end.
 
@@ -119,11 +121,13 @@ class AsyncSession:
                 and is not carried out again: for a repetition after the kernel has died.
             on_approval: called with each call of the cell that waits for approval. It returns True to approve it,
                 False or a reason to deny it, and None to leave the decision to another client.
+            trace: ``traceparent`` and ``tracestate`` of the span that asks for the cell, such as the headers of a
+                request. The cell and its processes get them. Default: OpenTelemetry's current span.
 
         Raises:
             KernelsvcError: the server refused the cell. A failed cell does not raise: see ``Cell.raise_for_error``.
         """
-        request = _cell_params(code, cell, timeout, silent, on_error, on_disconnect, metadata, checkpoint)
+        request = _cell_params(code, cell, timeout, silent, on_error, on_disconnect, metadata, checkpoint, trace)
         request |= without_none(changes=changes or None, max_text=max_text)
         if tools is not None:
             request["tools"] = tools if isinstance(tools, bool) else [*tools]
@@ -154,6 +158,7 @@ class AsyncSession:
         on_disconnect: Literal["keep", "interrupt"] = "keep",
         metadata: Mapping[str, Any] | None = None,
         checkpoint: Literal["auto", "every"] | None = None,
+        trace: Mapping[str, str] | None = None,
     ) -> AsyncStream:
         """Run a cell and iterate over its events as they happen. The last one is ``cell_finished``.
 
@@ -162,23 +167,28 @@ class AsyncSession:
         The arguments are those of ``run``. With ``allow_stdin`` the cell's ``input()`` sends an ``input_requested``
         event, which the method ``input`` answers. Without it ``input()`` fails.
         """
-        request = _cell_params(code, cell, timeout, silent, on_error, on_disconnect, metadata, checkpoint)
+        request = _cell_params(code, cell, timeout, silent, on_error, on_disconnect, metadata, checkpoint, trace)
         return AsyncStream(self._rpc, {**request, "allow_stdin": allow_stdin})
 
     async def batch(
-        self, cells: Sequence[str | Mapping[str, Any]], *, on_error: Literal["stop", "continue"] = "stop"
+        self,
+        cells: Sequence[str | Mapping[str, Any]],
+        *,
+        on_error: Literal["stop", "continue"] = "stop",
+        trace: Mapping[str, str] | None = None,
     ) -> list[Cell]:
         """Run several cells in one request, and wait for their ends.
 
         Args:
             cells: source texts, or parameters of the API's ``session.execute``.
             on_error: ``stop`` cancels the cells after one that fails.
+            trace: of all cells, as in ``run``.
         """
         requests = [{"code": cell} if isinstance(cell, str) else dict(cell) for cell in cells]
         # With their own ids the cells run once, even if the client sends the batch twice.
         for request in requests:
             request.setdefault("cell", new_id("cell"))
-        answer = await self._call("batch", cells=requests, on_error=on_error)
+        answer = await self._call("batch", cells=requests, on_error=on_error, _meta=request_meta(trace))
         return [self._rpc.cell(item) for item in answer]
 
     async def cell(self, id: str) -> Cell:
@@ -575,8 +585,14 @@ def _cell_params(
     on_disconnect: str,
     metadata: Mapping[str, Any] | None,
     checkpoint: str | None,
+    trace: Mapping[str, str] | None,
 ) -> dict[str, Any]:
-    optional = without_none(timeout_seconds=timeout, metadata=dict(metadata or {}) or None, checkpoint=checkpoint)
+    optional = without_none(
+        timeout_seconds=timeout,
+        metadata=dict(metadata or {}) or None,
+        checkpoint=checkpoint,
+        _meta=request_meta(trace),
+    )
     return {
         "code": code,
         "cell": cell or new_id("cell"),

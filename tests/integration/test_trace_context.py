@@ -9,7 +9,10 @@ import pytest
 import requests
 import websockets
 from http_server import Rpc
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, use_span
 from served import Served
+
+from kernelsvc import AsyncClient, Client
 
 SHOW = """import os, subprocess
 run = subprocess.run("echo $TRACEPARENT $TRACESTATE", shell=True, text=True, capture_output=True)
@@ -142,3 +145,40 @@ async def test_jupyter_carries_a_trace_in_the_metadata_of_a_message(served):
     newest = (await rest(served, "GET", "/v1/sessions?limit=1")).json()["sessions"][0]["id"]
     assert await traces(served, newest) == [{"parent": parent(8)}]
     await rest(served, "DELETE", f"/api/kernels/{kernel}")
+
+
+async def test_the_python_client_sends_the_current_span_or_the_given_trace(served):
+    # As OpenTelemetry's SDK does: a span that is current in the calling task or thread.
+    mine, given = (SpanContext(number, number, False, TraceFlags(1)) for number in (11, 12))
+    carrier = {"traceparent": parent(12), "tracestate": "a=b"}
+    async with AsyncClient(served.url, served.token) as client, await client.create_session() as session:
+        with use_span(NonRecordingSpan(mine)):
+            cells = [
+                await session.run(SHOW),
+                await session.run(SHOW, trace=carrier),
+                *await session.batch([SHOW]),
+                *await session.batch([SHOW], trace=carrier),
+                await client.execute_once(SHOW),
+                await client.execute_once(SHOW, trace=carrier),
+            ]
+            streams = [session.stream(SHOW), session.stream(SHOW, trace=carrier)]
+        for stream in streams:  # its trace is that of the call
+            async for _ in stream:
+                pass
+            cells.append(await stream.cell())
+        cells.append(await session.run(SHOW))
+    with (
+        Client(served.url, served.token) as client,
+        client.create_session() as session,
+        use_span(NonRecordingSpan(given)),
+    ):
+        cells.append(await asyncio.to_thread(session.run, SHOW))
+        for event in session.stream(SHOW, cell="streamed"):
+            assert event.cell == "streamed"
+        cells.append(session.cell("streamed"))
+    current, chosen = f"{parent(11)} {parent(11)}", f"{parent(12)} a=b {parent(12)}"
+    assert [" ".join(cell.text.split()) for cell in cells] == [
+        *(current, chosen) * 4,
+        "None",
+        *[f"{parent(12)} {parent(12)}"] * 2,
+    ]
