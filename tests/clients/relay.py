@@ -29,7 +29,10 @@ class Relay:
     Attributes:
         control: the URL for drivers.
         url: the URL of the relayed server.
+        on_hang: called when a scenario has no result in time.
     """
+
+    on_hang: Callable[[], None] | None = None
 
     def __init__(self, served: Served, files: Path | None = None) -> None:
         self.served, self.files = served, files
@@ -106,7 +109,14 @@ class Relay:
         """Give a scenario to the driver and return the results of its steps."""
         asyncio.run_coroutine_threadsafe(self._scenarios.put(scenario), self._loop).result()
         try:
-            result = asyncio.run_coroutine_threadsafe(self._results.get(), self._loop).result(SECONDS)
+            waiting = asyncio.run_coroutine_threadsafe(self._results.get(), self._loop)
+            result = waiting.result(SECONDS)
+        except TimeoutError:
+            # The next scenario would get this one's result.
+            waiting.cancel()
+            if self.on_hang is not None:
+                self.on_hang()
+            raise
         finally:
             self._loop.call_soon_threadsafe(self._restore)
         assert isinstance(result, list), result

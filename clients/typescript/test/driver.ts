@@ -2,7 +2,16 @@
  * Carries out the scenarios of `tests/clients`, in Node, Deno, Bun or a browser. `run(control)` asks the test for
  * scenarios until there is none left. The Python driver beside the scenarios does the same with the Python client.
  */
-import { Client, type Event, KernelsvcError, type Program, type Session, type Stream, ToolError } from "../src/index.ts";
+import {
+  Client,
+  ConnectionLost,
+  type Event,
+  KernelsvcError,
+  type Program,
+  type Session,
+  type Stream,
+  ToolError,
+} from "../src/index.ts";
 
 type Step = Record<string, any>;
 
@@ -19,6 +28,18 @@ async function untilState(session: Session, wanted: string): Promise<void> {
   for (let state = ""; state !== wanted; { state } = await session.info()) {
     if (performance.now() > deadline) throw new Error(`The session is ${state}, not ${wanted}.`);
     await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+}
+
+/** Answer `input()`. The client does not send an answer twice, because a second one would be the next line. */
+async function answer(session: Session, request: Event, text: string): Promise<void> {
+  const cell = request.cell ?? "";
+  try {
+    await session.input(cell, text);
+  } catch (error) {
+    if (!(error instanceof ConnectionLost)) throw error;
+    for await (const event of session.events(request.seq, { follow: false })) if (event.type === "input_given") return;
+    await session.input(cell, text);
   }
 }
 
@@ -54,7 +75,12 @@ class Driver {
   async run(steps: Step[]): Promise<unknown[]> {
     try {
       const results: unknown[] = [];
-      for (const step of steps) results.push(await this.#result(step));
+      for (const step of steps) {
+        const result = (await this.#result(step)) as Step | null;
+        results.push(result);
+        // Later steps may wait without end for one that failed.
+        if (result?.["error"] !== undefined && step["expect"]?.error === undefined) break;
+      }
       return results;
     } finally {
       await this.#client.close();
@@ -228,7 +254,7 @@ class Driver {
     for await (const event of stream) {
       events.push(event);
       while (during[0] !== undefined && events.length >= during[0]["after"]) await this.#fault(during.shift()?.["fault"]);
-      if (event.type === "input_requested") await session.input(stream.id, input.shift() ?? "");
+      if (event.type === "input_requested") await answer(session, event, input.shift() ?? "");
       if (events.length === step["pause"]?.after) {
         const before = Number(await this.#fault("passed"));
         await untilState(session, step["pause"].until);
