@@ -103,5 +103,6 @@ def test_the_programs_of_a_page_have_right_types_and_run(built: Path, run: Run, 
         run("node", name, KERNELSVC_URL=served.url, KERNELSVC_TOKEN=served.token)
 
 
-def test_the_ai_sdk_with_our_tools_and_a_scripted_model(checkout: Path, run: Run, served: Served) -> None:
-    assert run("node", "test/ai.ts", served.url, served.token).strip().endswith("ok")
+@pytest.mark.parametrize("program", ["ai", "trace"])
+def test_the_ai_sdk_with_our_tools_and_a_scripted_model(run: Run, served: Served, program: str) -> None:
+    assert run("node", f"test/{program}.ts", served.url, served.token).strip().endswith("ok")

@@ -5,6 +5,7 @@ import type { Deletion, FileList, LimitsRequest, SessionInfo, SessionState, Tool
 import { type Content, Rest } from "./http.ts";
 import { type OfferedFunction, providerOf } from "./offered.ts";
 import { Session } from "./session.ts";
+import { requestMeta, type Trace } from "./trace.ts";
 import { type Address, Cell, type FileInfo, given, newId, parseAddress, query, quoted } from "./values.ts";
 
 /** Maximum page size of the server. */
@@ -68,6 +69,8 @@ export interface OnceOptions extends CallOptions {
   limits?: LimitsRequest;
   /** Maximum wall time of the cell, in seconds. */
   timeout?: number;
+  /** The trace that the cell and its processes belong to. Default: that of OpenTelemetry's active span. */
+  trace?: Trace | undefined;
 }
 
 function environment(name: string): string | undefined {
@@ -134,8 +137,8 @@ export class Client implements AsyncDisposable {
    *
    * @throws KernelsvcError the server refused the request. A failed cell does not throw: see `Cell.raiseForError`.
    */
-  async executeOnce({ timeout, signal, ...request }: OnceOptions): Promise<Cell> {
-    const params = given({ ...request, timeout_seconds: timeout });
+  async executeOnce({ timeout, signal, trace, ...request }: OnceOptions): Promise<Cell> {
+    const params = given({ ...request, timeout_seconds: timeout, _meta: requestMeta(trace) });
     return new Cell((await this.#rpc.call("call", params, { signal })) as unknown as Cell);
   }
 

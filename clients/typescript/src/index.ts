@@ -16,4 +16,5 @@ export {
   type ViewOptions,
 } from "./session.ts";
 export { Events, Stream } from "./streams.ts";
+export type { Trace } from "./trace.ts";
 export { type Address, Cell, CellFailed, type Event, type FileInfo, type Image } from "./values.ts";

@@ -23,6 +23,7 @@ import {
   startProgram,
 } from "./programs.ts";
 import { EventPages, Events, interruptOnAbort, SessionRpc, Stream } from "./streams.ts";
+import { requestMeta, type Trace } from "./trace.ts";
 import { bytesOf, type Cell, type FileInfo, given, newId, query, quoted } from "./values.ts";
 
 /** Maximum page size of the server. */
@@ -49,6 +50,8 @@ export interface CellOptions {
   checkpoint?: "auto" | "every";
   /** The cell is a model's: `cell_finished` has the changes of variables and files. */
   changes?: boolean;
+  /** The trace that the cell and its processes belong to. Default: that of OpenTelemetry's active span. */
+  trace?: Trace | undefined;
   /** Ends the wait. The cell continues, unless `onAbort` is `interrupt`. */
   signal?: AbortSignal | undefined;
   /** Whether an abort of `signal` also interrupts the cell. */
@@ -119,6 +122,7 @@ function cellParams(code: string, options: RunOptions & StreamOptions): Record<s
     reuse_calls: typeof reuseCalls === "object" ? reuseCalls.id : reuseCalls,
     within: options.within,
     allow_stdin: options.allowStdin,
+    _meta: requestMeta(options.trace),
   };
 }
 
@@ -219,12 +223,13 @@ export class Session implements AsyncDisposable {
    */
   async batch(
     cells: readonly (string | ({ code: string } & Record<string, unknown>))[],
-    options: { onError?: "stop" | "continue" } & CallOptions = {},
+    options: { onError?: "stop" | "continue"; trace?: Trace | undefined } & CallOptions = {},
   ): Promise<Cell[]> {
     // With their own ids the cells run once, even if the client sends the batch twice.
     const requests = cells.map((each) => ({ cell: newId("cell"), ...(typeof each === "string" ? { code: each } : each) }));
-    const { onError, signal } = options;
-    const found = await this.#rpc.call("session.batch", { cells: requests, on_error: onError }, { signal });
+    const { onError, signal, trace } = options;
+    const params = { cells: requests, on_error: onError, _meta: requestMeta(trace) };
+    const found = await this.#rpc.call("session.batch", params, { signal });
     return found.map((info) => this.#rpc.cell(info));
   }
 

@@ -1,49 +1,11 @@
 /** The AI SDK itself with our tools and a scripted model: `node ai.ts URL TOKEN`. Prints "ok" at the end. */
 import assert from "node:assert/strict";
-import { generateText, isStepCount, simulateReadableStream, streamText } from "ai";
-import { MockLanguageModelV4 } from "ai/test";
+import { generateText, isStepCount, streamText } from "ai";
 import { kernelsvcTools, type ToolAnswer } from "../src/ai/index.ts";
 import { Client } from "../src/index.ts";
+import { type Call, scripted } from "./models.ts";
 
 const [url = "", token = ""] = process.argv.slice(2);
-
-const usage = {
-  inputTokens: { total: 1, noCache: 1, cacheRead: 0, cacheWrite: 0 },
-  outputTokens: { total: 1, text: 1, reasoning: 0 },
-};
-const CALLS = { unified: "tool-calls", raw: undefined } as const;
-const STOP = { unified: "stop", raw: undefined } as const;
-
-type Call = [name: string, args: Record<string, unknown>];
-let numbers = 0;
-
-function content(call: Call, id = `call-${numbers++}`) {
-  return { type: "tool-call" as const, toolCallId: id, toolName: call[0], input: JSON.stringify(call[1]) };
-}
-
-/** A model that makes these calls, one a step, and then says "done". */
-function scripted(...calls: Call[]): MockLanguageModelV4 {
-  const steps = calls.map((call) => content(call));
-  let generated = 0;
-  let streamed = 0;
-  return new MockLanguageModelV4({
-    doGenerate: async () => {
-      const step = steps[generated++];
-      const parts = step ? [step] : [{ type: "text" as const, text: "done" }];
-      return { content: parts, finishReason: step ? CALLS : STOP, usage, warnings: [] };
-    },
-    doStream: async () => {
-      const step = steps[streamed++];
-      const text = [
-        { type: "text-start" as const, id: "1" },
-        { type: "text-delta" as const, id: "1", delta: "done" },
-        { type: "text-end" as const, id: "1" },
-      ];
-      const finish = { type: "finish" as const, usage, finishReason: step ? CALLS : STOP };
-      return { stream: simulateReadableStream({ chunks: [...(step ? [step] : text), finish] }) };
-    },
-  });
-}
 
 await using client = new Client({ url, token });
 await using session = await client.createSession({ name: "ai" });
@@ -54,25 +16,39 @@ function answers(result: { steps: readonly { toolResults: readonly { output: unk
   return result.steps.flatMap((step) => step.toolResults.map((each) => each.output as ToolAnswer));
 }
 
+/** The same loop of a model and our tools, with each of the AI SDK's two functions. */
+const LOOPS = {
+  generateText: async (model: ReturnType<typeof scripted>, abortSignal?: AbortSignal) => {
+    const result = await generateText({ model, tools, stopWhen, prompt: "go", ...(abortSignal && { abortSignal }) });
+    return { text: result.text, answers: answers(result), prompt: model.doGenerateCalls.at(-1)?.prompt };
+  },
+  streamText: async (model: ReturnType<typeof scripted>, abortSignal?: AbortSignal) => {
+    const result = streamText({ model, tools, stopWhen, prompt: "go", ...(abortSignal && { abortSignal }) });
+    const steps = await result.steps;
+    return { text: await result.text, answers: answers({ steps }), prompt: model.doStreamCalls.at(-1)?.prompt };
+  },
+};
+
 async function ranTimes(code: string): Promise<number> {
   return (await session.cells()).filter((cell) => cell.code === code).length;
 }
 
-{
+for (const [name, loop] of Object.entries(LOOPS)) {
   // State from step to step, errors that the model reads, files, and the words of the other tools.
-  const model = scripted(
-    ["run_code", { code: "x = 6 * 7" }],
-    ["run_code", { code: "print(x)" }],
-    ["run_code", { code: "1/0" }],
-    ["variables", {}],
-    ["write_file", { path: "a.txt", text: "one\ntwo\n" }],
-    ["read_file", { path: "a.txt", find: "tw" }],
-    ["read_file", { path: "missing.txt" }],
-    ["keep", { name: "now" }],
+  const found = await loop(
+    scripted(
+      ["run_code", { code: "x = 6 * 7" }],
+      ["run_code", { code: "print(x)" }],
+      ["run_code", { code: "1/0" }],
+      ["variables", {}],
+      ["write_file", { path: "a.txt", text: "one\ntwo\n" }],
+      ["read_file", { path: "a.txt", find: "tw" }],
+      ["read_file", { path: "missing.txt" }],
+      ["keep", { name }],
+    ),
   );
-  const result = await generateText({ model, tools, stopWhen, prompt: "go" });
-  const [, printed, failed, variables, , file, missing] = answers(result);
-  assert.equal(result.text, "done");
+  const [, printed, failed, variables, , file, missing] = found.answers;
+  assert.equal(found.text, "done");
   assert.match(printed?.text ?? "", /42/);
   assert.match(failed?.text ?? "", /ZeroDivisionError/);
   assert.equal(failed?.failed, true);
@@ -80,7 +56,7 @@ async function ranTimes(code: string): Promise<number> {
   assert.match(file?.text ?? "", /^2: two/);
   assert.match(missing?.text ?? "", /not_found/);
   // What the model reads, not only what the program gets.
-  const prompt = JSON.stringify(model.doGenerateCalls.at(-1)?.prompt);
+  const prompt = JSON.stringify(found.prompt);
   assert.match(prompt, /ZeroDivisionError/);
   assert.match(prompt, /"error-text"/);
 }
@@ -98,14 +74,13 @@ async function ranTimes(code: string): Promise<number> {
   for (const id of forked?.facts?.["sessions"] as string[]) await (await client.session(id)).close();
 }
 
-{
+for (const loop of Object.values(LOOPS)) {
   // A picture reaches the model as a file.
   const code = "import base64\nfrom IPython.display import Image, display\ndisplay(Image(base64.b64decode('iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==')))";
-  const model = scripted(["run_code", { code }]);
-  const result = await generateText({ model, tools, stopWhen, prompt: "draw" });
-  assert.equal(answers(result)[0]?.pictures?.[0]?.mediaType, "image/png");
-  const message = model.doGenerateCalls.at(-1)?.prompt.at(-1);
-  assert.match(JSON.stringify(message), /"type":"file".*"mediaType":"image\/png"|"mediaType":"image\/png".*"type":"file"/);
+  const found = await loop(scripted(["run_code", { code }]));
+  assert.equal(found.answers[0]?.pictures?.[0]?.mediaType, "image/png");
+  const message = JSON.stringify(found.prompt?.at(-1));
+  assert.match(message, /"type":"file".*"mediaType":"image\/png"|"mediaType":"image\/png".*"type":"file"/);
 }
 
 {
@@ -124,51 +99,42 @@ async function ranTimes(code: string): Promise<number> {
   assert.match(shown.at(-1)?.text ?? "", /line 7/);
 }
 
-{
+for (const [name, loop] of Object.entries(LOOPS)) {
   // A step that is replayed, in this process or in another one, runs nothing twice.
-  const code = "runs = globals().get('runs', 0) + 1; print(runs)";
-  const replayed = (): Promise<unknown> => {
-    let step = 0;
-    const call = content(["run_code", { code }], "call-replayed");
-    const model = new MockLanguageModelV4({
-      doGenerate: async () => {
-        const first = step++ === 0;
-        const parts = first ? [call] : [{ type: "text" as const, text: "done" }];
-        return { content: parts, finishReason: first ? CALLS : STOP, usage, warnings: [] };
-      },
-    });
-    return generateText({ model, tools: kernelsvcTools({ client, session: session.id }), stopWhen, prompt: "go" });
-  };
-  await replayed();
+  const code = `${name} = globals().get('${name}', 0) + 1; print(${name})`;
+  const call: Call = ["run_code", { code }, `call-replayed-${name}`];
+  const first = await loop(scripted(call));
   await session.run("later = True");
-  await replayed();
-  await Promise.all([replayed(), replayed()]);
-  assert.equal(await ranTimes(code), 1);
-  assert.match((await session.run("print(runs)")).text, /^1$/m);
-}
-
-{
-  // An abort of the model's run interrupts the cell, and the variables stay.
-  const stop = new AbortController();
-  const code = "waiting = 1\nwhile True: pass";
-  const run = generateText({
-    model: scripted(["run_code", { code }]),
-    tools,
+  const again = await loop(scripted(call));
+  await Promise.all([loop(scripted(call)), loop(scripted(call))]);
+  await generateText({
+    model: scripted(call),
+    tools: kernelsvcTools({ client, session: session.id }),
     stopWhen,
     prompt: "go",
-    abortSignal: stop.signal,
   });
+  assert.equal(again.answers.at(-1)?.text, first.answers.at(-1)?.text);
+  assert.equal(await ranTimes(code), 1);
+  assert.match((await session.run(`print(${name})`)).text, /^1$/m);
+}
+
+for (const [name, loop] of Object.entries(LOOPS)) {
+  // An abort of the model's run interrupts the cell, and the variables stay.
+  const stop = new AbortController();
+  const code = `waiting = '${name}'\nwhile True: pass`;
+  const run = loop(scripted(["run_code", { code }]), stop.signal);
   run.catch(() => {});
   while ((await session.info()).state !== "busy") await new Promise((resolve) => setTimeout(resolve, 20));
   stop.abort();
+  // streamText may end with what it has, or fail as generateText does.
   await run.then(
     () => {},
-    (error: Error) => assert.equal(error.name, "AbortError"),
+    (error: Error) => assert.match(error.name, /^(AbortError|AI_NoOutputGeneratedError)$/),
   );
   while ((await session.info()).state !== "idle") await new Promise((resolve) => setTimeout(resolve, 20));
   const cell = (await session.cells()).find((each) => each.code === code);
   assert.equal(cell?.reason, "interrupted");
-  assert.match((await session.run("print(waiting)")).text, /^1$/m);
+  assert.match((await session.run("print(waiting)")).text, new RegExp(`^${name}$`, "m"));
 }
 
 {
