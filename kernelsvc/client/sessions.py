@@ -262,6 +262,34 @@ class AsyncSession:
         """Interrupt the running cell, as Ctrl-C would."""
         return await self._described("interrupt")
 
+    async def hold(self, *, seconds: float = 600.0, then: Literal["refuse", "approve"] = "refuse") -> SessionInfo:
+        """Take over: cells of every client wait for ``decide``, also those that are queued. ``info.hold`` lists them.
+
+        Args:
+            seconds: time that each cell waits.
+            then: what happens to a cell about which nobody has decided by then.
+
+        Raises:
+            Forbidden: the token lacks the scope ``approve``.
+        """
+        return read(await self._call("hold", mode="ask", seconds=seconds, then=then), SessionInfo)
+
+    async def let_go(self) -> SessionInfo:
+        """End ``hold``: the cells that wait run."""
+        return read(await self._call("hold", mode="off"), SessionInfo)
+
+    async def decide(
+        self, *cells: str, decision: Literal["approve", "refuse"], reason: str | None = None
+    ) -> list[Cell]:
+        """Approve or refuse held cells, all or none. A refused one ends as ``cancelled``, with the reason.
+
+        Raises:
+            Conflict: one of them is not held.
+            Forbidden: the token lacks the scope ``approve``.
+        """
+        answer = await self._call("decide_cells", cells=list(cells), decision=decision, reason=reason)
+        return [self._rpc.cell(each) for each in answer]
+
     async def restart(self) -> SessionInfo:
         """Start a new kernel with empty variables. The log continues."""
         return await self._described("restart")

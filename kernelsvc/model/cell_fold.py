@@ -59,6 +59,7 @@ class CellFold:
         self.undone: dict[str, Any] | None = None
         self.outputs = Outputs(budget)
         self.calls: CallsFold | None = None
+        self.decision: dict[str, str | None] | None = None
         self.denied: list[str] = []
 
     def feed(self, event: Event) -> None:
@@ -89,6 +90,10 @@ class CellFold:
     def _input_given(self, event: Event) -> None:
         assert isinstance(event, ev.InputGiven)
         self.outputs.write("stdout", f"{event.text if event.text is not None else '········'}\n")
+
+    def _decide(self, event: Event) -> None:
+        assert isinstance(event, ev.CellDecided)
+        self.decision = {"decision": event.decision, "by": event.by, "reason": event.reason}
 
     def _fail(self, event: Event) -> None:
         assert isinstance(event, ev.Error)
@@ -202,6 +207,7 @@ class CellFold:
             own |= {"variables_kept": end.variables_kept} if end.variables_kept is not None else {}
         if self.calls is not None:
             own["calls"] = self.calls.metadata()
+        own |= {"decision": self.decision} if self.decision is not None else {}
         return {**own, "undone": self.undone} if self.undone else own
 
 
@@ -212,6 +218,7 @@ _RULES: dict[type[Event], Callable[[CellFold, Event], None]] = {
     ev.CellFinished: CellFold._finish,
     ev.InputRequested: CellFold._input_requested,
     ev.InputGiven: CellFold._input_given,
+    ev.CellDecided: CellFold._decide,
     ev.Error: CellFold._fail,
     ev.EgressDenied: CellFold._deny,
     ev.ToolCalled: CellFold._call,

@@ -483,6 +483,33 @@ class CellFinished(Event):
     changes: dict[str, list[str]] | None = None
 
 
+class SessionHeld(Event):
+    """From now on cells wait for a person's decision (``mode`` is ``ask``), or no longer (``off``).
+
+    Attributes:
+        seconds: Time that a held cell waits.
+        then: What happens to a cell about which nobody has decided by then.
+        by: The name of the principal who wants it.
+    """
+
+    mode: Literal["off", "ask"] = "ask"
+    seconds: float = 0.0
+    then: Literal["refuse", "approve"] = "refuse"
+    by: str = ""
+
+
+class CellHeld(Event):
+    """The cell waits for a person's decision before it runs."""
+
+
+class CellDecided(Event):
+    """The principal ``by`` decided whether a held cell runs. Empty: its time was over, and the server decided."""
+
+    decision: Literal["approve", "refuse"] = "refuse"
+    reason: str | None = None
+    by: str = ""
+
+
 # --- calls of a client's functions ------------------------------------------------------
 
 
@@ -732,58 +759,15 @@ class ModelAnswered(Event):
 
 
 AnyEvent = (
-    SessionStarted
-    | KernelDied
-    | KernelRestored
-    | KernelRestarted
-    | SessionAdopted
-    | LimitReached
-    | Egress
-    | EgressDenied
-    | NetworkChanged
-    | PortShared
-    | PortUnshared
-    | PortUsed
-    | ClientAttached
-    | ClientDetached
-    | FilesChanged
-    | ProgramStarted
-    | ProgramEnded
-    | SessionClosed
-    | JournalSigned
-    | NotAsWritten
-    | CellQueued
-    | CellStarted
-    | Stream
-    | Display
-    | DisplayUpdated
-    | OutputCleared
-    | Result
-    | Error
-    | Comm
-    | DebugEvent
-    | OutputTruncated
-    | ReplyRepeated
-    | InputRequested
-    | InputGiven
-    | Interrupted
-    | CellFinished
-    | CheckpointMade
-    | CheckpointSkipped
-    | CheckpointDropped
-    | RolledBack
-    | Branching
-    | Branched
-    | Hibernated
-    | Woken
-    | Leased
-    | ModelAnswered
-    | ToolsOffered
-    | ToolCalled
-    | ToolDecided
-    | ToolReturned
-    | ToolProgress
-)
+    SessionStarted | KernelDied | KernelRestored | KernelRestarted | SessionAdopted | LimitReached | Egress
+    | EgressDenied | NetworkChanged | PortShared | PortUnshared | PortUsed | ClientAttached | ClientDetached
+    | FilesChanged | ProgramStarted | ProgramEnded | SessionClosed | JournalSigned | NotAsWritten | CellQueued
+    | CellStarted | Stream | Display | DisplayUpdated | OutputCleared | Result | Error | Comm | DebugEvent
+    | OutputTruncated | ReplyRepeated | InputRequested | InputGiven | Interrupted | CellFinished | SessionHeld
+    | CellHeld | CellDecided | CheckpointMade | CheckpointSkipped | CheckpointDropped | RolledBack | Branching
+    | Branched | Hibernated | Woken | Leased | ModelAnswered | ToolsOffered | ToolCalled | ToolDecided
+    | ToolReturned | ToolProgress
+)  # fmt: skip
 
 encode = msgspec.json.Encoder().encode
 _decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)

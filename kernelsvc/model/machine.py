@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from msgspec import UNSET
 
@@ -46,11 +46,13 @@ from kernelsvc.model.stimuli import (
     CellBegan,
     CheckOutputLimit,
     Close,
+    DecideCells,
     Decision,
     DeliveryKnown,
     Effect,
     EndKernel,
     Hibernate,
+    Hold,
     Interrupt,
     InterruptKernel,
     JournalReplayed,
@@ -147,7 +149,8 @@ class Machine(MachineState):
             cell: the cell that is sent next.
             before: events that are journaled first. They may include the cell's ``CellQueued``.
         """
-        count, spec = self.execution_count, self.queue.get(cell)
+        held = self.held.get(cell)
+        count, spec = self.execution_count, self.queue.get(cell) if held is None else held.queued
         for event in before:
             if isinstance(event, ev.CellQueued):
                 spec = event if event.cell == cell else spec
@@ -189,6 +192,10 @@ class Machine(MachineState):
                 return Decision([], [ResumeSaved()] if self.hibernated else [])
             case Interrupt():
                 return self._interrupt(stimulus, now)
+            case Hold():
+                return self._hold(stimulus)
+            case DecideCells():
+                return self._decide_held(stimulus)
             case Restart():
                 return self._restart(stimulus)
             case BeginSwitch():
@@ -237,17 +244,66 @@ class Machine(MachineState):
         if not fresh:
             return Decision()
         self._require_kernel()
-        if len(self.queue) + len(fresh) > self.policy.max_queued:
+        waiting = len(self.queue) + len(self.held)
+        if waiting + len(fresh) > self.policy.max_queued:
             raise QuotaExceeded(
-                f"{len(self.queue)} cells wait and at most {self.policy.max_queued} may. Wait until some finish.",
-                queued=len(self.queue),
+                f"{waiting} cells wait and at most {self.policy.max_queued} may. Wait until some finish.",
+                queued=waiting,
                 allowed=self.policy.max_queued,
             )
         events: list[Event] = [self._queued(cell, request, stimulus.principal) for cell, request in fresh]
+        if self.hold is not None:
+            return Decision([*events, *(ev.CellHeld(cell=cell) for cell, _ in fresh)])
         if self.hibernated:
             return Decision(events, [ResumeSaved()])
         idle = self.state is S.IDLE and not self.running and not self.queue
         return Decision(events, [SendCell(fresh[0][0])] if idle else [])
+
+    def _hold(self, stimulus: Hold) -> Decision:
+        if self.state is S.CLOSED:
+            raise SessionClosed()
+        held = ev.SessionHeld(mode=stimulus.mode, seconds=stimulus.seconds, then=stimulus.then, by=stimulus.by)
+        if stimulus.mode == "off":
+            if self.hold is None:
+                return Decision()
+            out = self._decide_cells([*self.held], "approve", None, stimulus.by)
+            return Decision([held, *out.events], out.effects)
+        waiting = [ev.CellHeld(cell=cell) for cell in self.queue if not self._is_running(cell)]
+        return Decision([held, *waiting])
+
+    def _decide_held(self, stimulus: DecideCells) -> Decision:
+        if self.state is S.CLOSED:
+            raise SessionClosed()
+        unknown = [cell for cell in stimulus.cells if cell not in self.held]
+        if unknown:
+            raise Conflict(
+                f"Cell {unknown[0]!r} is not held. Somebody has decided about it, or it never was. Read the session's "
+                "hold.cells."
+            )
+        return self._decide_cells(list(dict.fromkeys(stimulus.cells)), stimulus.decision, stimulus.reason, stimulus.by)
+
+    def _decide_cells(
+        self, cells: list[str], decision: Literal["approve", "refuse"], reason: str | None, by: str
+    ) -> Decision:
+        """Decide about cells that are held. The first approved one runs now if the kernel is free."""
+        out = Decision()
+        for cell in cells:
+            out.events.append(ev.CellDecided(cell=cell, decision=decision, reason=reason, by=by))
+            if decision == "refuse":
+                who = f"Refused by {by}" if by else "Nobody decided in time"
+                text = f"{who}: {reason}" if reason else f"{who}."
+                out.events.append(ev.CellFinished(cell=cell, reason=Reason.CANCELLED, message=text))
+        if decision == "approve" and cells:
+            if self.hibernated:
+                out.effects.append(ResumeSaved())
+            elif self.state is S.IDLE and not self.running and not self.queue:
+                out.effects.append(SendCell(cells[0]))
+        return out
+
+    def _held_until(self) -> float | None:
+        """Return when the oldest held cell's time is over, in monotonic seconds. None if there is none."""
+        first = next(iter(self.held.values()), None)
+        return None if first is None or self.hold is None else first.since + self.hold.seconds
 
     def _queued(self, cell: str, request: CellRequest, principal: str) -> ev.CellQueued:
         ceiling = self.policy.cell_seconds
@@ -501,7 +557,7 @@ class Machine(MachineState):
         out = Decision([ev.KernelDied(cause="start", message=stimulus.message)])
         out.events += [
             ev.CellFinished(cell=c, reason=Reason.KERNEL_DIED, message=stimulus.message, variables_kept=False)
-            for c in self.queue
+            for c in (*self.queue, *self.held)
         ]
         return out
 
@@ -522,7 +578,7 @@ class Machine(MachineState):
 
     def _cancel_all(self, reason: Reason, message: str) -> Decision:
         out = Decision()
-        for cell in self.queue:
+        for cell in (*self.queue, *self.held):
             run = self.running if self._is_running(cell) else None
             usage = CellUsage(output_bytes=run.output_bytes) if run else CellUsage()
             out.events.append(ev.CellFinished(cell=cell, reason=reason, message=message, usage=usage))
@@ -555,7 +611,7 @@ class Machine(MachineState):
         found = []
         if self.policy.lifetime_seconds is not None:
             found.append((self.started_at + self.policy.lifetime_seconds, "lifetime"))
-        if self.policy.idle_seconds is not None and not self.queue and not self.programs:
+        if self.policy.idle_seconds is not None and not self.queue and not self.held and not self.programs:
             found.append((self.last_activity + self.policy.idle_seconds, "idle"))
         return found
 
@@ -567,7 +623,7 @@ class Machine(MachineState):
     def _hibernates_at(self) -> float | None:
         """Return the time when the idle session hibernates, in monotonic seconds. None for never."""
         rest = self.policy.hibernate_seconds
-        awake = self.state is S.IDLE and not self.cannot_hibernate and not self.queue and not self.calls.open
+        awake = self.state is S.IDLE and not (self.cannot_hibernate or self.queue or self.held or self.calls.open)
         if self.programs:
             rest = None  # they would end with the kernel
         elif self.paused:
@@ -580,7 +636,7 @@ class Machine(MachineState):
             return None
         kill = self.running.kill_at if self.running else None
         calls = self.calls.next_deadline() if self.calls.open else None
-        found = (self._cell_deadline(), kill, self.expires_at(), self._hibernates_at(), calls)
+        found = (self._cell_deadline(), kill, self.expires_at(), self._hibernates_at(), calls, self._held_until())
         return min([at for at in found if at is not None], default=None)
 
     def _tick(self, now: float) -> Decision:
@@ -591,6 +647,8 @@ class Machine(MachineState):
             return Decision([], [KillKernel()])
         if self.calls.open and (late := self.calls.next_deadline()) is not None and now >= late:
             return self.calls.tick(now)
+        if self.hold is not None and (until := self._held_until()) is not None and now >= until:
+            return self._decide_cells([next(iter(self.held))], self.hold.then, None, "")
         deadline = self._cell_deadline()
         if run is not None and deadline is not None and now >= deadline:
             spec = self.queue[run.id]

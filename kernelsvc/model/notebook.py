@@ -310,6 +310,16 @@ class NotebookFold:
         else:
             self._on_cell_event(event)
 
+    def _on_held(self, event: Event) -> None:
+        assert isinstance(event, ev.SessionHeld)
+        does = "no longer wait" if event.mode == "off" else "wait"
+        self._note(event, f"cells {does} for a person, by {_plain(event.by)}.")
+
+    def _on_decided(self, event: Event) -> None:
+        # It has a place in the notebook when it starts or ends.
+        if isinstance(event.cell, str) and (waiting := self._waiting.get(event.cell)) is not None:
+            waiting.feed(event)
+
     def _on_files(self, event: Event) -> None:
         assert isinstance(event, ev.FilesChanged)
         names = [_plain(str(f.get("path") or f.get("name") or "?")) for f in event.files[:20]]
@@ -477,6 +487,9 @@ RULES: dict[type[Event], Rule | None] = {
     ev.InputGiven: NotebookFold._on_cell_event,
     ev.Interrupted: None,
     ev.CellFinished: NotebookFold._on_finished,
+    ev.SessionHeld: NotebookFold._on_held,
+    ev.CellHeld: None,
+    ev.CellDecided: NotebookFold._on_decided,
     ev.CheckpointMade: None,
     ev.CheckpointSkipped: None,
     ev.CheckpointDropped: None,

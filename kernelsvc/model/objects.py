@@ -374,6 +374,24 @@ class Checkpoint(msgspec.Struct, kw_only=True):
     warnings: list[str] = []
 
 
+class HoldInfo(msgspec.Struct, kw_only=True):
+    """Cells of a session wait for a person.
+
+    Attributes:
+        by: who holds them.
+        since: when that began.
+        seconds: time that each held cell waits.
+        then: what happens to one about which nobody has decided by then.
+        cells: ids of those that wait, the oldest first.
+    """
+
+    by: str
+    since: str
+    seconds: float
+    then: Literal["refuse", "approve"]
+    cells: list[str]
+
+
 class SessionInfo(msgspec.Struct, kw_only=True):
     """A session as the API shows it. ``input_cell`` waits for input. It is left out if no cell does."""
 
@@ -404,6 +422,7 @@ class SessionInfo(msgspec.Struct, kw_only=True):
     mounts: list[str] | UnsetType = UNSET
     workspace: str | UnsetType = UNSET
     input_cell: str | UnsetType = UNSET
+    hold: HoldInfo | UnsetType = UNSET
 
 
 class Variable(msgspec.Struct, kw_only=True):

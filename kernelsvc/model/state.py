@@ -122,6 +122,14 @@ class Waiting:
 
 
 @dataclass(frozen=True)
+class HeldCell:
+    """A cell that waits for a person. ``since``: in monotonic seconds."""
+
+    queued: ev.CellQueued
+    since: float
+
+
+@dataclass(frozen=True)
 class Answered:
     """The running cell's last question whose answer is in the journal. The kernel may not have received it.
 
@@ -168,6 +176,8 @@ class MachineState:
         self.state = S.STARTING
         self.cells: dict[str, CellRecord] = {}
         self.queue: OrderedDict[str, ev.CellQueued] = OrderedDict()
+        self.hold: ev.SessionHeld | None = None  # while new cells wait for a person
+        self.held: OrderedDict[str, HeldCell] = OrderedDict()  # these are not in ``queue``
         self.running: Running | None = None
         self.waiting_for: Waiting | None = None
         self.answered: Answered | None = None
@@ -267,9 +277,17 @@ class MachineState:
                 self.waiting_for = None
             case ev.SessionClosed():
                 self.close_reason = event.reason
-                self.running = self.waiting_for = None
+                self.running = self.waiting_for = self.hold = None
                 self.checkpoints.clear()
                 self._move(S.CLOSED)
+            case ev.SessionHeld():
+                self.hold = event if event.mode == "ask" else None
+            case ev.CellHeld() if isinstance(event.cell, str) and event.cell in self.queue:
+                self.held[event.cell] = HeldCell(self.queue.pop(event.cell), now)
+                self.cells[event.cell].last_seq = event.seq
+            case ev.CellDecided() if isinstance(event.cell, str) and event.cell in self.held:
+                self.queue[event.cell] = self.held.pop(event.cell).queued
+                self.cells[event.cell].last_seq, self.last_activity = event.seq, now
             case ev.Leased():
                 if self.paused and not event.paused:
                     self.unpaused_at = now
@@ -361,6 +379,7 @@ class MachineState:
         if event.execution_count is not None:
             record.execution_count = self.execution_count = event.execution_count
         self.queue.pop(event.cell, None)
+        self.held.pop(event.cell, None)
         self.last_finished = event.cell
         if self._is_running(event.cell):
             self.variables_after = event.cell

@@ -122,6 +122,29 @@ class Interrupt(msgspec.Struct, frozen=True):
     by: str = ""
 
 
+class Hold(msgspec.Struct, frozen=True):
+    """Hold cells back until a person decides about each (``mode`` is "ask"), or let go (``off``).
+
+    Attributes:
+        seconds: time that a held cell waits.
+        then: what happens to it after that time.
+    """
+
+    mode: Literal["off", "ask"]
+    seconds: float
+    then: Literal["refuse", "approve"]
+    by: str = ""
+
+
+class DecideCells(msgspec.Struct, frozen=True):
+    """A person decides about held cells."""
+
+    cells: tuple[str, ...]
+    decision: Literal["approve", "refuse"]
+    reason: str | None = None
+    by: str = ""
+
+
 class Restart(msgspec.Struct, frozen=True):
     """Replace the kernel by a new one with empty variables."""
 
@@ -285,6 +308,8 @@ Stimulus = (
     | ProgramBegun
     | Resume
     | Interrupt
+    | Hold
+    | DecideCells
     | Restart
     | BeginSwitch
     | AbortSwitch

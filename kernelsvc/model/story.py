@@ -90,12 +90,15 @@ def _invariants(machine: MachineState) -> list[tuple[bool, str]]:
     return [
         ((run is not None) == (state is SessionState.BUSY), "a cell runs exactly while the session is busy"),
         (run is None or run.id == next(iter(machine.queue), None), "the running cell is the first of the queue"),
-        (unfinished == set(machine.queue), "the queue holds exactly the cells that have not finished"),
+        (
+            unfinished == {*machine.queue, *machine.held},
+            "the queue and the held cells have not finished",
+        ),
         (
             waiting is None or (run is not None and waiting.cell == run.id),
             "only the running cell waits for an answer",
         ),
-        (state is not SessionState.CLOSED or not machine.queue, "a closed session has no unfinished cells"),
+        (state is not SessionState.CLOSED or not unfinished, "a closed session has no unfinished cells"),
         (state is not SessionState.CLOSED or not machine.calls.open, "a closed session has no open calls"),
         (not machine.hibernated or not machine.checkpoints, "a session without a kernel has no checkpoints"),
         (

@@ -310,6 +310,25 @@ class DecideParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
     remember: Literal["cell", "session"] | None = None
 
 
+class HoldParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
+    """``session.hold``: with ``ask`` each cell waits for a decision, at most ``seconds``, and then for ``then``.
+
+    ``off`` lets go: the cells that wait run.
+    """
+
+    mode: Literal["off", "ask"] = "ask"
+    seconds: Annotated[float, Meta(ge=1, le=86400)] = 600.0
+    then: Literal["refuse", "approve"] = "refuse"
+
+
+class DecideCellsParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
+    """``session.decide_cells``: approve or refuse held cells, all or none. The code's client gets the reason."""
+
+    cells: Annotated[list[Id], Meta(min_length=1, max_length=1000)]
+    decision: Literal["approve", "refuse"]
+    reason: Annotated[str, Meta(max_length=1000)] | None = None
+
+
 class CallsParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
     """``session.calls``: a page of them, the oldest first, without results."""
 

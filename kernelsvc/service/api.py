@@ -184,6 +184,29 @@ class CommandApi(Protocol):
     def list(self, who: Principal, session: str) -> ProgramViews: ...
 
 
+class HoldsApi(Protocol):
+    """Cells that wait for a person."""
+
+    def set(
+        self,
+        who: Principal,
+        session: str,
+        *,
+        mode: Literal["off", "ask"],
+        seconds: float,
+        then: Literal["refuse", "approve"],
+    ) -> SessionInfo: ...
+    def decide(
+        self,
+        who: Principal,
+        session: str,
+        cells: Sequence[str],
+        *,
+        decision: Literal["approve", "refuse"],
+        reason: str | None,
+    ) -> Cells: ...
+
+
 class EnvironmentApi(Protocol):
     """The environment variables and the current directory of sessions."""
 
@@ -455,6 +478,10 @@ class ServiceApi(Protocol):
     @property
     def files(self) -> FilesApi:
         """Files of sessions' working directories."""
+
+    @property
+    def holds(self) -> HoldsApi:
+        """Cells that wait for a person."""
 
     @property
     def offers(self) -> OffersApi:

@@ -128,7 +128,7 @@ class SessionRegistry:
         sessions, memory = self._open.values(), self._settings.max_total_memory_bytes
         return {
             "sessions": Counter(str(each.machine.state) for each in sessions),
-            "unfinished_cells": sum(len(each.machine.queue) for each in sessions),
+            "unfinished_cells": sum(len(each.machine.queue) + len(each.machine.held) for each in sessions),
             "promised_memory_bytes": sum(each.limits.memory_bytes or 0 for each in sessions),
             "approvals_pending": sum(each.approvals_pending for each in sessions),
             "workspaces_in_use": len({each.spec.workspace for each in sessions} - {""}),

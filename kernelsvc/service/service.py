@@ -47,6 +47,7 @@ from kernelsvc.model.tool_calls.offers import ToolFilter
 from kernelsvc.model.view.request import ViewRequest
 from kernelsvc.protocol.kernel_messages import KernelRequest
 from kernelsvc.protocol.value_reply import value_data
+from kernelsvc.service.access.holds import Holds
 from kernelsvc.service.access.principals import Principals
 from kernelsvc.service.access.session_tokens import SessionTokens
 from kernelsvc.service.api import (
@@ -186,6 +187,7 @@ class Service:
         self._registry = registry = SessionRegistry(settings, self._closed, loads)
         self.offers = offers = Offers(registry, settings)
         factory.use_offers(offers)
+        self.holds = Holds(registry)
         self._warm_pool = WarmPool(settings, registry, factory, self._launchers)
         self._adoption = Adoption(registry, self._closed, factory, projections, self._launchers, loads)
         self.workspaces = workspaces = Workspaces(settings, registry, store)

@@ -62,7 +62,9 @@ class CellViews:
     def _keep(self, cell: str, fold: CellFold) -> None:
         self._folds[cell] = fold
         while len(self._folds) > FOLDS_KEPT:
-            oldest = next((c for c in self._folds if c not in self._machine.queue), None)
+            oldest = next(
+                (c for c in self._folds if c not in self._machine.queue and c not in self._machine.held), None
+            )
             if oldest is None:
                 break
             del self._folds[oldest]

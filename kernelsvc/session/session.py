@@ -18,7 +18,17 @@ from kernelsvc.model import events as ev
 from kernelsvc.model.limits import Limits, Usage
 from kernelsvc.model.network.ports import PortState
 from kernelsvc.model.objects import CellInfo, CellOutline, CellRequest, CellView, Checkpoint, SessionInfo, SessionState
-from kernelsvc.model.stimuli import Answer, BeginProgram, Close, Interrupt, ProgramBegun, Restart, Submit
+from kernelsvc.model.stimuli import (
+    Answer,
+    BeginProgram,
+    Close,
+    DecideCells,
+    Hold,
+    Interrupt,
+    ProgramBegun,
+    Restart,
+    Submit,
+)
 from kernelsvc.model.view.request import ViewRequest
 from kernelsvc.protocol.kernel_messages import KernelRequest
 from kernelsvc.sandbox.watchdog import LimitExceeded
@@ -194,7 +204,7 @@ class Session(SessionRuntime):
         """Interrupt or cancel the cells of a client that has disconnected, if they were sent with that option."""
         cells, running = self._clients.pop(client, set()), self.running
         with contextlib.suppress(KernelsvcError, OSError):
-            waiting = [cell for cell in self.machine.queue if cell in cells and cell != running]
+            waiting = [c for c in (*self.machine.queue, *self.machine.held) if c in cells and c != running]
             why = "Its client left before it began."
             self.record(*(ev.CellFinished(cell=each, reason=ev.Reason.CANCELLED, message=why) for each in waiting))
             if running in cells:
@@ -208,6 +218,24 @@ class Session(SessionRuntime):
         """
         self.require_writable()
         self.handle(Interrupt(why=why, by=by))
+
+    def hold(self, wanted: Hold) -> None:
+        """Hold cells back until a person decides, or let go.
+
+        Raises:
+            SessionClosed: the session has ended.
+        """
+        self.require_writable()
+        self.handle(wanted)
+
+    def decide_cells(self, decision: DecideCells) -> None:
+        """Approve or refuse held cells, all or none.
+
+        Raises:
+            Conflict: one of them is not held.
+        """
+        self.require_writable()
+        self.handle(decision)
 
     def restart(self) -> None:
         """Replace the kernel by one with empty variables, and cancel running and waiting cells."""

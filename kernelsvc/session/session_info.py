@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from kernelsvc.model.events import KernelInfo, SandboxReport
 from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.limits import Usage
 from kernelsvc.model.machine import Machine
-from kernelsvc.model.objects import SessionInfo, SessionState
+from kernelsvc.model.objects import HoldInfo, SessionInfo, SessionState
 from kernelsvc.model.storage.mounts import names_of
 from kernelsvc.session.spec import SessionSpec
 
@@ -40,6 +40,13 @@ class WallClock:
 
 
 _clock = WallClock()
+
+
+def _hold(machine: Machine) -> HoldInfo | UnsetType:
+    hold = machine.hold
+    if hold is None:
+        return UNSET
+    return HoldInfo(by=hold.by, since=hold.at, seconds=hold.seconds, then=hold.then, cells=[*machine.held])
 
 
 def describe(
@@ -72,7 +79,7 @@ def describe(
         kernel=kernel,
         sandbox=sandbox,
         checkpoints=list(machine.checkpoints.values()),
-        queued=len(machine.queue) - (machine.running is not None),
+        queued=len(machine.queue) + len(machine.held) - (machine.running is not None),
         running=machine.running.id if machine.running else None,
         sidecar_of=spec.beside,
         beside=spec.beside,
@@ -81,5 +88,6 @@ def describe(
         approvals_pending=len(calls.pending()) if calls.open else UNSET,
         mounts=names_of(spec.binds) or UNSET,
         workspace=spec.workspace or UNSET,
+        hold=_hold(machine),
         input_cell=machine.waiting_for.cell if machine.waiting_for else UNSET,
     )

@@ -67,6 +67,41 @@ def test_a_cell_by_hand_its_question_and_an_interrupt(console: Any) -> None:
     page.get_by_role("heading", name="Checkpoints").wait_for()
 
 
+def test_a_person_takes_over_and_lets_go(console: Any, accessibility: Any) -> None:
+    view = console()
+    served = view.served
+    session = run_cells(served, "x = 1", name="taken over")
+    page = view.open(f"/s/{session}")
+    page.get_by_text("● live").wait_for()
+    page.get_by_role("button", name="Take over").click()
+    page.get_by_text("held by local").wait_for()
+    agents = [{"code": f"x += {n}  # of the agent"} for n in (10, 100)]
+    served.call("POST", f"/v1/sessions/{session}/cells?wait=queued", {"cells": agents})
+    first = page.get_by_role("article", name="Cell 2, held")
+    first.get_by_label("Reason").fill("not yet")
+    assert accessibility(view) == []
+    # The person's own cell runs at once.
+    page.get_by_label("Run a cell by hand").fill("print('by hand', x)")
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_text("by hand 1").last.wait_for()
+    first.get_by_role("button", name="Refuse").click()
+    page.get_by_text("Refused by local: not yet").wait_for()
+    page.goto(f"{served.url}/console/#/waiting")
+    page.get_by_role("article", name="Held cell in taken over").get_by_text("x += 100").wait_for()
+    assert accessibility(view) == []
+    page.get_by_role("button", name="Approve").click()
+    page.get_by_text("Nothing waits").wait_for()
+    page.goto(f"{served.url}/console/#/s/{session}")
+    page.get_by_role("button", name="Let go").click()
+    page.get_by_role("button", name="Take over").wait_for()
+    assert [(e["mode"], e["by"]) for e in events(served, session, "session_held")] == [
+        ("ask", "local"),
+        ("off", "local"),
+    ]
+    decided = [(e["decision"], e["by"]) for e in events(served, session, "cell_decided")]
+    assert decided == [("approve", "local"), ("refuse", "local"), ("approve", "local")]
+
+
 def test_a_rollback_says_what_it_undoes_and_a_branch_is_a_session(console: Any, accessibility: Any) -> None:
     view = console()
     served = view.served

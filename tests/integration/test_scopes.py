@@ -81,6 +81,7 @@ BODIES: dict[str, Any] = {
     "workspace.files.put": "x",
     "workspace.set": {"name": "harm"},
     "session.decide": {"calls": ["k.1"], "decision": "approve"},
+    "session.decide_cells": {"cells": ["c_none"], "decision": "approve"},
     "tool.return": {"status": "ok"},
     "tool.progress": {"progress": 1},
     "session.share_port": {"port": 3000},

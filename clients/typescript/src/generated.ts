@@ -70,6 +70,21 @@ export interface CellCalls {
   first: CallSummary[];
 }
 
+/** The principal `by` decided whether a held cell runs. Empty: its time was over, and the server decided. */
+export interface CellDecidedEvent {
+  type: "cell_decided";
+  decision: "approve" | "refuse";
+  reason: string | null;
+  by: string;
+  session: string;
+  seq: number;
+  at: string;
+  cell?: string;
+  frame?: number;
+  request?: string;
+  prev: string;
+}
+
 /** The exception of a cell. */
 export interface CellError {
   ename: string;
@@ -92,6 +107,18 @@ export interface CellFinishedEvent {
   user_expressions: Record<string, unknown>;
   /** Names of variables and files by the kind of change: `new`, `changed`, `gone` and `files`, a list of descriptions each. None if the kernel did not compare. */
   changes: Record<string, string[]> | null;
+  session: string;
+  seq: number;
+  at: string;
+  cell?: string;
+  frame?: number;
+  request?: string;
+  prev: string;
+}
+
+/** The cell waits for a person's decision before it runs. */
+export interface CellHeldEvent {
+  type: "cell_held";
   session: string;
   seq: number;
   at: string;
@@ -581,6 +608,20 @@ export interface HibernatedEvent {
   frame?: number;
   request?: string;
   prev: string;
+}
+
+/** Cells of a session wait for a person. */
+export interface HoldInfo {
+  /** who holds them. */
+  by: string;
+  /** when that began. */
+  since: string;
+  /** time that each held cell waits. */
+  seconds: number;
+  /** what happens to one about which nobody has decided by then. */
+  then: "approve" | "refuse";
+  /** ids of those that wait, the oldest first. */
+  cells: string[];
 }
 
 /** The principal `by` answered. The text of a password is not recorded. */
@@ -1240,6 +1281,25 @@ export interface SessionClosedEvent {
   prev: string;
 }
 
+/** From now on cells wait for a person's decision (`mode` is `ask`), or no longer (`off`). */
+export interface SessionHeldEvent {
+  type: "session_held";
+  mode: "ask" | "off";
+  /** Time that a held cell waits. */
+  seconds: number;
+  /** What happens to a cell about which nobody has decided by then. */
+  then: "approve" | "refuse";
+  /** The name of the principal who wants it. */
+  by: string;
+  session: string;
+  seq: number;
+  at: string;
+  cell?: string;
+  frame?: number;
+  request?: string;
+  prev: string;
+}
+
 /** A session as the API shows it. `input_cell` waits for input. It is left out if no cell does. */
 export interface SessionInfo {
   id: string;
@@ -1269,6 +1329,7 @@ export interface SessionInfo {
   mounts?: string[];
   workspace?: string;
   input_cell?: string;
+  hold?: HoldInfo;
 }
 
 /** A page of sessions, and the name of the next page (None: this is the last). */
@@ -1625,6 +1686,9 @@ export type EventType =
   | "input_given"
   | "interrupted"
   | "cell_finished"
+  | "session_held"
+  | "cell_held"
+  | "cell_decided"
   | "checkpoint_made"
   | "checkpoint_skipped"
   | "checkpoint_dropped"
@@ -1679,6 +1743,9 @@ export type KnownEvent =
   | InputGivenEvent
   | InterruptedEvent
   | CellFinishedEvent
+  | SessionHeldEvent
+  | CellHeldEvent
+  | CellDecidedEvent
   | CheckpointMadeEvent
   | CheckpointSkippedEvent
   | CheckpointDroppedEvent
@@ -1771,6 +1838,10 @@ export interface Methods {
   "tool.progress": { params: { session: string; call: string; progress: number; total?: number | null; message?: string | null }; result: null };
   /** Approve or deny calls that wait for a person. */
   "session.decide": { params: { session: string; calls: string[]; decision: "approve" | "deny"; reason?: string | null; remember?: "cell" | "session" | null }; result: ToolCallInfo[] };
+  /** Hold cells until a person decides, or let go. */
+  "session.hold": { params: { session: string; mode?: "ask" | "off"; seconds?: number; then?: "approve" | "refuse" }; result: SessionInfo };
+  /** Approve or refuse held cells. */
+  "session.decide_cells": { params: { session: string; cells: string[]; decision: "approve" | "refuse"; reason?: string | null }; result: CellInfo[] };
   /** Calls of clients' functions. */
   "session.calls": { params: { session: string; cell?: string | null; state?: "ended" | "pending" | "running" | null; limit?: number; offset?: number }; result: CallPage };
   /** One call with its result. */

@@ -255,6 +255,8 @@ ROUTES: tuple[Route, ...] = (
     _native("GET", f"{_S}/tools", "session.tools"),
     _native("GET", f"{_S}/calls", "session.calls"),
     _native("POST", f"{_S}/calls", "session.decide"),
+    _native("POST", f"{_S}/hold", "session.hold"),
+    _native("POST", f"{_S}/hold/decisions", "session.decide_cells"),
     _native("GET", f"{_S}/calls/{{call}}", "session.call"),
     _native("POST", f"{_S}/calls/{{call}}/return", "tool.return", 204),
     _native("POST", f"{_S}/calls/{{call}}/progress", "tool.progress", 204),

@@ -23,9 +23,11 @@ from kernelsvc.model.stimuli import (
     CellBegan,
     CheckOutputLimit,
     Close,
+    DecideCells,
     DeliveryKnown,
     EndKernel,
     Hibernate,
+    Hold,
     Interrupt,
     InterruptKernel,
     JournalReplayed,
@@ -309,6 +311,83 @@ def test_an_interrupted_cell_keeps_its_variables():
     assert events[-1].variables_kept is True
 
 
+ASK = Hold("ask", 60.0, "refuse", "ada")
+
+
+def test_a_person_takes_over_decides_about_cells_and_lets_go():
+    """The running cell ends as it would. Those behind it and new ones wait until somebody decides."""
+    machine = ready(ordered=True)
+    drive(machine, submit("a", "b"))
+    events, effects = drive(machine, ASK)
+    assert [(type(e), e.cell) for e in events[1:]] == [(ev.CellHeld, "b")]
+    assert (events[0].mode, events[0].by, effects) == ("ask", "ada", [])
+    _, effects = drive(machine, KernelReplied("a", "ok", 1), submit("c", "d"))
+    assert effects == []
+    assert [*machine.held] == ["b", "c", "d"]
+    # The person's own cell is approved out of turn. A refused one never runs.
+    events, effects = drive(machine, DecideCells(("c",), "approve", by="ada"))
+    assert effects == [SendCell("c")]
+    assert machine.queue.keys() == {"c"}
+    events, _ = drive(machine, DecideCells(("b",), "refuse", "too slow", "ada"))
+    assert [(type(e), e.cell) for e in events] == [(ev.CellDecided, "b"), (ev.CellFinished, "b")]
+    assert (events[1].reason, events[1].message) == (Reason.CANCELLED, "Refused by ada: too slow")
+    # Letting go runs what waits.
+    events, _ = drive(machine, Hold("off", 60.0, "refuse", "bob"))
+    assert [(type(e), e.by) for e in events] == [(ev.SessionHeld, "bob"), (ev.CellDecided, "bob")]
+    assert [*machine.queue] == ["c", "d"]
+    assert machine.held == {}
+    events, effects = drive(machine, KernelReplied("c", "ok", 2))
+    assert effects == [SendCell("d")]
+    assert [e.execution_count for e in events if isinstance(e, ev.CellStarted)] == [3]
+
+
+def test_an_approved_cell_has_its_execution_count():
+    machine = ready(ordered=True)
+    events, _ = drive(machine, ASK, submit("a"), DecideCells(("a",), "approve"))
+    assert [e.execution_count for e in events if isinstance(e, ev.CellStarted)] == [1]
+
+
+@pytest.mark.parametrize(("then", "ends"), [("refuse", [Reason.CANCELLED]), ("approve", [])])
+def test_a_cell_about_which_nobody_decides_is_decided_by_the_server(then, ends):
+    machine = ready(Policy(idle_seconds=30.0))
+    drive(machine, Hold("ask", 60.0, then, "ada"), submit("a"))
+    assert machine.next_deadline() == 60.0  # and not 30: what waits for a person is not idle
+    assert drive(machine, Tick(), now=59.0) == ([], [])
+    events, effects = drive(machine, Tick(), now=60.0)
+    assert (type(events[0]), events[0].decision, events[0].by) == (ev.CellDecided, then, "")
+    assert [e.reason for e in events[1:]] == ends
+    assert effects == ([SendCell("a")] if then == "approve" else [])
+
+
+def test_a_hibernated_session_wakes_for_an_approved_cell_and_not_for_a_held_one():
+    machine = ready()
+    drive(machine, BeginSwitch(), StateSaved(ev.Hibernated()))
+    assert drive(machine, ASK, submit("a"))[1] == []
+    assert drive(machine, DecideCells(("a",), "approve"))[1] == [ResumeSaved()]
+
+
+@pytest.mark.parametrize("end", [Close("x"), Restart(), StartFailed("m")])
+def test_held_cells_end_with_their_kernel(end):
+    machine = ready() if not isinstance(end, StartFailed) else Machine(Policy())
+    drive(machine, ASK, submit("a"))
+    events, _ = drive(machine, end)
+    assert [e.cell for e in events if isinstance(e, ev.CellFinished)] == ["a"]
+    assert machine.held == {}
+
+
+def test_a_decision_about_a_cell_that_is_not_held_changes_nothing():
+    machine = ready()
+    drive(machine, ASK, submit("a"))
+    with pytest.raises(Conflict, match="not held"):
+        machine.decide(DecideCells(("a", "z"), "approve"), 0.0)
+    assert [*machine.held] == ["a"]
+    drive(machine, Close("x"))
+    for stimulus in (ASK, DecideCells(("a",), "approve")):
+        with pytest.raises(SessionClosed):
+            machine.decide(stimulus, 0.0)
+    assert drive(ready(), Hold("off", 1.0, "refuse")) == ([], [])
+
+
 def test_a_cell_that_ends_well_in_spite_of_an_interrupt_is_ok():
     machine = ready()
     events, _ = drive(machine, submit("a"), Interrupt(), KernelReplied("a", "ok"), KernelIdle("a"))
@@ -540,6 +619,8 @@ STIMULI = st.one_of(
     st.just(KernelReady(ev.KernelRestarted())),
     st.just(StartFailed("m")),
     st.just(Interrupt()),
+    st.builds(Hold, st.sampled_from(["ask", "off"]), st.just(60.0), st.sampled_from(["refuse", "approve"])),
+    st.builds(lambda c, d: DecideCells((c,), d), st.sampled_from("abcdef"), st.sampled_from(["approve", "refuse"])),
     st.just(BeginSwitch()),
     st.just(AbortSwitch()),
     st.just(StateSaved(ev.Hibernated())),
@@ -581,12 +662,13 @@ def test_whatever_happens_each_cell_ends_at_most_once_and_replay_agrees(steps):
     ended = [e.cell for e in journal if isinstance(e, ev.CellFinished)]
     assert len(queued) == len(set(queued))
     assert len(ended) == len(set(ended))
-    assert set(queued) - set(ended) == set(machine.queue)
+    assert set(queued) - set(ended) == {*machine.queue, *machine.held}
     again = Machine(machine.policy)
     again.evolve(ev.SessionStarted(), 0.0)
     for event in journal:
         again.evolve(event, 0.0)
     assert list(again.queue) == list(machine.queue)
+    assert list(again.held) == list(machine.held)
     assert {c: r.reason for c, r in again.cells.items()} == {c: r.reason for c, r in machine.cells.items()}
     assert again.waiting_for == machine.waiting_for
     assert machine.state is not SessionState.CLOSED or not machine.queue

@@ -6,7 +6,7 @@ import { call, get, may, session } from "./api.js";
 import { bundle, outputElement } from "./outputs.js";
 import { address } from "./sessions.js";
 import { TextView, codeElement, still } from "./text.js";
-import { answerForm, questionOf } from "./waiting.js";
+import { answerForm, heldForm, questionOf } from "./waiting.js";
 import { WindowedList } from "./windowed.js";
 
 /** Cells whose code and outputs are kept, and lines of the outline in the document. */
@@ -58,9 +58,9 @@ class Live {
   }
 }
 
-const SIGNS = /** @type {Record<string, string>} */ ({ ok: "✓", error: "✗", running: "●", queued: "·" });
+const SIGNS = /** @type {Record<string, string>} */ ({ ok: "✓", error: "✗", running: "●", queued: "·", held: "⏸" });
 /** @param {any} row */
-const status = (row) => (row.state === "finished" ? row.reason : row.state);
+const status = (row) => (row.state === "finished" ? row.reason : row.state === "queued" && row.held ? "held" : row.state);
 /** @param {any} row */
 const failed = (row) => row.state === "finished" && row.reason !== "ok";
 
@@ -173,6 +173,10 @@ export function notebookTab(body, shared, rest) {
     if (bytes > 1000 && detail?.outputs?.some((/** @type {any} */ each) => each.output_type === "stream")) {
       element.append(button(`All of the text (${size(bytes)})`, () => fullText(row.id), { class: "quiet" }));
     }
+    if (state === "held") {
+      row.form ??= h("div", { class: "question" }, heldForm(id, row.id, attempt));
+      element.append(row.form, button("Edit a copy", () => edit(row.id), { class: "quiet" }));
+    }
     const question = questions.get(row.id);
     if (question && state === "running") element.append(question.form ??= h("div", { class: "question" }, answerForm(id, question, attempt)));
     if (!detail) loadShown();
@@ -182,6 +186,15 @@ export function notebookTab(body, shared, rest) {
   /** @param {() => Promise<any>} act */
   async function attempt(act) {
     try { await act(); } catch (error) { shared.banner(/** @type {Error} */ (error).message, ["Close", () => shared.banner("")]); }
+  }
+
+  /** Put the code of a cell into the box for cells by hand. @param {string} cell */
+  async function edit(cell) {
+    const box = /** @type {HTMLTextAreaElement | null} */ (body.querySelector("#code"));
+    if (!box) return;
+    box.value = (await get(session(id, `/cells/${encodeURIComponent(cell)}`))).code;
+    box.dispatchEvent(new Event("input"));
+    box.focus();
   }
 
   /** @param {string} cell */
@@ -228,7 +241,10 @@ export function notebookTab(body, shared, rest) {
       const sent = code.value;
       fault.textContent = "";
       try {
-        await call("POST", session(id, "/cells?wait=queued"), { code: sent, allow_stdin: true });
+        const cell = await call("POST", session(id, "/cells?wait=queued"), { code: sent, allow_stdin: true });
+        // While the session is held, the cell of the person who runs it by hand needs no second person.
+        const { hold } = await shared.refresh();
+        if (hold?.cells.includes(cell.id) && may("approve")) await call("POST", session(id, "/hold/decisions"), { cells: [cell.id], decision: "approve" });
         if (code.value === sent) code.value = "";
         setFollow(true);
       } catch (error) {
@@ -287,7 +303,11 @@ export function notebookTab(body, shared, rest) {
     if (place === undefined) return;
     const row = rows[place];
     row.last = event.seq;
-    if (event.type === "cell_started") {
+    if (event.type === "cell_held" || event.type === "cell_decided") {
+      row.held = event.type === "cell_held";
+      dirty.add(cell);
+      if (row.held) announce(`Cell ${place + 1} waits for a person`);
+    } else if (event.type === "cell_started") {
       row.state = "running";
       row.execution_count = event.execution_count ?? row.execution_count;
       lives.set(cell, new Live([], event.seq));
@@ -337,6 +357,7 @@ export function notebookTab(body, shared, rest) {
     const pages = [];
     for (let offset = PAGE; offset < first.total; offset += PAGE) pages.push(get(path, { limit: PAGE, offset }));
     for (const page of [first, ...(await Promise.all(pages))]) page.cells.forEach(add);
+    for (const cell of shared.info.hold?.cells ?? []) { const place = places.get(cell); if (place !== undefined) rows[place].held = true; }
     if (closed) return;
     shared.listeners.delete(keep);
     early.forEach(onEvent);

@@ -3,6 +3,7 @@
 import { button, duration, h, link, show, size } from "./dom.js";
 import { EventStream, call, get, may, session } from "./api.js";
 import { address, title } from "./sessions.js";
+import { still } from "./text.js";
 
 /** @typedef {import("./main.js").Screen} Screen */
 /**
@@ -25,7 +26,7 @@ const TABS = /** @type {Record<string, [string, () => Promise<(main: HTMLElement
 });
 
 /** Events after which the session's own description has changed. */
-const CHANGES = /^(cell_(queued|started|finished)|kernel_|checkpoint_(made|dropped)|rolled_back|branched|session_|hibernated|woken|input_|tool_(called|decided|returned)|leased)/;
+const CHANGES = /^(cell_(queued|started|finished|held|decided)|kernel_|checkpoint_(made|dropped)|rolled_back|branched|session_|hibernated|woken|input_|tool_(called|decided|returned)|leased)/;
 
 /**
  * @param {HTMLElement} main @param {string} id @param {string[]} rest
@@ -55,6 +56,7 @@ export function sessionScreen(main, id, rest, banner) {
     }
   };
   const interrupt = act(() => call("POST", session(id, "/interrupt"), {}));
+  const hold = act(() => call("POST", session(id, "/hold"), { mode: shared.info.hold ? "off" : "ask" }));
   const branch = act(async () => {
     const [made] = await call("POST", session(id, "/branches"), {});
     location.hash = address(made.id);
@@ -69,6 +71,8 @@ export function sessionScreen(main, id, rest, banner) {
       h("span", { class: "facts" }, [`owner ${info.principal}`, info.kernel?.kind, info.sandbox.isolation, info.usage.memory_bytes ? size(info.usage.memory_bytes) : "",
         info.parent ? "a branch" : ""].filter(Boolean).join(" · ")),
       h("span", { class: "grow" }),
+      info.hold && h("span", { class: "state held" }, `held by ${still(info.hold.by)}`),
+      may("approve") && opened && button(info.hold ? "Let go" : "Take over", hold, { title: info.hold ? "The cells that wait run." : "Cells of every client wait until a person approves them. You can run your own." }),
       may("run") && opened && button("Interrupt", interrupt, { disabled: !info.running, title: "Ctrl+." }),
       may("run") && opened && info.kernel?.kind !== "cold" && button("Branch", branch),
       may("run") && opened && button("Close session", act(() => call("DELETE", session(id))), { class: "danger" }));

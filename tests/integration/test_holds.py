@@ -1,0 +1,45 @@
+"""A person takes a session over: cells of every client wait, and each decision is in the log and the notebook."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from served import Served
+from waiting import wait_for
+
+from kernelsvc import Client
+from kernelsvc.errors import Conflict
+
+
+def metadata(session: Any) -> list[dict[str, Any]]:
+    """What the notebook says about each decision."""
+    cells = json.loads(session.notebook())["cells"]
+    return [own["decision"] for c in cells if "decision" in (own := c["metadata"].get("kernelsvc", {}))]
+
+
+def test_cells_wait_for_a_person_and_each_decision_is_on_record(served: Served) -> None:
+    with Client(served.url, served.token) as client, client.create_session() as session:
+        session.run("x = 1")
+        assert session.hold(seconds=300).hold.by == "local"
+        agents = [session.run(f"x += {n}", wait="queued").id for n in (10, 100)]
+        assert session.info().hold.cells == agents
+        own = session.run("print('by hand', x)", wait="queued").id
+        session.decide(own, decision="approve")
+        wait_for(lambda: session.cell(own).reason, what="the person's own cell")
+        assert session.cell(own).text == "by hand 1\n"
+        (refused,) = session.decide(agents[0], decision="refuse", reason="not that file")
+        assert (refused.reason, refused.message) == ("cancelled", "Refused by local: not that file")
+        with pytest.raises(Conflict, match="is not held"):
+            session.decide(agents[0], decision="approve")
+        session.let_go()
+        assert session.run("x").text == "101"
+        kept = [e for e in session.events(follow=False) if e.type in ("session_held", "cell_held", "cell_decided")]
+        assert [(e.type, getattr(e, "by", "")) for e in kept] == [
+            ("session_held", "local"), ("cell_held", ""), ("cell_held", ""), ("cell_held", ""),
+            ("cell_decided", "local"), ("cell_decided", "local"), ("session_held", "local"), ("cell_decided", "local"),
+        ]  # fmt: skip
+        wait_for(lambda: len(metadata(session)) == 3, what="the notebook")
+        decided = {(each["decision"], each["by"], each["reason"]) for each in metadata(session)}
+        assert decided == {("approve", "local", None), ("refuse", "local", "not that file")}
