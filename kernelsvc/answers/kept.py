@@ -16,6 +16,7 @@ import msgspec
 
 from kernelsvc.errors import NotFound
 from kernelsvc.linux import atomic_file
+from kernelsvc.linux.clock import SteadyClock
 from kernelsvc.model.answers.machine import AnswerEnded
 from kernelsvc.model.answers.values import Entry, TokenUsage
 from kernelsvc.protocol.openai.requests import AnswerRequest
@@ -120,6 +121,7 @@ class AnswerStore:
 
     def __init__(self, directory: Path, days: float) -> None:
         self._directory, self._days = directory, days
+        self._clock = SteadyClock()
         self._swept = 0.0
 
     def put_response(self, principal: str, response: KeptResponse) -> None:
@@ -258,7 +260,7 @@ class AnswerStore:
         if self._swept and now < self._swept + SWEEP_SECONDS:
             return
         self._swept = now
-        oldest = time.time() - self._days * DAY
+        oldest = self._clock() - self._days * DAY
         for path in self._directory.glob("*/*"):
             with contextlib.suppress(OSError):
                 if path.lstat().st_mtime < oldest:

@@ -42,6 +42,7 @@ from kernelsvc.model.events import SandboxReport
 from kernelsvc.server.app import Server, make_app
 from kernelsvc.service import Service
 from kernelsvc.service.directories import (
+    check_clock,
     check_form,
     cluster_key,
     missing_mounts,
@@ -75,6 +76,7 @@ def main(args: argparse.Namespace, terminal: Terminal) -> int:
     raise_descriptor_limit()
     prepare_directories(settings)
     check_form(settings)
+    check_clock(settings, time.time())
     settings, generated_token = with_kept_token(settings)
     token = generated_token or next(iter(getattr(args, "token", None) or []), None) or os.environ.get("KERNELSVC_TOKEN")
     if settings.workers != 1:

@@ -24,6 +24,8 @@ KEY_FILE = "egress-ca.key"
 #: Most certificates in memory. A further name replaces the oldest one.
 MAX_LEAVES = 512
 _AUTHORITY_DAYS, _LEAF_DAYS, _RENEW_DAYS = 5 * 365, 60, 30
+#: A certificate is valid from so long before it was made.
+_EARLY = datetime.timedelta(hours=1)
 #: Where distributions have the certificates of public authorities, if OpenSSL does not say it.
 _SYSTEM_BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
 _PEM = serialization.Encoding.PEM
@@ -49,7 +51,8 @@ class Authority:
         """Return the context of a TLS server that has this name. It takes 0.5 ms at the first call for a name."""
         now = datetime.datetime.now(datetime.UTC)
         known = self._leaves.pop(name, None)
-        if known is None or now - known[0] > datetime.timedelta(days=_RENEW_DAYS):
+        # A clock that was set back makes a certificate one of the future.
+        if known is None or not -_EARLY <= now - known[0] <= datetime.timedelta(days=_RENEW_DAYS):
             known = now, self._make_context(name, now)
         while len(self._leaves) >= MAX_LEAVES:
             del self._leaves[next(iter(self._leaves))]
@@ -163,7 +166,7 @@ def _certificate(
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_before(now - _EARLY)
         .not_valid_after(now + datetime.timedelta(days=days))
     )
 

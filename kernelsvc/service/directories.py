@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 import os
 import secrets
 import stat
+import time
 from collections.abc import MutableMapping
 from pathlib import Path
 
@@ -13,9 +16,13 @@ import msgspec
 
 from kernelsvc.errors import BadRequest
 from kernelsvc.linux import atomic_file
+from kernelsvc.linux.clock import SteadyClock
 from kernelsvc.model.cluster.ids import NODE_DIGITS, is_node
+from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.tokens import record_for, weakness
 from kernelsvc.settings import Settings
+
+log = logging.getLogger(__name__)
 
 
 def prepare_directories(settings: Settings, *, of_others: bool = False) -> None:
@@ -126,6 +133,48 @@ def check_form(settings: Settings) -> None:
             f"A later release wrote this data directory: {path} says {int(kept)}, and this release knows forms up to "
             f"{DATA_FORM}. Start that release, or restore a backup from before the upgrade."
         )
+
+
+#: Seconds by which the clock may be before the last run of a server, and between two notes of the time.
+CLOCK_SECONDS, NOTE_SECONDS = 300.0, 60.0
+
+
+def check_clock(settings: Settings, now: float) -> None:
+    """Refuse to start with a clock that is before the last run: expired tokens would be valid again. Change nothing.
+
+    The modification time of the form's file is the time at which a server last used the directory.
+
+    Args:
+        settings: names the data directory.
+        now: the machine's clock, in seconds since the epoch.
+
+    Raises:
+        BadRequest: the clock is more than ``CLOCK_SECONDS`` before the last run.
+    """
+    path = settings.data_path() / FORM_FILE
+    last = path.stat().st_mtime
+    if now < last - CLOCK_SECONDS:
+        raise BadRequest(
+            f"The machine's clock says {timestamp(now)}, and a server used {settings.data_path()} at "
+            f"{timestamp(last)}. Expired tokens and addresses would be valid again. Set the clock (timedatectl set-ntp "
+            f"true) and start again. If the clock is right now and was wrong then: touch {path}"
+        )
+
+
+async def follow_clock(settings: Settings) -> None:
+    """Note the time for ``check_clock``, and log each step of the clock. Ends when it is cancelled."""
+    clock, path = SteadyClock(), settings.data_path() / FORM_FILE
+    while True:
+        if step := clock.step():
+            log.warning(
+                "The machine's clock was set %s by %.0f s. Tokens, signed addresses and times in logs follow it. "
+                "Limits, leases and waits keep their durations, and retention deletes nothing early. If the clock is "
+                "wrong now, correct it before the next start of the server.",
+                "forward" if step > 0 else "back", abs(step), extra={"action": "clock_set", "seconds": round(step)},
+            )  # fmt: skip
+        with contextlib.suppress(OSError):  # A full or read-only disk has messages of its own.
+            os.utime(path, (time.time(),) * 2)
+        await asyncio.sleep(NOTE_SECONDS)
 
 
 #: The file below the data directory with the name of a node, and most bytes of a cluster's key.

@@ -67,6 +67,7 @@ from kernelsvc.service.api import (
 from kernelsvc.service.branching import BranchCreator
 from kernelsvc.service.commands.commands import Commands
 from kernelsvc.service.creation import SessionCreator
+from kernelsvc.service.directories import follow_clock
 from kernelsvc.service.disposal.deletion import SessionDeleter
 from kernelsvc.service.disposal.retention import Retention
 from kernelsvc.service.egress.connector import EgressConnector
@@ -241,6 +242,7 @@ class Service:
         await self._adoption.run(self._store.scan())
         self._tasks.start(self.usage.run())
         self._tasks.start(self._follow_environments())
+        self._tasks.start(follow_clock(self.settings))
         self._tasks.start(self._principals.run())
         self._tasks.start(self._principals.follow_issuer())
         self._warm_pool.start(self.settings.default_template)

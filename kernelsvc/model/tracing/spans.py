@@ -83,6 +83,10 @@ class Span(Struct, kw_only=True):
     seq: int
     dropped_events: int = 0
 
+    def __post_init__(self) -> None:
+        """No span ends before its start, also if the machine's clock was set back meanwhile: receivers refuse it."""
+        self.end = max(self.start, self.end)
+
 
 class _Context(Struct, frozen=True):
     """The trace of one cell."""
@@ -298,7 +302,7 @@ class SpanFold:
                 name=f"execute_tool {CELL_TOOL}",
                 kind="server" if cell.parent else "internal",
                 start=start,
-                end=max(start, nanoseconds(event.at)),
+                end=nanoseconds(event.at),
                 attributes=_cut(attributes),
                 events=cell.events,
                 links=cell.links,

@@ -84,7 +84,7 @@ class Principals:
         return void if self._oidc is None else void - self._oidc.valid()
 
     def refresh(self) -> None:
-        """Read the file again if it has changed, and drop tokens that have expired meanwhile."""
+        """Read the file again if it has changed, and drop tokens that have expired meanwhile. Their ends are dates."""
         stamp = self._file.stamp()
         if stamp != self._stamp:
             self._stamp = stamp
@@ -94,8 +94,11 @@ class Principals:
                 # The tokens that were read last stay valid: a damaged file must not lock every client out.
                 log.error("The tokens of 'kernelsvc token' stay as they were: %s", error)
             self._apply()
-        elif self._valid and any(each.expired(datetime.now(UTC)) for each in self._valid.values()):
-            self._apply()
+        elif self._kept:
+            now = datetime.now(UTC)
+            # Valid and expired, or neither: the clock may have been set back, too.
+            if any(each.expired(now) == (each.record.sha256 in self._valid) for each in self._kept):
+                self._apply()
 
     def _apply(self) -> None:
         now = datetime.now(UTC)

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable
 
 from kernelsvc.errors import KernelsvcError
+from kernelsvc.linux.clock import SteadyClock
 from kernelsvc.service.loading.closed_sessions import ClosedSessions
 from kernelsvc.service.projections import Projections
 from kernelsvc.settings import Settings
@@ -43,6 +44,7 @@ class Retention:
         self, settings: Settings, store: SessionDirectories, projections: Projections, closed: ClosedSessions
     ) -> None:
         self._store = store
+        self._clock = SteadyClock(store.clock)
         self._projections = projections
         self._index = projections.index
         self._closed = closed
@@ -59,7 +61,7 @@ class Retention:
     async def retire(self) -> list[str]:
         """Retire the sessions that are due now, and return their ids. A failure is logged and tried again later."""
         gone = []
-        for session in due(self._closed_sessions(), self._store.clock(), self._age):
+        for session in due(self._closed_sessions(), self._clock(), self._age):
             why = f"closed for {self._age:g} s"
             act = self._store.archive if self._action == "archive" else self._store.remove
             self._closed.forget(session)

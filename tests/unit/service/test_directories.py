@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import stat
+import time
 
 import pytest
 
@@ -13,7 +16,9 @@ from kernelsvc.model.tokens import hash_token
 from kernelsvc.service.directories import (
     FORM_FILE,
     TOKEN_FILE,
+    check_clock,
     check_form,
+    follow_clock,
     missing_mounts,
     prepare_directories,
     with_kept_token,
@@ -45,6 +50,43 @@ def test_a_data_directory_of_a_later_release_is_refused_and_left_as_it_is(tmp_pa
         with pytest.raises(BadRequest, match=why):
             check_form(settings)
         assert (tmp_path / FORM_FILE).read_text() == text
+
+
+def test_a_clock_before_the_last_run_is_refused_and_one_that_is_right_again_is_not(tmp_path):
+    settings = s.load({"data_dir": str(tmp_path)})
+    check_form(settings)
+    last = 1_800_000_000.0
+    os.utime(tmp_path / FORM_FILE, (last, last))
+    for now in (last - 200, last, last + 1e9):
+        check_clock(settings, now)
+    with pytest.raises(BadRequest, match=r"2027-01-15T07:00.*touch /.*/form"):
+        check_clock(settings, last - 3600)
+    assert (tmp_path / FORM_FILE).stat().st_mtime == last, "nothing was changed"
+    (tmp_path / FORM_FILE).touch()
+    check_clock(settings, time.time())
+
+
+async def test_a_server_notes_the_time_and_each_step_of_the_clock(tmp_path, monkeypatch, caplog):
+    settings = s.load({"data_dir": str(tmp_path)})
+    check_form(settings)
+    os.utime(tmp_path / FORM_FILE, (1, 1))
+    steps = iter([0.0, 0.0, -7200.0])
+    ended = asyncio.Event()
+
+    def step(_):
+        try:
+            return next(steps)
+        except StopIteration:
+            ended.set()
+            return 0.0
+
+    monkeypatch.setattr("kernelsvc.service.directories.NOTE_SECONDS", 0)
+    monkeypatch.setattr("kernelsvc.linux.clock.SteadyClock.step", step)
+    task = asyncio.create_task(follow_clock(settings))
+    await asyncio.wait_for(ended.wait(), 10)
+    task.cancel()
+    assert [record.getMessage()[:43] for record in caplog.records] == ["The machine's clock was set back by 7200 s."]
+    assert (tmp_path / FORM_FILE).stat().st_mtime > 1
 
 
 def test_prepared_directories_are_private(short_tmp):

@@ -43,6 +43,23 @@ def at(seq):
     return (1_800_000_000 * 10 + seq) * 100_000_000
 
 
+@pytest.mark.parametrize(
+    "events",
+    [
+        [ev.CellStarted(cell="c1", execution_count=1), ev.CellFinished(cell="c1", execution_count=1)],
+        [ev.ToolCalled(cell="c1", call="t1", tool="f"), ev.ToolReturned(cell="c1", call="t1", status="ok")],
+        [ev.ProgramStarted(cell="c1", program="p1", argv=["ls"]), ev.ProgramEnded(program="p1", exit_code=0)],
+    ],
+    ids=["cell", "call", "program"],
+)
+def test_no_span_ends_before_its_start_if_the_clock_was_set_back(events):
+    journal = Journal()
+    journal.add(STARTED, ev.CellQueued(cell="c1", code="1", principal="alice"), *events[:-1])
+    journal.seq -= 1000  # the envelope's time follows
+    *_, span = journal.add(events[-1])
+    assert span.end == span.start
+
+
 def test_a_cell_is_a_span_with_the_conventions_names():
     journal = Journal()
     (span,) = journal.add(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -40,6 +41,20 @@ def test_a_token_is_valid_from_its_creation_to_its_end(tmp_path: Path) -> None:
     assert [who.name for who in principals.callers()] == ["local"]
     assert principals.void(both | {hash_token("configured-token")}) == both
     assert principals.authenticate("configured-token").name == "local"
+
+
+def test_the_end_of_a_token_follows_the_clock_in_both_directions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = TokenFile(tmp_path)
+    token, _ = file.create(alice, lifetime=timedelta(days=1))
+    principals = Principals([], file)
+    clock = MagicMock(wraps=datetime)
+    monkeypatch.setattr("kernelsvc.service.access.principals.datetime", clock)
+    for days, valid in ((0, True), (2, False), (0, True)):
+        clock.now.side_effect = lambda zone, days=days: datetime.now(zone) + timedelta(days=days)
+        assert [who.name for who in principals.callers()] == ["alice"] * valid
+        assert principals.void(frozenset({hash_token(token)})) == frozenset({hash_token(token)} if not valid else ())
 
 
 def test_a_damaged_file_changes_nothing_until_it_is_repaired(tmp_path: Path) -> None:
