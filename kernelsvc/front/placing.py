@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import OrderedDict
+from urllib.parse import quote
 
 from kernelsvc.errors import AtCapacity, BadRequest, NotFound, QuotaExceeded
 from kernelsvc.front.locating import Cluster
@@ -141,11 +142,22 @@ class Placing:
         if session := ids.session_of(name):
             return await self._cluster.node_of(session, token)
         await self._members.wait_for_any()
+        plain = name.partition(":")[0]
+        if plain in models.DEFAULT_TEMPLATES:
+            return None
+        gathered = await self._cluster.everywhere("GET", f"/templates/aliases/{quote(name, safe='')}", token)
+        found = [member for member, response in gathered.answers if response.status == 200]
+        if not found:
+            gathered.must_be_complete(name)
+            return None
+        if len(found) == 1:
+            return found[0]
         try:
-            models.template_of(name, {each for member in self._members.reachable() for each in _templates(member)})
-        except NotFound:
-            return await self._cluster.node_of_label(f"{models.SNAPSHOT}={name.partition(':')[0]}", token)
-        return None
+            models.template_of(name, {each for member in found for each in _templates(member)})
+        except NotFound:  # Several snapshots of one name: the newest one counts.
+            return await self._cluster.node_of_label(f"{models.SNAPSHOT}={plain}", token)
+        # Some nodes may lack an environment of this name.
+        return min(found, key=lambda each: each.candidate.load) if len(found) < len(gathered.answers) else None
 
 
 def _workspace(named: str, who: Principal) -> str | None:

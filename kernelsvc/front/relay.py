@@ -21,6 +21,7 @@ from kernelsvc.front.upstream import UNLIMITED, Collector, NoAnswer, NotSent, Re
 from kernelsvc.protocol.port_headers import end_to_end
 from kernelsvc.server import sandboxai
 from kernelsvc.server.connections import ANSWER_SECONDS, connection_of
+from kernelsvc.server.e2b import models
 from kernelsvc.server.handler import DISCARD_BYTES, ON_LOOPBACK, ApiHandler, ServerContext, as_error
 from kernelsvc.server.jupyter.handlers import token_of
 
@@ -151,6 +152,8 @@ class RelayHandler(FrontHandler):
                 named = values.get("snapshot") or values["template"]
                 if found := await self.placing.node_of_snapshot(named, token or ""):
                     return found
+            case Action.BUILDS:
+                return await cluster.node_of_workspace(models.templates_address(self.who.name), token or "")
             case Action.HOME:
                 return await cluster.home_of(self.who.name)
             case Action.TICKET:

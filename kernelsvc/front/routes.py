@@ -29,7 +29,8 @@ class Action(Enum):
     WORKSPACE = "to the node that has the workspace"
     NODE = "to the node that the path names, or to any"
     NAMED = "to the node of the session with this label"
-    SNAPSHOT = "to the node of the snapshot in the path"
+    SNAPSHOT = "to the node of the snapshot or template in the path"
+    BUILDS = "to the node that has the caller's templates of E2B's API"
     PLACE = "to a node with room, or to the one that the body names"
     HOME = "to the node that a principal always gets"
     TICKET = "to the node that has the tickets of the console"
@@ -80,6 +81,7 @@ _S = r"/v1/sessions/(?P<session>[^/]+)"
 _W = r"/v1/workspaces/(?P<owner>[^/]+)/(?P<name>[^/]+)"
 _SPACE = r"/v1/spaces/(?P<space>[^/]+)/sandboxes"
 _KERNEL = r"(?P<kernel>[^/]+)"
+_UPLOAD = r"(?:(?P<node>[0-9a-f]{6})-)?[^/-]+"
 _VOLUME = r"(?:vol-(?P<node>[0-9a-f]{6})-)?[^/]+"
 _ANSWERS = r"/v1/(?:responses|conversations|containers|files)"
 
@@ -135,6 +137,8 @@ ROWS: tuple[Row, ...] = (
     _row("", r"/(?:v2/)?sandboxes", Action.PLACE, form="e2b"),
     _row("", r"/(?:v2/)?sandboxes/(?P<session>[^/]+)(?:/.*)?", Action.SESSION, form="e2b"),
     _row("", r"/templates/aliases/(?P<snapshot>[^/]+)|/templates/(?P<template>[^/]+)", Action.SNAPSHOT, form="e2b"),
+    _row("", rf"/templates/[^/]+/uploads/{_UPLOAD}", Action.NODE, open=True, form="e2b"),
+    _row("", r"/v3/templates|/templates/[^/]+/files/.*|/(?:v2/)?templates/[^/]+/builds/.*", Action.BUILDS, form="e2b"),
     _row("", r"/(?:v[23]/)?templates(?:/.*)?|/secrets(?:/.*)?", Action.ANY, form="e2b"),
     _row("GET", r"/volumes", Action.GATHER, form="e2b"),
     _row("", r"/volumes", Action.ANY, form="e2b"),

@@ -38,6 +38,8 @@ HOME = "/home/user"
 _UNNAMED = "-"
 #: Longest name of a snapshot, in characters, as for a label.
 MAX_NAME = 256
+#: The workspace that has the templates that a principal built.
+TEMPLATES = "e2b-templates"
 #: Default names in E2B's clients. They mean this server's default template.
 DEFAULT_TEMPLATES = frozenset({"", "base", "code-interpreter-v1", "code-interpreter", "code-interpreter-beta"})
 #: The release of E2B's agent (envd) that this API imitates.
@@ -98,6 +100,11 @@ def decode(asked: Mapping[str, Any]) -> NewSandbox:
         raise NotSupported("A sandbox has at most one volume here. Use one with several directories.")
     network_of(wanted.network, wanted.allow_internet_access)
     return wanted
+
+
+def templates_address(principal: str) -> str:
+    """Return the address of the workspace that has the templates that a principal built."""
+    return f"{principal}/{TEMPLATES}"
 
 
 def template_of(name: str, known: Iterable[str]) -> str | None:

@@ -6,7 +6,8 @@ runs code of the packages as the server's user, so it needs the scope ``admin``.
 leave in its home directory becomes the template's files.
 
 A built template is a directory of the workspace ``e2b-templates`` of its owner: ``NAME/template.json``
-and ``NAME/home.tar.gz``. So quota, backup and removal are those of workspaces.
+and ``NAME/home.tar.gz``. So quota, backup and removal are those of workspaces. The last builds are
+there, too, so that a client gets the outcome of its build also after a restart of the server.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import signal
 import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
@@ -39,8 +41,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: The workspace that has the templates of a principal.
-WORKSPACE = "e2b-templates"
+Kept = TypeVar("Kept")
+
 #: Seconds of one build, of the wait for an environment, and of the waits for a ready command: in a build, in a sandbox.
 BUILD_SECONDS, ENVIRONMENT_SECONDS, READY_SECONDS, START_SECONDS = 1800.0, 120.0, 60.0, 30.0
 #: Most builds of one principal that are remembered and that run at a time, and lines of one log.
@@ -50,6 +52,9 @@ _MAX_LINE = 1024
 #: Seconds between two runs of a ready command.
 READY_PAUSE = 0.3
 _PIECE = 1 << 20
+#: The directory of builds in the workspace, the form of their ids, and most bytes of one: its log in JSON.
+BUILDS, _BUILD = b".builds", re.compile(r"[0-9a-f-]{36}")
+MAX_RECORD = 16 << 20
 #: Arguments: archive, source pattern, target, mode. As in a Dockerfile, one directory is copied by its content.
 _COPY = r"""set -e
 work=$(mktemp -d); trap 'rm -rf "$work" "$archive"' EXIT
@@ -68,30 +73,41 @@ _ARCHIVE = 'exec tar --exclude="./$1" --exclude=./.cache -czf "$1" .'
 _RESTORE = 'tar -xzf "$1" && rm -f -- "$1"'
 
 
-class Build:
+class BuildLine(msgspec.Struct):
+    """A line of a build's log, with the fields of E2B's API."""
+
+    timestamp: str
+    message: str
+    level: str
+    step: str
+
+
+class Build(msgspec.Struct):
     """One build.
 
     Attributes:
-        id: a UUID.
         owner: the principal that asked for it.
         name: of the template.
+        id: a UUID.
         status: as E2B names it: waiting, building, ready or error.
         reason: the error, with the number of its step.
         lines: its log.
+        step: the number of the step that runs, or the name of the phase.
     """
 
-    def __init__(self, owner: str, name: str) -> None:
-        self.id, self.owner, self.name = str(uuid.uuid4()), owner, name
-        self.status = "waiting"
-        self.reason: dict[str, Any] = {}
-        self.lines: list[dict[str, Any]] = []
-        self.step = "base"
+    owner: str
+    name: str
+    id: str = msgspec.field(default_factory=lambda: str(uuid.uuid4()))
+    status: Literal["waiting", "building", "ready", "error"] = "waiting"
+    reason: dict[str, Any] = {}
+    lines: list[BuildLine] = []
+    step: str = "base"
 
     def log(self, text: str, level: str = "info") -> None:
         """Add lines to the log. Beyond a limit they are dropped."""
         at = datetime.now(UTC).isoformat()
         for line in text.splitlines()[: MAX_LINES - len(self.lines)]:
-            self.lines.append({"timestamp": at, "message": line[:_MAX_LINE], "level": level, "step": self.step})
+            self.lines.append(BuildLine(at, line[:_MAX_LINE], level, self.step))
 
     def fail(self, message: str) -> None:
         """End the build with an error."""
@@ -129,24 +145,46 @@ class TemplateBuilds:
             known = await self.read(who, name)
             if known is None or not known.owns:
                 raise Conflict(f"{name!r} is a template of this server. Choose another name.")
-        self._service.workspaces.set(who, WORKSPACE)
+        self._service.workspaces.set(who, models.TEMPLATES)
         build = Build(who.name, name)
         self._builds[build.id] = build
         mine = [each for each in self._builds.values() if each.owner == who.name and each.status != "building"]
         for each in mine[:-MAX_BUILDS]:
             del self._builds[each.id]
+        await self._forget_old(who)
+        await self._keep(who, build)
         return build
 
-    def find(self, who: Principal, name: str, build: str) -> Build:
-        """Return a build of the caller.
+    async def find(self, who: Principal, name: str, build: str) -> Build:
+        """Return a build of the caller. One that ran when the server ended has failed.
 
         Raises:
             NotFound: there is none.
         """
         found = self._builds.get(build)
+        if found is None and _BUILD.fullmatch(build):
+            found = await self._read_file(who, build_path(build), Build)
+            if found is not None and (again := self._builds.setdefault(build, found)) is not found:
+                found = again  # another request has read it meanwhile
+            elif found is not None and found.status == "building":
+                found.fail("The server was restarted during the build. Build again.")
         if found is None or (found.owner, found.name) != (who.name, name):
-            raise NotFound("There is no such build. Builds are forgotten when the server restarts. Build again.")
+            raise NotFound(f"There is no such build. The last {MAX_BUILDS} builds are kept. Build again.")
         return found
+
+    async def _keep(self, who: Principal, build: Build) -> None:
+        """Write a build for the next server. If that fails, that server does not know it."""
+        with contextlib.suppress(KernelsvcError):
+            data = msgspec.json.encode(build)
+            await self._service.workspaces.files.put(who, address(who), build_path(build.id), data)
+
+    async def _forget_old(self, who: Principal) -> None:
+        """Remove the kept builds but the newest ones."""
+        files = self._service.workspaces.files
+        with contextlib.suppress(KernelsvcError):
+            listed, _ = await files.list(who, address(who), BUILDS)
+            for each in sorted(listed, key=lambda each: each.mtime_ns, reverse=True)[MAX_BUILDS:]:
+                await files.remove(who, address(who), each.path)
 
     def start(self, who: Principal, build: Build, wanted: BuildRequest) -> None:
         """Begin a build.
@@ -161,9 +199,11 @@ class TemplateBuilds:
         if running >= MAX_RUNNING:
             raise QuotaExceeded(f"{MAX_RUNNING} of your builds run. Wait for one of them.")
         build.status = "building"
+        build.lines, build.reason = [], {}
         self._tasks.start(self._run(who, build, wanted), name=f"build {build.name}")
 
     async def _run(self, who: Principal, build: Build, wanted: BuildRequest) -> None:
+        await self._keep(who, build)
         try:
             async with asyncio.timeout(BUILD_SECONDS):
                 await self._make(who, build, wanted)
@@ -180,6 +220,7 @@ class TemplateBuilds:
             log.exception("the build of a template failed")
             build.fail("The build failed by an error of the server, which its log has.")
         finally:
+            await self._keep(who, build)
             for step in wanted.steps:
                 with contextlib.suppress(KernelsvcError):
                     await self._service.workspaces.files.remove(who, address(who), files_path(step.filesHash or ""))
@@ -289,12 +330,16 @@ class TemplateBuilds:
 
     async def read(self, who: Principal, name: str) -> BuiltTemplate | None:
         """Return a template of the caller, or None if there is none."""
+        return await self._read_file(who, record_path(name), BuiltTemplate)
+
+    async def _read_file(self, who: Principal, path: bytes, kind: type[Kept]) -> Kept | None:
+        """Return the value of a file of the workspace, or None. The owner may have written anything into it."""
         try:
-            reader = await self._service.workspaces.files.open(who, address(who), record_path(name))
+            reader = await self._service.workspaces.files.open(who, address(who), path)
         except KernelsvcError:
             return None
         try:
-            return msgspec.json.decode(await reader.read(0, _PIECE), type=BuiltTemplate)
+            return msgspec.json.decode(await reader.read(0, MAX_RECORD), type=kind)
         except msgspec.MsgspecError:
             return None
         finally:
@@ -440,7 +485,7 @@ class TemplateSandbox:
         info = await self._service.workspaces.get(self._who, address(self._who))
         if info.max_bytes is not None and (info.used_bytes or 0) + reader.status.size > info.max_bytes:
             reader.close()
-            raise TooLarge(f"The workspace {WORKSPACE!r} has no room for these files. Delete a template.")
+            raise TooLarge(f"The workspace {models.TEMPLATES!r} has no room for these files. Delete a template.")
         await copy_file(reader, await files.write(self._who, address(self._who), home_path(name)))
         record = msgspec.json.encode(msgspec.structs.replace(made, home=True))
         await files.put(self._who, address(self._who), record_path(name), record)
@@ -477,7 +522,7 @@ class TemplateSandbox:
 
 def address(who: Principal) -> str:
     """Return the address of the workspace that has a principal's templates."""
-    return f"{who.name}/{WORKSPACE}"
+    return models.templates_address(who.name)
 
 
 def record_path(name: str) -> bytes:
@@ -488,6 +533,11 @@ def record_path(name: str) -> bytes:
 def home_path(name: str) -> bytes:
     """Return the path of a template's files in its workspace."""
     return f"{name}/home.tar.gz".encode()
+
+
+def build_path(build: str) -> bytes:
+    """Return the path of a build in its workspace."""
+    return BUILDS + b"/" + build.encode()
 
 
 def files_path(digest: str) -> bytes:

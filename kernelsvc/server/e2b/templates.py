@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import quote, unquote
 
-from kernelsvc.errors import BadRequest, Conflict, NotFound, NotSupported, Unauthenticated
+from kernelsvc.errors import BadRequest, Conflict, NotFound, Unauthenticated
 from kernelsvc.protocol import e2b_templates as recipes
 from kernelsvc.server.e2b import models
 from kernelsvc.server.e2b.control_plane import ControlPlaneHandler
 from kernelsvc.server.e2b.handler import E2bHandler
-from kernelsvc.server.e2b.template_builds import WORKSPACE, TemplateBuilds, files_path
+from kernelsvc.server.e2b.template_builds import TemplateBuilds, files_path
 from kernelsvc.server.native.files import WorkspaceFileHandler
 
 #: Purpose of the secret in the address of an upload (``service.access.session_tokens``).
@@ -48,11 +48,6 @@ class BuildRequestHandler(TemplateHandler):
     async def post(self) -> None:
         """Give a build its id."""
         self.auth_scope("run")
-        if self.context.settings.node:
-            raise NotSupported(
-                "Templates can't be built through the front of a cluster. Make an environment on each node: "
-                "kernelsvc env add NAME PACKAGE..."
-            )
         asked = self.json_body()
         name = recipes.template_name(asked.get("name") or asked.get("alias"))
         build = await self.builds.request(self.who, name)
@@ -67,7 +62,7 @@ class BuildStartHandler(TemplateHandler):
         """Begin a build."""
         self.auth_scope("run")
         self.builds.start(
-            self.who, self.builds.find(self.who, unquote(template), build), recipes.decode(self.json_body())
+            self.who, await self.builds.find(self.who, unquote(template), build), recipes.decode(self.json_body())
         )
         self.set_status(202)
 
@@ -77,11 +72,11 @@ class BuildStatusHandler(TemplateHandler):
 
     async def get(self, template: str, build: str) -> None:
         """Return the status of a build, and a page of its log."""
-        found = self.builds.find(self.who, unquote(template), build)
+        found = await self.builds.find(self.who, unquote(template), build)
         start = models.moment(self.query_fields(), "logsOffset", 0)
         lines = found.lines[start : start + MAX_LINES]
         shown = {"templateID": found.name, "buildID": found.id, "status": found.status, "logEntries": lines}
-        shown["logs"] = [each["message"] for each in lines]
+        shown["logs"] = [each.message for each in lines]
         self.answer(shown | ({"reason": found.reason} if found.reason else {}))
 
 
@@ -93,7 +88,9 @@ class UploadAddressHandler(TemplateHandler):
         self.auth_scope("run")
         recipes.check_upload(template, digest)
         secret = self.context.service.access.secret(self.who, f"{template}.{digest}", PURPOSE)
-        base = f"{self.request.protocol}://{self.request.host}/templates/{template}/uploads/{digest}"
+        node = self.context.settings.node  # By its name a front finds the node of a request without a token.
+        place = f"{node}-{digest}" if node else digest
+        base = f"{self.request.protocol}://{self.request.host}/templates/{template}/uploads/{place}"
         self.answer({"present": False, "url": f"{base}?owner={quote(self.who.name, safe='')}&secret={secret}"}, 201)
 
 
@@ -121,7 +118,7 @@ class UploadHandler(E2bHandler, WorkspaceFileHandler):
         self.set_principal(self.context.service.access.holder(f"{template}.{digest}", (PURPOSE,), given, owner=owner))
 
     def _session(self) -> str:
-        return f"{self.who.name}/{WORKSPACE}"
+        return models.templates_address(self.who.name)
 
     def _path(self) -> bytes:
         return files_path(self.path_args[1])
@@ -141,12 +138,13 @@ class UploadHandler(E2bHandler, WorkspaceFileHandler):
     get = head = delete = _refuse  # type: ignore[assignment]
 
 
-_NAME = _HASH = _BUILD = r"([^/]+)"
+_NAME = _BUILD = r"([^/]+)"
+_HASH = r"([^/-]+)"
 ROUTES: list[tuple[str, Any]] = [
     (r"/templates/aliases/(?P<alias>[^/]+)", TemplateAliasHandler),
     (r"/v3/templates", BuildRequestHandler),
     (rf"/templates/{_NAME}/files/{_HASH}", UploadAddressHandler),
-    (rf"/templates/{_NAME}/uploads/{_HASH}", UploadHandler),
+    (rf"/templates/{_NAME}/uploads/(?:[0-9a-f]{{6}}-)?{_HASH}", UploadHandler),
     (rf"/v2/templates/{_NAME}/builds/{_BUILD}", BuildStartHandler),
     (rf"/templates/{_NAME}/builds/{_BUILD}/status", BuildStatusHandler),
 ]

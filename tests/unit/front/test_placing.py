@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 import msgspec
 import pytest
 from fleet import Fleet
@@ -73,6 +75,28 @@ async def test_snapshots_are_found_by_name(fleet: Fleet) -> None:
         listed = await fleet.json("GET", "/snapshots", status=200)
         assert taken["snapshotID"] in {each["snapshotID"] for each in listed}
         assert (await fleet.fetch("DELETE", f"/templates/snap{number}")).code == 204
+
+
+async def test_builds_and_templates_of_a_principal_are_on_one_node(fleet: Fleet) -> None:
+    asked = await fleet.json("POST", "/v3/templates", {"name": "shop"}, status=202)
+    for _ in range(4):
+        status = await fleet.json("GET", f"/templates/shop/builds/{asked['buildID']}/status", status=200)
+        assert status["status"] == "waiting"
+    there = await fleet.json("GET", f"/templates/shop/files/{'0' * 64}", status=201)
+    upload = urlsplit(there["url"])
+    node = upload.path.rpartition("/")[2].partition("-")[0]
+    sent = await fleet.fetch("PUT", f"{upload.path}?{upload.query}", b"archive", token=None)
+    assert sent.code == 200, sent.body
+    assert (await fleet.fetch("GET", "/templates/aliases/shop")).code == 404
+    # The record makes the template. It has no files here, because the kernels are fakes.
+    record = "/v1/workspaces/alice/e2b-templates/files/shop/template.json"
+    assert (await fleet.fetch("PUT", record, b"{}")).code in (200, 201)
+    assert (await fleet.fetch("GET", "/templates/aliases/shop")).code == 200
+    for _ in range(4):
+        made = await fleet.json("POST", "/sandboxes", {"templateID": "shop"}, status=201)
+        assert ids.node_of(ids.session_of(made["sandboxID"]) or "") == node
+    assert (await fleet.fetch("DELETE", "/templates/shop")).code == 204
+    assert (await fleet.fetch("POST", "/sandboxes", b'{"templateID": "shop"}')).code == 404
 
 
 async def test_a_known_key_passes_a_full_quota(fleet: Fleet) -> None:

@@ -90,6 +90,11 @@ def test_a_route_without_a_row_is_noticed() -> None:
         ("POST", f"/v2/sandboxes/{OF_NODE}/connect", Action.SESSION),
         ("DELETE", "/templates/name", Action.SNAPSHOT),
         ("GET", "/templates", Action.ANY),
+        ("POST", "/v3/templates", Action.BUILDS),
+        ("POST", "/v2/templates/shop/builds/0-1", Action.BUILDS),
+        ("GET", "/templates/shop/builds/0-1/status", Action.BUILDS),
+        ("GET", "/templates/shop/files/00ff", Action.BUILDS),
+        ("PUT", "/templates/shop/uploads/a1b2c3-00ff", Action.NODE),
         ("POST", "/process.Process/Start", Action.SANDBOX),
         ("GET", "/health", Action.SANDBOX),
         ("GET", "/t/TOKEN/v1/spaces/s/sandboxes/n", Action.NAMED),
@@ -203,6 +208,7 @@ def test_only_rows_that_let_the_node_authenticate_are_open() -> None:
         r"/api/?",
         r"/v1/healthz",
         r"/volumecontent/(?:vol-(?P<node>[0-9a-f]{6})-)?[^/]+/(?:path|dir|file)",  # the volume's token
+        r"/templates/[^/]+/uploads/(?:(?P<node>[0-9a-f]{6})-)?[^/-]+",  # the secret in the address
         r"/files|/health|/execute|/contexts(?:/.*)?|/(?:process\.Process|filesystem\.Filesystem)/.*",
     }
 

@@ -5,10 +5,16 @@ from __future__ import annotations
 import subprocess
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from http_server import ALICE, TOKENS, HttpServer
 
+from kernelsvc.errors import NotFound
+from kernelsvc.model.objects import Principal
 from kernelsvc.server.e2b import template_builds
+from kernelsvc.settings import Settings
 
 
 def test_a_log_is_bounded() -> None:
@@ -17,10 +23,41 @@ def test_a_log_is_bounded() -> None:
     for _ in range(3):
         build.log("line\n" * 1000)
     assert len(build.lines) == template_builds.MAX_LINES
-    assert max(len(each["message"]) for each in build.lines) < 5000
+    assert max(len(each.message) for each in build.lines) < 5000
     build.step = "3"
     build.fail("no such file")
     assert (build.status, build.reason["step"], build.reason["message"]) == ("error", "3", "no such file")
+
+
+async def test_a_build_is_known_after_a_restart(tmp_path: Path) -> None:
+    server = HttpServer(Settings(port=0, data_dir=tmp_path / "data", tokens=TOKENS))
+    await server.start()
+    try:
+        context: Any = SimpleNamespace(service=server.service, settings=server.settings)
+        first = template_builds.TemplateBuilds(context)
+        waiting, running, ended = [await first.request(ALICE, f"shop-{number}") for number in range(3)]
+        running.status, ended.status = "building", "ready"
+        ended.log("shop-2 is ready")
+        for each in (running, ended):
+            await first._keep(ALICE, each)
+        second = template_builds.TemplateBuilds(context)
+        assert (await second.find(ALICE, "shop-0", waiting.id)).status == "waiting"
+        lost = await second.find(ALICE, "shop-1", running.id)
+        assert (lost.status, "restarted" in lost.reason["message"]) == ("error", True)
+        assert (await second.find(ALICE, "shop-2", ended.id)).lines == ended.lines
+        for name, build in (("other", ended.id), ("shop-2", "0" * 36), ("shop-2", "../shop-2/template.json")):
+            with pytest.raises(NotFound):
+                await second.find(ALICE, name, build)
+        with pytest.raises(NotFound):
+            await second.find(Principal(name="bob"), "shop-2", ended.id)
+        for number in range(template_builds.MAX_BUILDS + 5):
+            await second.request(ALICE, f"more-{number}")
+        kept, _ = await server.service.workspaces.files.list(
+            ALICE, template_builds.address(ALICE), template_builds.BUILDS
+        )
+        assert len(kept) <= template_builds.MAX_BUILDS + 1
+    finally:
+        await server.stop()
 
 
 def copy(tmp_path: Path, source: str, target: str, mode: str = "") -> tuple[int, dict[str, str]]:

@@ -18,6 +18,7 @@ HASH = "0" * 64
         ("/v3/templates", templates.BuildRequestHandler),
         (f"/templates/mine/files/{HASH}", templates.UploadAddressHandler),
         (f"/templates/mine/uploads/{HASH}", templates.UploadHandler),
+        (f"/templates/mine/uploads/a1b2c3-{HASH}", templates.UploadHandler),
         ("/v2/templates/mine/builds/0-1", templates.BuildStartHandler),
         ("/templates/mine/builds/0-1/status", templates.BuildStatusHandler),
         ("/templates/mine/uploads", unsupported.TemplatesHandler),
