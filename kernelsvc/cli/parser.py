@@ -247,9 +247,10 @@ def _session_commands(commands: _Commands) -> None:
     why = commands.add(
         "why", "sessions.why:why", "say why a session ended",
         "Print what ended a session, and before it each death of its kernel, each limit that it reached, and\n"
-        "each cell that ended with a cause, the last one first. Reads the session's log, also of a closed session.",
+        "each cell that ended with a cause, the last one first. Reads the session's log, also of a closed session, or\n"
+        "a log in a file (journal.jsonl), which needs no server.",
     )  # fmt: skip
-    why.add_argument("id", metavar="ID", help="the session")
+    why.add_argument("id", metavar="ID|FILE", help="the session, or its log")
     _server_options(why)
     tree = commands.add("tree", "sessions.show:tree", "show which session is a branch of which")
     tree.add_argument("id", metavar="ID", nargs="?", help="only the tree that has this session")

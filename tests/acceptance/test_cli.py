@@ -255,6 +255,24 @@ def test_export_verify_and_tampering(env, client, recorded, tmp_path):
     assert out.startswith("NOT AS WRITTEN")
 
 
+def test_a_session_that_died_is_explained_from_its_log_alone(served, env, client):
+    with client.create_session(name="dies", limits={"cell_seconds": 1, "memory_bytes": 512 << 20}) as session:
+        session.run("while True: pass")
+        session.run("bytearray(1 << 30)[0]")
+        session.run("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    told, _ = kernelsvc("why", session.id, env=env)
+    first, *causes = told.splitlines()
+    assert first.startswith(f"{session.id} was closed at ")
+    assert first.endswith(": closed. Its owner closed it.")
+    text = "\n".join(causes)
+    for cause in ("the kernel died (signalled)", "SIGSEGV", "memory", "limit cell_seconds", "ended as timeout"):
+        assert cause in text, text
+    # Without a server: of a backup, or after a disaster.
+    log = served.data_dir / "sessions" / session.id / "journal.jsonl"
+    alone = {name: value for name, value in env.items() if name not in ("KERNELSVC_URL", "KERNELSVC_TOKEN")}
+    assert kernelsvc("why", str(log), env=alone)[0] == told
+
+
 def test_export_to_standard_output(env, recorded):
     out, _ = kernelsvc("export", recorded, "-o", "-", env=env)
     assert nbformat.reads(out, as_version=4).cells

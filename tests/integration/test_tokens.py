@@ -34,11 +34,13 @@ def status(served: Served, method: str, token: str) -> int:
 def test_two_users_one_rotated_while_a_cell_runs(served: Served) -> None:
     alice = tokens(served, "create", "token-alice", "--max-sessions", "1")
     bob = tokens(served, "create", "token-bob", "--scopes", "read")
-    with Client(served.url, alice) as first:
+    carol = tokens(served, "create", "token-carol", "--max-sessions", "2")
+    with Client(served.url, alice) as first, Client(served.url, carol) as other:
+        others = other.create_session()
+        wait_for_go = "import os, time\nx = 1\nwhile not os.path.exists('go'): time.sleep(0.02)\n"
+        others.run(f"{wait_for_go}x + 5", cell="long", wait="queued")
         session = first.create_session()
-        cell = session.run(
-            "import os, time\nx = 1\nwhile not os.path.exists('go'): time.sleep(0.02)\nx + 1", wait="queued"
-        )
+        cell = session.run(f"{wait_for_go}x + 1", wait="queued")
         with pytest.raises(QuotaExceeded, match="live sessions"):
             first.create_session()
         new = tokens(served, "rotate", "token-alice", "--keep-hours", "0")
@@ -54,8 +56,15 @@ def test_two_users_one_rotated_while_a_cell_runs(served: Served) -> None:
             assert ended.text == "2\n"
             assert status(served, "POST", bob) == 403
             again.close()
+        # The other user, with a quota of its own, notices nothing.
+        with other.create_session(), pytest.raises(QuotaExceeded, match="live sessions"):
+            other.create_session()
+        others.upload(b"", "go")
+        wait_for(lambda: others.cell("long").text == "6\n", what="the end of the other user's cell")
+        others.close()
     tokens(served, "revoke", "token-alice")
     tokens(served, "revoke", "token-bob")
+    tokens(served, "revoke", "token-carol")
     assert status(served, "GET", new) == 401
     listed = {each["name"] for each in json.loads(tokens(served, "list", "--json"))}
     assert not listed & {"token-alice", "token-bob"}

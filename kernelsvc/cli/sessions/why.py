@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 
+from kernelsvc.cli.cell_source import events_of_journal
 from kernelsvc.cli.server_locator import client_of
 from kernelsvc.cli.terminal import Terminal
 from kernelsvc.cli.terminal.filter import safe
+from kernelsvc.errors import BadRequest
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event
 
@@ -23,14 +25,37 @@ _REASONS = {
 
 
 async def why(args: argparse.Namespace, terminal: Terminal) -> int:
-    """Print what ended a session, or that it is open, and what went wrong in it before."""
-    async with client_of(args) as client:
-        session = await client.session(args.id)
-        async with session.events(follow=False) as events:
-            found = [event async for event in events if isinstance(event, _TELLING)]
-    for line in explain(session.id, found):
+    """Print what ended a session, or that it is open, and what went wrong in it before.
+
+    Raises:
+        BadRequest: the file is not a session's log.
+    """
+    found: list[Event]
+    if "/" in args.id or args.id.endswith((".jsonl", ".gz")):
+        found = _events_of(args.id)
+        id = found[0].session
+    else:
+        async with client_of(args) as client:
+            session = await client.session(args.id)
+            id = session.id
+            async with session.events(follow=False) as events:
+                found = [event async for event in events if isinstance(event, _TELLING)]
+    for line in explain(id, found):
         terminal.line(safe(line))
     return 0
+
+
+def _events_of(path: str) -> list[Event]:
+    """Return the events of a log that lies in a file: that of a backup, or of a server that does not run."""
+    from kernelsvc.cli.run import read_source
+
+    try:
+        found = events_of_journal(read_source(path))
+    except ValueError as error:
+        raise BadRequest(f"{path} is not a session's log: {error}. 'kernelsvc verify' names the entry.") from None
+    if not found:
+        raise BadRequest(f"{path} is not a session's log. It is journal.jsonl in the session's directory.")
+    return found
 
 
 def explain(session: str, events: Iterable[Event]) -> list[str]:

@@ -1,8 +1,12 @@
 """``kernelsvc why``: the end of a session and its causes. test_actions.py runs commands."""
 
+import argparse
+
 import pytest
 
-from kernelsvc.cli.sessions.why import MAX_CAUSES, explain
+from kernelsvc.cli.sessions.why import MAX_CAUSES, explain, why
+from kernelsvc.cli.terminal import Terminal
+from kernelsvc.errors import BadRequest
 from kernelsvc.model import events as ev
 
 
@@ -37,6 +41,15 @@ def test_causes_follow_the_last_one_first():
         "the kernel died (oom): out of memory",
         "limit memory_bytes: 512 MiB",
     ]
+
+
+async def test_a_file_that_is_no_log_is_refused(tmp_path):
+    for name, text in (("a.jsonl", "{}"), ("b.jsonl", ""), ("c.jsonl", '{"type":"stream","text":1}\n')):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(BadRequest, match="not a session's log"):
+            await why(argparse.Namespace(id=str(tmp_path / name)), Terminal())
+    with pytest.raises(BadRequest):
+        await why(argparse.Namespace(id=str(tmp_path / "missing.jsonl")), Terminal())
 
 
 def test_it_is_bounded():
