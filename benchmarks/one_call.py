@@ -112,7 +112,7 @@ async def serving(root: Path, model_url: str) -> AsyncIterator[tuple[int, int]]:
             assert line, f"the server has ended: {said}"
             said = line
             if "listens on" in line:
-                port = int(line.split()[3].rpartition(":")[2])
+                port = int(line.rpartition(":")[2])
             ready = line.startswith("ready")
         yield port, server.pid
     finally:

@@ -63,7 +63,7 @@ def new_id(prefix: str, node: str = "") -> str:
 
 def item_id(response: str, prefix: str) -> str:
     """Return a random id for an item. It has half of the response's digits, by which the store finds the item."""
-    return f"{prefix}_{response.rpartition('_')[2][:16]}{os.urandom(8).hex()}"
+    return f"{prefix}_{response[-32:][:16]}{os.urandom(8).hex()}"
 
 
 def read_keys(models: Mapping[str, ModelSettings], env: dict[str, str] | os._Environ[str]) -> dict[str, str]:
@@ -227,8 +227,8 @@ class Answers:
     async def _start(self, who: Principal, head: ResponseHead, earlier: list[Entry]) -> RunningAnswer:
         request = head.request
         log = EventLog(keep=request.background)
-        _, model = self.model(who, request.model)
-        reader = ResponseReader(ResponseEvents(head, model.reasoning_as), log, self)
+        self.model(who, request.model)
+        reader = ResponseReader(ResponseEvents(head, self._as(request)), log, self)
         running = await self.launch(who, head, earlier, reader, log)
         if request.store:
             self._keep(running)
@@ -422,7 +422,9 @@ class Answers:
     def _as(self, request: AnswerRequest) -> Any:
         name = request.model.removesuffix(VIRTUAL)
         model = self._models.get(name) or self._models.get("*")
-        return model.reasoning_as if model is not None else "none"
+        shown = model.reasoning_as if model is not None else "none"
+        asked = request.repeated.get("reasoning") or {}
+        return "summary" if shown == "text" and asked.get("summary") else shown
 
     def _hides(self, request: AnswerRequest, entry: Entry) -> bool:
         return not is_shown(entry) or (isinstance(entry, ReasoningItem) and self._as(request) == "none")

@@ -1,7 +1,8 @@
 """A model's server with a script, for tests, examples and benchmarks: ``python -m kernelsvc.answers.scripted_model``.
 
 It speaks chat completions. Without a script of its own it makes one call for each line of the last user's message that
-begins with ``python:``, and then answers with the last result.
+begins with ``python:``, and then answers with the last result. A request that forces a call without such a line gets one
+of its last function, and a request for reasoning gets some.
 """
 
 from __future__ import annotations
@@ -40,6 +41,13 @@ def call(code: str, number: int = 0, pieces: int = 4, name: str = "python") -> l
     return found
 
 
+def forced(function: dict[str, Any]) -> list[Chunk]:
+    """Return the chunks of a call of a function, whose parameters all are the text "x"."""
+    names = (function.get("parameters") or {}).get("properties", {})
+    about = {"name": function["name"], "arguments": json.dumps(dict.fromkeys(names, "x"))}
+    return [delta(tool_calls=[{"index": 0, "id": "call_0", "type": "function", "function": about}])]
+
+
 def usage(given: int = 100, made: int = 10) -> Chunk:
     """Return the last chunk, with numbers of tokens."""
     return {"choices": [], "usage": {"prompt_tokens": given, "completion_tokens": made, "total_tokens": given + made}}
@@ -55,8 +63,11 @@ def from_prompt(body: dict[str, Any]) -> list[Chunk | bytes]:
     results = [each["content"] for each in messages[last:] if each["role"] == "tool"]
     if len(results) < len(codes) and body.get("tools") and body.get("tool_choice") != "none":
         return [*call(codes[len(results)]), delta("tool_calls"), usage()]
+    if body.get("tool_choice") == "required" and body.get("tools"):
+        return [*forced(body["tools"][-1]["function"]), delta("tool_calls"), usage()]
+    thought = [delta(reasoning_content="I read the request.")] if body.get("reasoning_effort") else []
     answer = f"The result is: {results[-1]}" if results else "I have no code to run."
-    return [*text(*[word + " " for word in answer.split(" ")]), usage()]
+    return [*thought, *text(*[word + " " for word in answer.split(" ")]), usage()]
 
 
 class ScriptedModel:

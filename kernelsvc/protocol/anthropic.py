@@ -24,6 +24,8 @@ _SAME = {"model": "model", "max_tokens": "max_output_tokens", "temperature": "te
          "stream": "stream", "stop_sequences": "stop"}  # fmt: skip
 _READ = {*_SAME, "messages", "system", "tools", "tool_choice", "metadata", "container", "thinking", "output_config",
          "service_tier", "cache_control"}  # fmt: skip
+#: The beginning of a call. The model itself made it, not its code.
+_CALLED: Json = {"input": {}, "caller": {"type": "direct"}}
 _REASONS = {"max_output_tokens": "max_tokens", "max_messages": "pause_turn"}
 
 
@@ -245,7 +247,7 @@ class MessageAnswer:
 
     def begin(self) -> Json:
         """Return the first event."""
-        message = {**self._head, "content": [], "container": None, "stop_reason": None, "stop_sequence": None}
+        message = {**self._head, "content": [], "container": None, **_stop(None)}
         return {"type": "message_start", "message": {**message, "usage": _usage(TokenUsage())}}
 
     def of(self, step: Step, items: list[OutputItem]) -> list[Json]:
@@ -277,9 +279,9 @@ class MessageAnswer:
             case ReasoningItem():
                 block = {"type": "thinking", "thinking": "", "signature": ""}
             case CodeItem():
-                block = {"type": "server_tool_use", "id": tool_use_id(item.id), "name": TOOL, "input": {}}
+                block = {"type": "server_tool_use", "id": tool_use_id(item.id), "name": TOOL, **_CALLED}
             case FunctionItem():
-                block = {"type": "tool_use", "id": item.call_id, "name": item.name, "input": {}}
+                block = {"type": "tool_use", "id": item.call_id, "name": item.name, **_CALLED}
         started = self._add(block)
         self._open[index], self._sent[index] = len(self.content) - 1, ""
         # The pieces of the input together are JSON.
@@ -344,7 +346,7 @@ class MessageAnswer:
         """Return the last events."""
         if ended.fault is not None:
             return [{"type": "error", "error": error_json(ended.fault.http_status, ended.fault.message)}]
-        delta = {"stop_reason": self.stop_reason(ended), "stop_sequence": None, "container": container}
+        delta = {**_stop(self.stop_reason(ended)), "container": container}
         return [{"type": "message_delta", "delta": delta, "usage": _usage(usage)}, {"type": "message_stop"}]
 
     def stop_reason(self, ended: AnswerEnded) -> str:
@@ -355,8 +357,12 @@ class MessageAnswer:
 
     def whole(self, ended: AnswerEnded, usage: TokenUsage, container: Json | None) -> Json:
         """Return the message."""
-        reason = {"stop_reason": self.stop_reason(ended), "stop_sequence": None}
-        return {**self._head, "content": self.content, "container": container, **reason, "usage": _usage(usage)}
+        stop = _stop(self.stop_reason(ended))
+        return {**self._head, "content": self.content, "container": container, **stop, "usage": _usage(usage)}
+
+
+def _stop(reason: str | None) -> Json:
+    return {"stop_reason": reason, "stop_sequence": None, "stop_details": None}
 
 
 def _object(arguments: str) -> Json:
@@ -367,6 +373,10 @@ def _object(arguments: str) -> Json:
     return value if isinstance(value, dict) else {}
 
 
+#: Fields that Anthropic's types require, and that a model's server of an operator does not have.
+_NO_USAGE = dict.fromkeys(("cache_creation", "inference_geo", "server_tool_use", "service_tier"))
+
+
 def _usage(usage: TokenUsage) -> Json:
     # Anthropic's input tokens do not contain those that were read from the cache.
     return {
@@ -374,6 +384,8 @@ def _usage(usage: TokenUsage) -> Json:
         "cache_read_input_tokens": usage.cached,
         "cache_creation_input_tokens": 0,
         "output_tokens": usage.output,
+        "output_tokens_details": {"thinking_tokens": usage.reasoning},
+        **_NO_USAGE,
     }
 
 

@@ -27,7 +27,7 @@ def served_with_model(short_tmp: Path) -> Iterator[Served]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as model:
         assert model.stdout is not None
         url = model.stdout.readline().rpartition(" ")[2].strip()
-        models = json.dumps({"qwen": {"url": url, "key_env": "QWEN_KEY"}})
+        models = json.dumps({"qwen": {"url": url, "key_env": "QWEN_KEY"}, "o3": {"url": url, "vision": True}})
         env = {**QUICK, "KERNELSVC_MODELS": models, "QWEN_KEY": "canary-key"}
         try:
             with serving(short_tmp / "openai", env=env) as served:
@@ -89,3 +89,18 @@ def test_no_process_that_the_server_starts_has_the_key(served_with_model: Served
     assert not any(b"canary-key" in each for each in read)
     files = [each for each in served_with_model.data_dir.rglob("*") if each.is_file()]
     assert not any(b"canary-key" in each.read_bytes() for each in files)
+
+
+@pytest.mark.parametrize(("kind", "passed"), [("open-responses", 13), ("anthropic", 8), ("openai-chat", 8)])
+def test_the_public_tests_of_the_formats(served_with_model: Served, kind: str, passed: int) -> None:
+    """llm-comply has the tests of Open Responses, and their equivalents for the two other formats."""
+    comply = python_with("llm-comply==0.5.0").with_name("llm-comply")
+    # Its tests of reasoning run only for models with a name that it knows. The other formats' ask for fields of vendors.
+    command = [comply, "run", "-u", f"{served_with_model.url}/v1", "-k", served_with_model.token, "-m", "o3", "--json"]
+    done = subprocess.run(
+        [*map(str, command), "--format", kind], capture_output=True, text=True, timeout=RUN_SECONDS, env=clean_env()
+    )
+    found = json.loads(done.stdout)
+    failed = {each["id"]: each["errors"] for each in found["results"] if each["status"] == "failed"}
+    assert not failed
+    assert sum(each["status"] == "passed" for each in found["results"]) == passed

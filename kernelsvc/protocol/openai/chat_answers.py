@@ -195,7 +195,7 @@ class ChatAnswer:
 
     def whole(self, ended: AnswerEnded, usage: TokenUsage) -> Json:
         """Return the completion."""
-        message: Json = {"role": "assistant", "content": self.content or None, "refusal": None}
+        message: Json = {"role": "assistant", "content": self.content or None, "refusal": None, "annotations": []}
         if self._reasoning:
             message["reasoning_content"] = self._reasoning
         if self._calls:

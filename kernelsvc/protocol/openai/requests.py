@@ -238,7 +238,15 @@ def _passed(fields: _Fields) -> dict[str, Any]:
 def _repeated(fields: _Fields) -> dict[str, Any]:
     read_metadata(fields.value)
     names = ("tools", "tool_choice", "text", "reasoning", "temperature", "top_p", "truncation", *_REPEATED)
-    return {name: fields.value[name] for name in names if fields.value.get(name) is not None}
+    found = {name: fields.value[name] for name in names if fields.value.get(name) is not None}
+    if "tools" in found:
+        found["tools"] = [_whole_tool(each) for each in found["tools"]]
+    return found
+
+
+def _whole_tool(tool: dict[str, Any]) -> dict[str, Any]:
+    """Return a tool as a response repeats it. OpenAPI of Open Responses: a function has each of these fields."""
+    return {"description": None, "parameters": None, "strict": True, **tool} if tool["type"] == "function" else tool
 
 
 def read_metadata(body: Any) -> dict[str, str]:

@@ -67,7 +67,7 @@ class ChatCompletionsHandler(OpenAiHandler):
         if options is not None and not isinstance(options, dict):
             raise BadRequest("'stream_options' is not valid: it is an object.", param="stream_options")
         wants_usage = bool(options and options.get("include_usage"))
-        head = ResponseHead(id=new_id("chatcmpl"), created=int(time.time()), request=request)
+        head = ResponseHead(id=new_id("chatcmpl").replace("_", "-"), created=int(time.time()), request=request)
         answer, log = ChatAnswer(head.id, head.created, request.model), EventLog(keep=False)
         _, model = self.answers.model(self.who, request.model)
         reader = ChatReader(answer, log, hides_reasoning=model.reasoning_as == "none")

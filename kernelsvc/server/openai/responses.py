@@ -10,7 +10,7 @@ import msgspec
 from kernelsvc.answers.answer_run import VIRTUAL
 from kernelsvc.answers.answers import RunningAnswer, new_id
 from kernelsvc.answers.event_log import EventLog
-from kernelsvc.errors import BadRequest
+from kernelsvc.errors import BadRequest, NotFound
 from kernelsvc.protocol.openai.requests import OUTPUTS, CodeTool, read_request
 from kernelsvc.server.openai.handler import KEEPALIVE, FaultError, OpenAiHandler
 
@@ -102,6 +102,11 @@ class ResponseHandler(OpenAiHandler):
         async for events in self.batches(log, after):
             await self.send_events(b"".join(map(frame, events)) or KEEPALIVE)
         await self.send_events(b"data: [DONE]\n\n")
+
+    async def post(self, response: str) -> None:
+        """Refuse ``compact`` and ``input_tokens``, which this server does not have. Open Responses: status 404."""
+        self.auth_scope("run")
+        raise NotFound(f"This server does not have POST /v1/responses/{response}.")
 
     async def delete(self, response: str) -> None:
         """Erase a response."""

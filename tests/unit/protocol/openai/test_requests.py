@@ -79,6 +79,8 @@ def test_fields_of_the_model_are_passed_and_others_repeated() -> None:
     assert got.passed["response_format"]["json_schema"] == {"name": "n", "schema": {"type": "object"}}
     assert got.passed["reasoning_effort"] == "low"
     assert (got.repeated["metadata"], got.repeated["user"]) == ({"a": "b"}, "u")
+    function = {"type": "function", "name": "weather", "parameters": {"type": "object"}}
+    assert read(tools=[CODE, function]).repeated["tools"] == [CODE, {**function, "description": None, "strict": True}]
 
 
 @pytest.mark.parametrize(

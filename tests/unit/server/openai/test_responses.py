@@ -137,10 +137,12 @@ async def test_a_model_without_tool_calls_writes_blocks(make_lab: Any) -> None:
 
 
 async def test_reasoning_is_an_item_and_goes_back_within_the_answer(make_lab: Any) -> None:
-    lab = await make_lab([[delta(reasoning_content="hm"), *call("1")], text("<think>so</think>Done.")])
+    lab = await make_lab([[delta(reasoning_content="hm"), *call("1")], *[text("<think>so</think>Done.")] * 2])
     got = await lab.create("go")
     assert [each["type"] for each in got["output"]] == ["reasoning", "code_interpreter_call", "reasoning", "message"]
     assert lab.model.requests[1]["messages"][2]["reasoning_content"] == "hm"
+    got = await lab.create("go", reasoning={"summary": "auto"})
+    assert got["output"][0]["summary"] == [{"type": "summary_text", "text": "so"}]
 
 
 @pytest.mark.parametrize(
@@ -301,6 +303,7 @@ async def test_errors_have_the_vendors_format(lab: Any) -> None:
         got = await lab.server.json("POST", "/v1/responses", body, status)
         assert got["error"]["param"] == param
         assert set(got["error"]) == {"message", "type", "param", "code"}
+    await lab.server.json("POST", "/v1/responses/compact", {"model": "qwen"}, 404)
     got = await lab.server.json("POST", "/v1/responses", {}, 401, token="wrong")
     assert got["error"]["code"] == "invalid_api_key"
     assert (await lab.server.json("POST", "/v1/responses", b"{", 400))["error"]["message"] == "The body is not JSON."
