@@ -56,6 +56,8 @@ MAX_PICTURES, MAX_PICTURE_BYTES = 8, 4 * 1024 * 1024
 PICTURES = ("image/png", "image/jpeg", "image/webp", "image/gif")
 #: RFC 4648, section 4. The kernel may send anything as a picture.
 _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
+#: For the model, in place of a result that neither the client nor the session's log has.
+UNKNOWN = "[The result of this call is not known: the server stopped before it was there.]"
 _ADVICE = "print less, or write it to a file"
 _CAUSES = {
     Reason.KERNEL_DIED: "The Python process ended.",
@@ -68,7 +70,7 @@ _CAUSES = {
 class AnswerReader(Protocol):
     """Receives the steps of an answer and writes them in a format. Its methods must not raise."""
 
-    def begin(self) -> None:
+    def begin(self, run: AnswerRun) -> None:
         """The answer starts."""
 
     def step(self, step: Step, run: AnswerRun) -> None:
@@ -136,19 +138,20 @@ class AnswerRun:
         """Id of the container, or "" if it is not open."""
         return self._container.id if self._container is not None else ""
 
-    async def run(self, reader: AnswerReader, note: str) -> None:
+    async def run(self, reader: AnswerReader, note: str, resumed: Sequence[Step] | None = None) -> None:
         """Answer. Cancelling it closes the model's connection and interrupts the cells.
 
         Args:
             reader: Gets the steps.
             note: For the model, or "".
+            resumed: The first steps of an answer that a kill of the server has cut. None begins.
         """
         if note:
             self.machine.transcript.append(ServerNote(text=note))
         self._reader = reader
-        reader.begin()
+        reader.begin(self)
         try:
-            await self._take(self.machine.begin(), reader)
+            await self._take(self.machine.begin() if resumed is None else list(resumed), reader)
             async with asyncio.timeout(self._model.max_seconds):
                 while not self.machine.ended:
                     await self._take(self._decide(await self._inbox.get()), reader)
@@ -363,6 +366,9 @@ class AnswerRun:
         await self._inbox.put((index, outcome))
 
     async def _execute(self, item: CodeItem, container: AnswerContainer) -> CellOutcome:
+        if item.container != await container.open():
+            # A kill of the server has cut the answer, and its container has ended meanwhile.
+            return CellOutcome(status="incomplete", text=UNKNOWN)
         about = {"id": self.id, "item": item.id, "turn": item.turn, "model": self.request.model}
         # The cell has the item's id. The same id again gives the same cell, so that its code runs at most once.
         request = CellRequest(

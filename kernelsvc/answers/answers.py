@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from kernelsvc.answers.answer_run import VIRTUAL, AnswerReader, AnswerRun, outputs_of, picture_urls
+from kernelsvc.answers.answer_run import UNKNOWN, VIRTUAL, AnswerReader, AnswerRun, outputs_of, picture_urls
 from kernelsvc.answers.containers import AnswerContainer, Containers
 from kernelsvc.answers.conversations import MAX_BYTES, Conversations, copied
 from kernelsvc.answers.event_log import EventLog
@@ -39,7 +39,7 @@ from kernelsvc.model.answers.values import (
     is_shown,
 )
 from kernelsvc.model.objects import CellInfo, Principal
-from kernelsvc.protocol.openai.requests import AnswerRequest, refused
+from kernelsvc.protocol.openai.requests import AnswerRequest, CodeTool, refused
 from kernelsvc.protocol.openai.responses import ResponseEvents, ResponseHead, item_json, response_json, session_id
 from kernelsvc.service.api import ServiceApi
 from kernelsvc.settings import Settings
@@ -50,9 +50,9 @@ log = logging.getLogger(__name__)
 MAX_CHAIN, MAX_HISTORY = 1000, MAX_BYTES
 #: Most references to items in one request.
 MAX_REFERENCES = 1000
+#: How often a background answer continues after a kill of the server. It may be the cause of the kills.
+MAX_RESUMES = 3
 _LOST = ModelFault(code="server_error", message="The server stopped before the end of the answer. Ask again.")
-#: For the model, in place of a result that neither the client nor the session's log has.
-_UNKNOWN = "[The result of this call is not known: the server stopped before it was there.]"
 _RUNS = "[The server stopped while this code ran. It may still run.]"
 
 
@@ -106,10 +106,11 @@ class RunningAnswer:
         run: The answer.
         log: Its events.
         task: Its task.
+        resumed: How often a server has continued it after a kill.
     """
 
-    def __init__(self, who: Principal, head: ResponseHead, run: AnswerRun, log: EventLog) -> None:
-        self.id, self.who, self.head, self.run, self.log = head.id, who, head, run, log
+    def __init__(self, who: Principal, head: ResponseHead, run: AnswerRun, log: EventLog, resumed: int = 0) -> None:
+        self.id, self.who, self.head, self.run, self.log, self.resumed = head.id, who, head, run, log, resumed
         self.task: asyncio.Task[None] | None = None
 
     def cancel(self) -> None:
@@ -119,24 +120,37 @@ class RunningAnswer:
 
 
 class ResponseReader:
-    """Writes the steps of an answer as the Responses API's events."""
+    """Writes the steps of an answer as the Responses API's events.
 
-    def __init__(self, events: ResponseEvents, log: EventLog, answers: Answers) -> None:
-        self._events, self._log, self._answers = events, log, answers
+    Args:
+        events: Makes the events.
+        log: Gets them.
+        answers: Keep the answer.
+        kept: The answer as it was stored before a kill of the server, or None.
+    """
 
-    def begin(self) -> None:
+    def __init__(
+        self, events: ResponseEvents, log: EventLog, answers: Answers, kept: KeptResponse | None = None
+    ) -> None:
+        self._events, self._log, self._answers, self._kept = events, log, answers, kept
+
+    def begin(self, run: AnswerRun) -> None:
         """Write the first events."""
         self._log.add(self._events.begin())
+        if self._kept is not None:
+            outputs = run.outputs if run.request.outputs else None
+            items = run.machine.items
+            self._log.add(self._events.restored(items, outputs, self._kept.container, self._kept.emitted))
 
     def step(self, step: Step, run: AnswerRun) -> None:
         """Write the events of a step."""
         outputs: list[dict[str, Any]] | None = None
         if isinstance(step, ItemDone) and run.request.outputs:
             outputs = run.outputs.get(run.machine.items[step.index].id, [])
-        if isinstance(step, ItemDone | InputComplete):
-            # Before the client reads the event: an item that it has seen survives a kill of the server.
-            self._answers.keep(run)
         self._log.add(self._events.of(step, run.machine.items, outputs, run.container))
+        if isinstance(step, ItemDone | InputComplete):
+            # Before a task that sends the event can run: an item that a client has seen survives a kill of the server.
+            self._answers.keep(run)
         if isinstance(step, AnswerEnded):
             self._log.add(self._events.end(self._answers.describe(run), step))
             # Kept before the client reads the last event: its next request may name this response.
@@ -170,10 +184,40 @@ class Answers:
         self.conversations = Conversations(self.store, self._running)
         self._reserved: Counter[str] = Counter()
         self._tasks = OwnedTasks()
+        #: Principals of the background answers that are to be continued, by their ids.
+        self._cut: dict[str, Principal] = {}
 
     def new_id(self, prefix: str) -> str:
         """Return an id for an object that clients ask for later."""
         return new_id(prefix, self._settings.node)
+
+    def resume(self) -> None:
+        """Continue the background answers that a kill of the server has cut. Called once, when sessions can run."""
+        self._cut = self.store.marked()
+        for response, who in list(self._cut.items()):
+            self._tasks.start(self._resume(who, response), name=f"resume {response}")
+
+    async def _resume(self, who: Principal, response: str) -> None:
+        try:
+            kept = self.store.response(who.name, response)
+            if kept.ended is None and kept.resumed < MAX_RESUMES:
+                earlier = self._history(who, kept.request.previous)
+                if kept.request.conversation is not None:
+                    conversation = self.store.conversation(who.name, kept.request.conversation)
+                    if conversation.pending != response:
+                        raise NotFound("The conversation has continued without this response.")
+                    earlier = conversation.entries
+                head = ResponseHead(id=response, created=kept.created, request=kept.request)
+                log.info("answer %s continues: a kill of the server has cut it", response)
+                running = await self._start(who, head, earlier, kept)
+                running.resumed = kept.resumed + 1
+                self._keep(running)
+                return
+        except (KernelsvcError, OSError, msgspec.DecodeError) as error:
+            log.warning("answer %s can't be continued: %s", response, error)
+        finally:
+            self._cut.pop(response, None)
+        self.store.unmark(response)
 
     async def stop(self) -> None:
         """End all answers, and wait until the store has them."""
@@ -224,14 +268,19 @@ class Answers:
                 raise
         return await self._start(who, head, earlier)
 
-    async def _start(self, who: Principal, head: ResponseHead, earlier: list[Entry]) -> RunningAnswer:
+    async def _start(
+        self, who: Principal, head: ResponseHead, earlier: list[Entry], kept: KeptResponse | None = None
+    ) -> RunningAnswer:
         request = head.request
         log = EventLog(keep=request.background)
         self.model(who, request.model)
-        reader = ResponseReader(ResponseEvents(head, self._as(request)), log, self)
-        running = await self.launch(who, head, earlier, reader, log)
-        if request.store:
+        reader = ResponseReader(ResponseEvents(head, self._as(request)), log, self, kept)
+        running = await self.launch(who, head, earlier, reader, log, kept=kept)
+        if request.store and kept is None:
             self._keep(running)
+        if request.background and kept is None:
+            with contextlib.suppress(OSError):  # without the mark it ends with the server
+                self.store.mark(who, head.id)
         return running
 
     async def launch(
@@ -243,6 +292,7 @@ class Answers:
         log: EventLog,
         *,
         key: str | None = None,
+        kept: KeptResponse | None = None,
     ) -> RunningAnswer:
         """Start an answer, whose steps a reader gets.
 
@@ -253,11 +303,13 @@ class Answers:
             reader: Gets the steps.
             log: The events that the reader writes.
             key: Names a container that later requests find again, or None.
+            kept: The answer as it was stored before a kill of the server, or None.
 
         Raises:
             KernelsvcError: The request names an object that does not exist, or a limit is reached.
         """
         request = head.request
+        transcript = kept.transcript if kept is not None else []
         name, model = self.model(who, request.model)
         self._admit(who)
         entries = [*earlier, *request.input]
@@ -267,21 +319,30 @@ class Answers:
         # Reserved before the first wait, so that two requests can't both take the last place.
         self._reserved[who.name] += 1
         try:
-            container, note = await self._container(who, request, entries, key)
+            # A container that has run code of this answer has its files, which the code may have changed.
+            again = any(isinstance(each, CodeItem) and each.container for each in transcript)
+            asked = msgspec.structs.replace(request, code=_without_files(request.code)) if again else request
+            container, note = await self._container(who, asked, [*entries, *transcript], key)
             pictures = await self._complete(who, entries, vision=model.vision)
+            pictures |= await self._complete(who, _ended(transcript), vision=model.vision)
+            outputs = {each.id: await self._outputs(who, each) or [] for each in _ended(transcript)}
         finally:
             self._reserved[who.name] -= 1
         machine = AnswerMachine(_limits(request, model), functools.partial(item_id, head.id))
         run = AnswerRun(
             self._service, who, head.id, request, entries, model, self._upstreams[name], container, machine, pictures
         )
+        run.outputs = outputs
+        steps = None if kept is None else machine.resume(transcript, kept.usage)
         running = self._running[head.id] = RunningAnswer(who, head, run, log)
-        running.task = self._tasks.start(self._watch(running, run, reader, note), name=f"answer {head.id}")
+        running.task = self._tasks.start(self._watch(running, run, reader, note, steps), name=f"answer {head.id}")
         return running
 
-    async def _watch(self, running: RunningAnswer, run: AnswerRun, reader: AnswerReader, note: str) -> None:
+    async def _watch(
+        self, running: RunningAnswer, run: AnswerRun, reader: AnswerReader, note: str, steps: list[Step] | None
+    ) -> None:
         try:
-            await run.run(reader, note)
+            await run.run(reader, note, steps)
         except asyncio.CancelledError:
             pass  # it has become a cancelled answer
         except Exception:
@@ -316,7 +377,7 @@ class Answers:
         container = AnswerContainer(self.containers, who, tool, earlier, uploads, key)
         return container, await container.check(new=self._rules.expired == "new")
 
-    async def _complete(self, who: Principal, entries: list[Entry], *, vision: bool) -> dict[str, list[str]]:
+    async def _complete(self, who: Principal, entries: Sequence[Entry], *, vision: bool) -> dict[str, list[str]]:
         """Read from the log what a client left out of its items: results of cells, and pictures."""
         pictures: dict[str, list[str]] = {}
         for each in entries:
@@ -326,7 +387,7 @@ class Answers:
                     await self._service.ensure_loaded(session)
                     cell = self._service.cell(who, session, each.id)
                 except KernelsvcError:
-                    each.result = each.result or _UNKNOWN
+                    each.result = each.result or UNKNOWN
                     continue
                 each.result = each.result or cell.text or ("[no output]" if cell.reason else _RUNS)
                 pictures[each.id] = picture_urls(cell)
@@ -398,6 +459,8 @@ class Answers:
             return
         if run.request.store:
             self._keep(running)
+        if run.request.background:
+            self.store.unmark(run.id)
         if run.request.conversation is not None:
             failed = run.ended is None or run.ended.status == "failed"
             with contextlib.suppress(OSError):
@@ -440,7 +503,7 @@ class Answers:
         if running is not None and running.who.name == who.name and running.head.request.store:
             return _kept(running)
         kept = self.store.response(who.name, response)
-        if kept.ended is None:
+        if kept.ended is None and response not in self._cut:
             # It ran when the server was killed.
             kept.ended = AnswerEnded("failed", fault=_LOST)
             for each in kept.transcript:
@@ -552,6 +615,14 @@ class Answers:
         return found
 
 
+def _without_files(tool: CodeTool | None) -> CodeTool | None:
+    return None if tool is None else msgspec.structs.replace(tool, file_ids=[])
+
+
+def _ended(entries: Sequence[Entry]) -> list[CodeItem]:
+    return [each for each in entries if isinstance(each, CodeItem) and each.status != "in_progress"]
+
+
 def _lost_event(kept: KeptResponse, number: int) -> dict[str, Any]:
     head = ResponseHead(id=kept.id, created=kept.created, request=kept.request)
     response = response_json(head, "failed", [], ended=kept.ended)
@@ -603,4 +674,6 @@ def _kept(running: RunningAnswer) -> KeptResponse:
         completed=int(time.time()) if ended is not None and ended.status == "completed" else None,
         elided=run.elided,
         events=running.log.all() if run.request.background and ended is not None else [],
+        emitted=running.log.number if run.request.background else 0,
+        resumed=running.resumed,
     )

@@ -60,10 +60,16 @@ class EventLog:
             await self._news.wait()
 
     def _position(self, number: int) -> int:
-        if len(self._events) < MAX_KEPT:
+        last = self._events[-1].get("sequence_number") if self._events else None
+        if last is None or last - self._first == len(self._events) - 1:
             return max(0, number - self._first)
-        # Numbers have gaps where pieces were left out.
+        # Numbers have gaps where pieces were left out, and where a kill of the server has cut the answer.
         return bisect_left(self._events, number, key=lambda each: each.get("sequence_number", 0))
+
+    @property
+    def number(self) -> int:
+        """Number of the next event of a log whose events have numbers."""
+        return int(self._events[-1]["sequence_number"]) + 1 if self._events else self._first
 
     def all(self) -> list[dict[str, Any]]:
         """Return the kept events."""

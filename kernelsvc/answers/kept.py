@@ -19,6 +19,7 @@ from kernelsvc.linux import atomic_file
 from kernelsvc.linux.clock import SteadyClock
 from kernelsvc.model.answers.machine import AnswerEnded
 from kernelsvc.model.answers.values import Entry, TokenUsage
+from kernelsvc.model.objects import Principal
 from kernelsvc.protocol.openai.requests import AnswerRequest
 
 _ID = re.compile(r"(resp|file|conv)[_-][0-9a-f]{32}\Z")
@@ -45,6 +46,8 @@ class KeptResponse(msgspec.Struct, kw_only=True):
         completed: Seconds of Unix time.
         elided: Number of results omitted from the model's context.
         events: Events of a background response, each as JSON.
+        emitted: Number of events of a background response that runs.
+        resumed: How often a server has continued it after a kill.
     """
 
     id: str
@@ -57,6 +60,8 @@ class KeptResponse(msgspec.Struct, kw_only=True):
     completed: int | None = None
     elided: int = 0
     events: list[dict[str, Any]] = []
+    emitted: int = 0
+    resumed: int = 0
 
 
 class KeptConversation(msgspec.Struct, kw_only=True):
@@ -132,6 +137,31 @@ class AnswerStore:
         """
         atomic_file.replace_bytes(self._path(principal, response.id, make=True), msgspec.json.encode(response))
         self._sweep()
+
+    def mark(self, who: Principal, response: str) -> None:
+        """Note that a background response runs, so that the next server finds it after a kill of this one.
+
+        Raises:
+            OSError: The disk is full.
+        """
+        # The digest of the token is not stored: nothing here may open what is bound to the token.
+        owner = msgspec.structs.replace(who, token_sha256="")
+        path = self._directory / "running" / f"{response}.json"
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        atomic_file.replace_bytes(path, msgspec.json.encode(owner))
+
+    def unmark(self, response: str) -> None:
+        """Note that a background response has ended."""
+        with contextlib.suppress(OSError):
+            (self._directory / "running" / f"{response}.json").unlink()
+
+    def marked(self) -> dict[str, Principal]:
+        """Return the principals of the background responses that ran when the server ended, by their ids."""
+        found = {}
+        for path in sorted((self._directory / "running").glob("resp_*.json")):
+            with contextlib.suppress(OSError, msgspec.DecodeError):
+                found[path.stem] = msgspec.json.decode(path.read_bytes(), type=Principal)
+        return found
 
     def response(self, principal: str, response: str) -> KeptResponse:
         """Return a response.

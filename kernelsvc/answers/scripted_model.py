@@ -1,8 +1,8 @@
 """A model's server with a script, for tests, examples and benchmarks: ``python -m kernelsvc.answers.scripted_model``.
 
 It speaks chat completions. Without a script of its own it makes one call for each line of the last user's message that
-begins with ``python:``, and then answers with the last result. A request that forces a call without such a line gets one
-of its last function, and a request for reasoning gets some.
+begins with ``python:``, and then answers with the last result. A request that forces a call, and has no such line, gets
+one of its last function. A request for reasoning gets some.
 """
 
 from __future__ import annotations

@@ -209,6 +209,8 @@ class Server:
         """
         if not self._sockets:
             self.bind()
+        for open_ in self._context.openers:
+            open_()
         limiter = ConnectionLimiter.of(self._settings, self._context.service.void_tokens)
         self._http.listen_within(limiter, self._sockets)
         return self.addresses

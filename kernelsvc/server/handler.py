@@ -86,6 +86,7 @@ class ServerContext:
         requests: Handlers that have not responded yet.
         sockets: Open WebSockets.
         background: Tasks that clean up after a request.
+        openers: Called when the service has started, before the first request.
         closers: Awaited at a stop, when all requests have a response.
         stopping: Whether new requests are refused.
         on_loopback: Whether the server listens on loopback addresses only.
@@ -104,6 +105,7 @@ class ServerContext:
         self.requests: set[Any] = set()
         self.sockets: set[Any] = set()
         self.background = OwnedTasks()
+        self.openers: list[Callable[[], None]] = []
         self.closers: list[Callable[[], Awaitable[None]]] = [partial(self.background.wait, CLEANUP_SECONDS)]
         self.stopping = False
         self.on_loopback = False

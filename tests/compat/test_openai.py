@@ -95,7 +95,7 @@ def test_no_process_that_the_server_starts_has_the_key(served_with_model: Served
 def test_the_public_tests_of_the_formats(served_with_model: Served, kind: str, passed: int) -> None:
     """llm-comply has the tests of Open Responses, and their equivalents for the two other formats."""
     comply = python_with("llm-comply==0.5.0").with_name("llm-comply")
-    # Its tests of reasoning run only for models with a name that it knows. The other formats' ask for fields of vendors.
+    # Its tests of reasoning run only for models with a name that it knows.
     command = [comply, "run", "-u", f"{served_with_model.url}/v1", "-k", served_with_model.token, "-m", "o3", "--json"]
     done = subprocess.run(
         [*map(str, command), "--format", kind], capture_output=True, text=True, timeout=RUN_SECONDS, env=clean_env()

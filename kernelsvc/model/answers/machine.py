@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import msgspec
@@ -32,6 +32,7 @@ from kernelsvc.model.answers.values import (
     ServerNote,
     TextPiece,
     TokenUsage,
+    is_shown,
 )
 
 AnswerStatus = Literal["in_progress", "completed", "incomplete", "failed", "cancelled"]
@@ -41,6 +42,7 @@ REPEATS_HINT, REPEATS_END = 3, 5
 ONE_AT_A_TIME = "Not run: make one call at a time. Send this call again."
 OVER_LIMIT = "Not run: the limit of tool calls is reached. Answer with the results that you have."
 NO_MORE = "Answer now with the results that you have. The tools are not available any more."
+CONTINUE = "Your answer was interrupted here. Continue it."
 _HINT = "\n[This code has returned the same result {} times. Do something else, or answer.]"
 _BUSY = "Not run: the answer has ended."
 
@@ -170,6 +172,37 @@ class AnswerMachine:
     def begin(self) -> list[Step]:
         """Start the first turn."""
         return self._ask(self._limits.force)
+
+    def resume(self, transcript: Sequence[Entry], usage: TokenUsage) -> list[Step]:
+        """Continue an answer that a kill of the server has cut, in place of ``begin``.
+
+        Complete items stay. A call whose input was complete is run: its cell has the item's id, so that one which has
+        run or runs is joined. The rest of the turn is lost, and the model is asked again.
+
+        Args:
+            transcript: What was stored of the answer.
+            usage: Tokens of the turns whose end was stored.
+        """
+        self.usage = usage
+        for each in transcript:
+            half = isinstance(each, OutputItem) and each.status == "in_progress"
+            if half and not (isinstance(each, CodeItem) and each.shown and each.arguments):
+                continue
+            self.transcript.append(each)
+            if isinstance(each, OutputItem) and is_shown(each):
+                self.items.append(each)
+                self.turn = max(self.turn, each.turn)
+        last = [each for each in self.transcript if isinstance(each, OutputItem) and each.turn == self.turn]
+        self._calls = dict(enumerate(each for each in last if isinstance(each, CodeItem | FunctionItem)))
+        self._cells = sum(isinstance(each, CodeItem) for each in self.items)
+        self._running = {number for number, each in enumerate(self.items) if each.status == "in_progress"}
+        if self._running:
+            return [RunCell(number) for number in sorted(self._running)]
+        if self._calls:
+            return self._after_turn()
+        if last:
+            self.transcript.append(ServerNote(text=CONTINUE))
+        return self._ask(None if self.items else self._limits.force)
 
     def on_piece(self, piece: ModelPiece) -> list[Step]:
         """Take a part of the model's output. Parts that follow the end of the turn or the answer are dropped."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -37,6 +37,14 @@ Json = dict[str, Any]
 ReasoningAs = Literal["text", "summary", "none"]
 #: Longest path that a file's id contains. The id of a longer one is a digest.
 MAX_PATH = 48
+#: More events than one turn can have, which a kill of the server may have cut.
+RESUME_GAP = 10_000_000
+_EMPTY: dict[type, dict[str, Any]] = {
+    MessageItem: {"text": "", "citations": []},
+    ReasoningItem: {"text": ""},
+    CodeItem: {"code": ""},
+    FunctionItem: {"arguments": ""},
+}
 
 
 # --- ids ---------------------------------------------------------------------------------
@@ -251,6 +259,38 @@ class ResponseEvents:
         ]
         events += [self._event(kind, response=response_json(self._head, "queued", [])) for kind in kinds]
         return [*events, self._event("in_progress", response=response_json(self._head, "in_progress", []))]
+
+    def restored(
+        self, items: Sequence[OutputItem], outputs: Mapping[str, list[Json]] | None, container: str, number: int
+    ) -> list[Json]:
+        """Return the events of the items that were stored before a kill of the server, each item in one piece.
+
+        Their numbers end at that of the last stored event, so that a client which has read to there gets none twice.
+        Those of the events that follow are behind any number that the server may have sent before the kill.
+
+        Args:
+            items: The items.
+            outputs: The outputs of cells by the id of the item. None if the client did not ask for them.
+            container: Id of the answer's container, or "".
+            number: Number of the event behind the last stored one.
+        """
+        first, found = self._number, []
+        blank = [msgspec.structs.replace(each, status="in_progress", **_EMPTY[type(each)]) for each in items]
+        for index, item in enumerate(items):
+            text = item.arguments if isinstance(item, FunctionItem) else ""
+            text = text or (item.code if isinstance(item, CodeItem) else getattr(item, "text", ""))
+            found += self.of(ItemAdded(index), blank, None, container)
+            found += self.of(ItemGrew(index, text), items, None, container)
+            if isinstance(item, CodeItem):
+                found += self.of(InputComplete(index), items, None, container)
+            if item.status != "in_progress":
+                mine = None if outputs is None else outputs.get(item.id, [])
+                found += self.of(ItemDone(index), items, mine, container)
+        ahead = max(0, number - first - len(found))
+        for each in found:
+            each["sequence_number"] += ahead
+        self._number = max(number, first + len(found)) + RESUME_GAP
+        return found
 
     def of(self, step: Step, items: Sequence[OutputItem], outputs: list[Json] | None, container: str) -> list[Json]:
         """Return the events of a step. Effects have none.

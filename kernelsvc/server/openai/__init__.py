@@ -28,6 +28,7 @@ def routes(context: ServerContext, keys: Mapping[str, str]) -> list[Any]:
         keys: Keys of the models' servers, by the name of the model.
     """
     answers = Answers(context.service, context.settings, keys)
+    context.openers.append(answers.resume)
     context.closers.insert(0, functools.partial(answers.stop))
     shared = {"context": context, "answers": answers}
     return [

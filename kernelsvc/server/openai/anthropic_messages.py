@@ -59,7 +59,7 @@ class MessageReader:
     def __init__(self, answer: MessageAnswer, log: EventLog, idle_seconds: float) -> None:
         self._answer, self._log, self._idle_seconds = answer, log, idle_seconds
 
-    def begin(self) -> None:
+    def begin(self, run: AnswerRun) -> None:
         """Write the first event."""
         self._log.add([self._answer.begin()])
 

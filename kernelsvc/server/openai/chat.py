@@ -30,7 +30,7 @@ class ChatReader:
     def __init__(self, answer: ChatAnswer, log: EventLog, *, hides_reasoning: bool) -> None:
         self._answer, self._log, self._hides = answer, log, hides_reasoning
 
-    def begin(self) -> None:
+    def begin(self, run: AnswerRun) -> None:
         """Write the first chunk."""
         self._log.add([self._answer.begin()])
 

@@ -11,6 +11,7 @@ import pytest
 from kernelsvc.answers.kept import AnswerStore, KeptFile, KeptResponse
 from kernelsvc.errors import NotFound
 from kernelsvc.model.answers.values import CodeItem, InputMessage, MessageItem, ServerNote
+from kernelsvc.model.objects import Principal
 from kernelsvc.protocol.openai.requests import AnswerRequest
 
 RESPONSE, FILE = "resp_" + "0" * 32, "file-" + "0" * 32
@@ -49,3 +50,13 @@ def test_old_ones_are_removed(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         store.file("alice", FILE)
     assert store.files("alice") == []
+
+
+def test_the_mark_of_a_background_response_has_no_digest_of_a_token(tmp_path: Path) -> None:
+    store = AnswerStore(tmp_path, 1)
+    assert store.marked() == {}
+    store.mark(Principal(name="alice", scopes=frozenset({"run"}), token_sha256="secret"), RESPONSE)
+    assert store.marked() == {RESPONSE: Principal(name="alice", scopes=frozenset({"run"}))}
+    store.unmark(RESPONSE)
+    store.unmark(RESPONSE)
+    assert store.marked() == {}

@@ -17,6 +17,7 @@ from kernelsvc.model.answers.values import (
     CellOutcome,
     CodeItem,
     FunctionItem,
+    MessageItem,
     ModelFault,
     ReasoningPiece,
     ServerNote,
@@ -252,3 +253,39 @@ def test_in_any_order_each_call_ends_once_before_the_model_is_asked(
     assert len(asks(steps)) <= turns
     if calls is not None:
         assert sum(isinstance(each, m.RunCell) for each in steps) <= calls
+
+
+def _item(status: str, **more: Any) -> CodeItem:
+    return CodeItem(id="ci_1", status=status, code="1", turn=2, **more)  # type: ignore[arg-type]
+
+
+#: What was stored of an answer when its server was killed, its items that stay, and what follows.
+CUT: dict[str, tuple[list[Any], int, type]] = {
+    "nothing": ([], 0, m.AskModel),
+    "a cell runs": ([_item("in_progress", arguments="1")], 1, m.RunCell),
+    "a call is half written": ([_item("in_progress")], 0, m.AskModel),
+    "a cell has ended": ([_item("completed", arguments="1", result="1")], 1, m.AskModel),
+    "a text is half written": ([MessageItem(id="msg_1", text="He", turn=2)], 0, m.AskModel),
+    "a text is complete": ([MessageItem(id="msg_1", text="He", turn=2, status="completed")], 1, m.AskModel),
+    "the client's function": (
+        [FunctionItem(id="fc_1", call_id="c", name="f", turn=2, status="completed")], 1, m.AnswerEnded
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("cut", CUT)
+def test_an_answer_that_was_cut_continues_with_its_complete_items(cut: str) -> None:
+    transcript, kept, follows = CUT[cut]
+    machine = made(force="required", max_tool_calls=1)
+    steps = machine.resume(transcript, USAGE)
+    assert [type(each) for each in steps] == [follows]
+    assert len(machine.items) == kept
+    assert machine.usage == USAGE
+    if follows is m.RunCell:
+        steps = machine.on_cell_ended(0, CellOutcome(status="completed", text="1"))
+        assert isinstance(steps[-1], m.AskModel)
+    if follows is not m.AnswerEnded:
+        [asked] = asks(steps)
+        # The limit of calls counts those before the kill, and a call is forced once.
+        calls = any(isinstance(each, CodeItem) for each in machine.items)
+        assert (asked.tools, asked.force) == (not calls, None if kept else "required")

@@ -7,21 +7,24 @@ from typing import Any
 
 import pytest
 
-from kernelsvc.model.answers.machine import AnswerEnded, AnswerLimits, AnswerMachine, RunCell
+from kernelsvc.model.answers.machine import AnswerEnded, AnswerLimits, AnswerMachine, ItemDone, RunCell
 from kernelsvc.model.answers.values import (
     ArgumentsPiece,
     CallBegan,
     CallEnded,
     CellOutcome,
     Citation,
+    CodeItem,
     MessageItem,
     ModelFault,
+    ReasoningItem,
     ReasoningPiece,
     TextPiece,
     TokenUsage,
 )
 from kernelsvc.protocol.openai.requests import AnswerRequest
 from kernelsvc.protocol.openai.responses import (
+    RESUME_GAP,
     ReasoningAs,
     ResponseEvents,
     ResponseHead,
@@ -94,6 +97,22 @@ def test_events_have_the_recorded_order_and_numbers_without_a_gap() -> None:
     found = events()
     assert [each["type"].removeprefix("response.") for each in found] == RECORDED
     assert [each["sequence_number"] for each in found] == list(range(len(found)))
+
+
+def test_events_of_stored_items_end_at_the_number_of_the_last_stored_one() -> None:
+    maker = ResponseEvents(HEAD)
+    assert len(maker.begin()) == 2
+    items = [ReasoningItem(id="rs_1", text="hm", status="completed"), CodeItem(id="ci_1", code="1+1", arguments="1+1")]
+    found = maker.restored(items, {}, "", 40)
+    kinds = [each["type"].removeprefix("response.") for each in found]
+    # Each text in one piece, and the call without its end: its cell runs.
+    assert kinds == RECORDED[2:11] + RECORDED[12:14]
+    assert [each["sequence_number"] for each in found] == list(range(40 - len(found), 40))
+    assert found[0]["item"]["content"] == []
+    after = maker.of(ItemDone(1), items, None, "")
+    assert after[0]["sequence_number"] == 40 + RESUME_GAP
+    with_few = ResponseEvents(HEAD).restored(items, {}, "", 3)
+    assert [each["sequence_number"] for each in with_few] == list(range(len(found)))
 
 
 def test_a_call_is_complete_with_its_code_and_outputs() -> None:
