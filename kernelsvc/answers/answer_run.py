@@ -25,6 +25,7 @@ from kernelsvc.model.answers.machine import (
     InterruptCells,
     ItemAdded,
     ItemDone,
+    ItemGrew,
     RunCell,
     Step,
 )
@@ -192,6 +193,9 @@ class AnswerRun:
         waiting = list(steps)
         while waiting:
             step = waiting.pop(0)
+            if isinstance(step, ItemGrew):  # the step of each token, without an effect
+                reader.step(step, self)
+                continue
             try:
                 await self._effect(step)
             except KernelsvcError as error:
@@ -278,8 +282,9 @@ class AnswerRun:
         self._begun = whole and self._begun
         try:
             async with contextlib.aclosing(self._upstream.events(self._body(ask), whole=whole)) as events:
-                async for data in events:
-                    if pieces := turn.feed(data):
+                async for read in events:
+                    # One message to the answer for each read of the connection, and so one write to the client.
+                    if pieces := [piece for data in read for piece in turn.feed(data)]:
                         self._begun = True
                         await self._inbox.put(pieces)
                     if turn.fault is not None:

@@ -75,7 +75,24 @@ class _Body(HTTPMessageDelegate):
         return None
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
-        return None if self._discarding else self.pieces.put(chunk)
+        if self._discarding:
+            return None
+        try:
+            self.pieces.put_nowait(chunk)
+        except asyncio.QueueFull:
+            return self.pieces.put(chunk)
+        return None
+
+    async def next(self) -> bytes | None:
+        """Return the bytes that have arrived, or wait for some. None is the end."""
+        piece = await self.pieces.get()
+        while piece is not None and not self.pieces.empty():
+            more = self.pieces.get_nowait()
+            if more is None:
+                self.pieces.put_nowait(None)
+                break
+            piece += more
+        return piece
 
     def finish(self) -> None:
         self.finished = True
@@ -100,8 +117,8 @@ class ChatUpstream:
         self.reasoning: Literal["keep", "drop"] | None = None
         self._reading = OwnedTasks()
 
-    async def events(self, body: dict[str, Any], *, whole: bool = False) -> AsyncGenerator[str, None]:
-        """Send a request, and yield the data of each event. Closing the generator closes the connection.
+    async def events(self, body: dict[str, Any], *, whole: bool = False) -> AsyncGenerator[list[str], None]:
+        """Send a request, and yield the data of the events of each read. Closing the generator closes the connection.
 
         A server that can't be reached, or fails before its first event, is asked once more.
 
@@ -133,7 +150,7 @@ class ChatUpstream:
             self._with_usage = False
         return refused
 
-    async def _ask(self, body: dict[str, Any], *, whole: bool) -> AsyncGenerator[str, None]:
+    async def _ask(self, body: dict[str, Any], *, whole: bool) -> AsyncGenerator[list[str], None]:
         body = {**body, "stream": not whole, **self._settings.extra}
         if self._with_usage and not whole:
             body["stream_options"] = {"include_usage": True}
@@ -176,7 +193,7 @@ class ChatUpstream:
 
     async def _refusal(self, delegate: _Body, status: int, headers: HTTPHeaders) -> ModelFault:
         text = b""
-        while len(text) < MAX_ERROR_BODY and (piece := await delegate.pieces.get()) is not None:
+        while len(text) < MAX_ERROR_BODY and (piece := await delegate.next()) is not None:
             text += piece
         shown = text.decode("utf-8", "replace")
         if self._key:
@@ -203,21 +220,23 @@ async def _read(connection: HTTP1Connection, delegate: _Body) -> None:
         await delegate.end()
 
 
-async def _decoded(delegate: _Body, headers: HTTPHeaders) -> AsyncGenerator[str, None]:
+async def _decoded(delegate: _Body, headers: HTTPHeaders) -> AsyncGenerator[list[str], None]:
     decoder, whole = SseDecoder(), b""
     streams = "json" not in headers.get("Content-Type", "")
-    while (piece := await delegate.pieces.get()) is not None:
+    while (piece := await delegate.next()) is not None:
         if not streams:
             # A server without streams sends one object.
             whole += piece
             if len(whole) > MAX_STREAM:
                 raise TooLarge("The model's server sent too long an answer.")
             continue
-        for data in decoder.feed(piece):
-            yield data
-            if data.strip() == "[DONE]":
-                return
-    for data in decoder.end() if streams else [whole.decode("utf-8", "replace")]:
-        yield data
+        found = decoder.feed(piece)
+        last = next((place for place, data in enumerate(found) if data.startswith("[DONE]")), None)
+        if found:
+            yield found if last is None else found[: last + 1]
+        if last is not None:
+            return
+    if rest := decoder.end() if streams else [whole.decode("utf-8", "replace")]:
+        yield rest
     if not delegate.finished:
         raise UpstreamError(_BROKEN)

@@ -32,6 +32,7 @@ TOOL_NAME = "python"
 ALIASES = {TOOL_NAME, "code_interpreter", "functions.python", "ipython", "execute_python", "run_python"}
 #: Most calls of one turn, most characters of one call's arguments, and most characters of a turn.
 MAX_CALLS, MAX_ARGUMENTS, MAX_TURN = 128, 4 * 1024 * 1024, 8 * 1024 * 1024
+_TEXTS = (TextPiece, ReasoningPiece, ArgumentsPiece)
 #: Characters of an event above which its depth and number of values are looked at first.
 _LARGE_EVENT = 64 * 1024
 
@@ -109,12 +110,11 @@ class ChatTurn:
             self.usage = _usage(chunk["usage"])
         found: list[ModelPiece] = []
         choices = chunk.get("choices")
-        for choice in choices[:1] if isinstance(choices, list) else []:
-            if isinstance(choice, dict):
-                found += self._choice(choice)
-        self._size += sum(
-            len(each.text) for each in found if isinstance(each, TextPiece | ReasoningPiece | ArgumentsPiece)
-        )
+        if choices and isinstance(choices, list) and isinstance(choices[0], dict):
+            found = self._choice(choices[0])
+        for each in found:
+            if isinstance(each, _TEXTS):
+                self._size += len(each.text)
         if self._size > MAX_TURN:
             raise TooLarge(f"The model's turn exceeds {MAX_TURN} characters.")
         if self._calls_only:

@@ -31,6 +31,8 @@ class TextSplitter:
 
     def feed(self, piece: str) -> list[Part]:
         """Take more text. Return its parts. After the first block of code the rest is dropped: it awaits the result."""
+        if self._state == "text" and not self._fences and not self._after_tag:
+            return [("text", piece)] if piece else []  # nearly every token of an answer
         self._kept += piece
         found: list[Part] = []
         while self._step(found):

@@ -30,7 +30,7 @@ def scripted(*turns: Any) -> Callable[[dict[str, Any]], Any]:
 
 
 async def read(upstream: ChatUpstream) -> list[str]:
-    return [data async for data in upstream.events(BODY)]
+    return [data async for read in upstream.events(BODY) for data in read]
 
 
 async def test_a_stream_cut_into_single_bytes_is_the_same(model: ScriptedModel) -> None:
