@@ -27,19 +27,24 @@ while [ "$1" != -- ]; do
   rmdir "$hold"
 done
 shift
-exec setpriv --reuid {uid} --regid {uid} --clear-groups --inh-caps=-all --bounding-set=-all "$@"
+exec "$@"
 """
 
 
 def as_ordinary_user(command: list[str]) -> list[str]:
     """The command that runs ``command`` as user 65533, without any capability."""
+    user = ["--reuid", f"{UID}", "--regid", f"{UID}", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"]
+    return with_readable_interpreter(["setpriv", *user, *command])
+
+
+def with_readable_interpreter(command: list[str]) -> list[str]:
+    """The command that runs ``command`` in a mount namespace of its own where every user can run the interpreter."""
     covers: list[str] = []
     for prefix in dict.fromkeys(os.path.realpath(p) for p in (sys.prefix, sys.base_prefix)):
         closed = _closed_above(prefix)
         if closed:
             covers += [closed, prefix]
-    script = _SCRIPT.format(uid=UID)
-    return ["unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh", *covers, "--", *command]
+    return ["unshare", "-m", "--propagation", "private", "sh", "-c", _SCRIPT, "sh", *covers, "--", *command]
 
 
 def _closed_above(path: str) -> str | None:

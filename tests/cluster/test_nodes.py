@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served import Served
+from served import READY_SECONDS, Served
 from waiting import wait_for
 
 from kernelsvc import Client
@@ -36,7 +36,7 @@ class RunningFront:
                 [*command, "--data-dir", str(root / "no data"), *args],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **KEY}, start_new_session=True,
             )  # fmt: skip
-        found = wait_for(lambda: re.search(r"listens on (http://\S+)", self.log.read_text()), deadline=60)
+        found = wait_for(lambda: re.search(r"listens on (http://\S+)", self.log.read_text()), deadline=READY_SECONDS)
         self.url = found[1]
 
     def kill(self) -> None:
