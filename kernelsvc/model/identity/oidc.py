@@ -76,6 +76,8 @@ def check(settings: OidcSettings) -> None:
         )
     if settings.issuer and not settings.audience:
         raise ValueError("it needs oidc.audience, the name of this server at the issuer")
+    if "delegate" in {*settings.scopes, *(scope for scopes in settings.grants.values() for scope in scopes)}:
+        raise ValueError("its users can't have the scope 'delegate'. Give it to a token of this server")
 
 
 def is_jwt(token: str | None) -> bool:
@@ -108,7 +110,9 @@ def principal_of(claims: Mapping[str, Any], settings: OidcSettings, token: str) 
     record = TokenRecord(
         name=PREFIX + name, sha256=hash_token(token), scopes=frozenset(scopes), max_sessions=settings.max_sessions
     )
-    return record.principal()
+    who = record.principal()
+    # A name may hold "/", so that oidc/a/b is a user of the issuer as well as the user b of a backend oidc/a.
+    return msgspec.structs.replace(who, scopes=who.scopes - {"delegate"})
 
 
 def _claim(claims: Mapping[str, Any], path: str) -> Any:

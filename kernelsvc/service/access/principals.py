@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from kernelsvc.errors import BadRequest, Forbidden
+from kernelsvc.errors import BadRequest
 from kernelsvc.model.identity.oidc import PREFIX, OidcSettings, is_jwt
 from kernelsvc.model.objects import Principal
 from kernelsvc.model.tokens import TokenRecord, authenticate, on_behalf_of
@@ -50,7 +50,7 @@ class Principals:
 
         Raises:
             Unauthenticated: The token is missing, unknown, revoked or expired.
-            BadRequest, Forbidden: See ``tokens.on_behalf_of``. No backend acts for users of the issuer.
+            BadRequest, Forbidden: See ``tokens.on_behalf_of``.
         """
         self.refresh()
         if self._oidc is not None and token is not None and is_jwt(token):
@@ -62,10 +62,6 @@ class Principals:
             self._used = True
         if user is None:
             return who
-        if self._oidc is not None and f"{who.name}/" == PREFIX:
-            raise Forbidden(
-                f"Names below {PREFIX!r} are those of the issuer's users. Give the backend's token another name."
-            )
         return on_behalf_of(who, user, self._records)
 
     def callers(self) -> Sequence[Principal]:
@@ -105,6 +101,11 @@ class Principals:
         before = self._valid
         self._valid = {each.record.sha256: each for each in self._kept if not each.expired(now)}
         self._records = (*self._configured, *(each.record for each in self._valid.values()))
+        if self._oidc is not None:
+            taken = {each.name for each in self._records if f"{each.name}/".startswith(PREFIX)}
+            self._records = tuple(each for each in self._records if each.name not in taken)
+            for name in sorted(taken):
+                log.error("Tokens named %r are refused: the issuer's users have such names. Choose another.", name)
         self._callers = tuple(record.principal() for record in self._records)
         for digest in before.keys() - {record.sha256 for record in self._records}:
             kept = before[digest]

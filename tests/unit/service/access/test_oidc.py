@@ -157,6 +157,7 @@ REFUSED: dict[str, Callable[[Issuer], str]] = {
     "signed with a shared key": lambda issuer: issuer.token(key="shared", signed_by=SHARED, alg="HS256"),
     "of an unknown key": lambda issuer: issuer.token(key="none", signed_by=issuer.keys["first"]),
     "that was changed": lambda issuer: issuer.token().replace(".", ".e", 1),
+    "that expires after a number of 400 digits": lambda issuer: issuer.token(exp=10**400),
     "that is no JSON": lambda issuer: "eyJhbGciOiJFUzI1NiJ9.bm8.bm8",
 }
 
@@ -179,9 +180,15 @@ async def test_a_new_key_is_found(issuer: Issuer, principals: Principals) -> Non
 
 @pytest.mark.parametrize(
     "answer",
-    [500, b"no", b"[]", b"x" * (2 << 20), {"issuer": "https://id.example"}, {"keys": []}, {"keys": [{"kty": "EC"}]}],
-    ids=["error", "no JSON", "no object", "too large", "another issuer", "no keys", "a key that is none"],
-)
+    [
+        500, b"no", b"[]", b"x" * (2 << 20), {"issuer": "https://id.example"}, {"keys": []}, {"keys": [{"kty": "EC"}]},
+        {"keys": 5}, {"keys": {"a": 1}}, b'{"a":' * 100_000,
+    ],
+    ids=[
+        "error", "no JSON", "no object", "too large", "another issuer", "no keys", "a key that is none",
+        "keys that are a number", "keys that are an object", "deep",
+    ],
+)  # fmt: skip
 async def test_an_issuer_that_fails_keeps_the_keys_that_were_read(
     issuer: Issuer, principals: Principals, caplog: pytest.LogCaptureFixture, answer: Any
 ) -> None:
@@ -197,6 +204,21 @@ async def test_an_issuer_that_fails_keeps_the_keys_that_were_read(
     issuer.answer, issuer.key_answer = good, issuer.shown
     issuer.keys["second"] = ec.generate_private_key(ec.SECP256R1())
     await wait_until(lambda: accepted(principals, issuer.token(key="second")), what="the issuer is asked again")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"kid": [1]}, {"alg": ["ES256"]}, {"alg": "none"}, {"alg": "HS256"}, {"crv": [1]}, {"x": 5}, {"d": "AAAA"}],
+    ids=str,
+)
+async def test_a_key_of_another_form_leaves_the_others_usable(
+    issuer: Issuer, principals: Principals, change: dict[str, Any]
+) -> None:
+    issuer.keys["second"] = ec.generate_private_key(ec.SECP256R1())
+    good = issuer.shown()["keys"]
+    issuer.key_answer = lambda: {"keys": [good[-2] | {"kid": "third"} | change, *good]}
+    await wait_until(lambda: accepted(principals, issuer.token(key="second")), what="the keys are read")
+    assert not accepted(principals, issuer.token(key="third", signed_by=issuer.keys["first"]))
 
 
 async def test_keys_of_another_host_need_tls(
@@ -234,15 +256,44 @@ async def test_a_token_is_valid_until_it_expires(
     assert principals.void(hashes) == hashes
 
 
-async def test_a_backend_can_not_act_for_the_issuers_users(issuer: Issuer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["oidc", "oidc/ada"])
+async def test_no_token_of_this_server_has_the_name_of_a_user(issuer: Issuer, tmp_path: Path, name: str) -> None:
     principals = Principals(
-        [record_for("a-token-of-the-backend", name="oidc"), record_for("a-token-of-another", name="shop")],
+        [record_for("a-token-of-the-backend", name=name), record_for("a-token-of-another", name="shop")],
         TokenFile(tmp_path),
         OidcSettings(issuer=issuer.address, audience="kernelsvc"),
     )
-    with pytest.raises(Forbidden, match="oidc"):
-        principals.authenticate("a-token-of-the-backend", "ada")
+    with pytest.raises(Unauthenticated):
+        principals.authenticate("a-token-of-the-backend")
     assert principals.authenticate("a-token-of-another", "ada").name == "shop/ada"
+
+
+async def test_a_user_is_no_backend_of_users_with_longer_names(
+    issuer: Issuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    principals = principals_of(issuer, tmp_path, scopes=["admin"])
+    following = asyncio.create_task(principals.follow_issuer())
+    await wait_until(lambda: accepted(principals, issuer.token()), what="the keys are read")
+    with pytest.raises(Forbidden):
+        principals.authenticate(issuer.token(sub="ada"), "grace")
+    following.cancel()
+
+
+async def test_a_token_ends_with_its_key(issuer: Issuer, principals: Principals) -> None:
+    lost = issuer.token(sub="mallory", exp=9e12)
+    issuer.keys["second"] = ec.generate_private_key(ec.SECP256R1())
+    kept = issuer.token(key="second")
+    await wait_until(lambda: accepted(principals, kept), what="the second key is read")
+    assert accepted(principals, lost)
+    del issuer.keys["first"]
+    await wait_until(lambda: not accepted(principals, lost) or not _ask(principals, issuer), what="the key is gone")
+    assert principals.holders()[-1].name == "oidc/ada"
+
+
+def _ask(principals: Principals, issuer: Issuer) -> bool:
+    """Have the keys read again. True."""
+    assert not accepted(principals, issuer.token(key="none", signed_by=issuer.keys["second"]))
+    return True
 
 
 async def test_users_own_their_sessions(issuer: Issuer, tmp_path: Path) -> None:
