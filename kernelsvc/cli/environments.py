@@ -62,9 +62,9 @@ async def main(args: argparse.Namespace, terminal: Terminal) -> int:
     if args.action == "show":
         terminal.json(_known(store, args.name))
     elif args.action == "remove":
-        _known(store, args.name)
+        _known(store, args.name, args.owner)
         with store.changing(args.name):
-            _known(store, args.name)  # Another command may have removed it before this one had the lock.
+            _known(store, args.name, args.owner)  # Another command may have removed it before this one had the lock.
             await asyncio.to_thread(_remove, terminal, store, args.name)
     else:
         if args.name in settings.templates:
@@ -87,10 +87,12 @@ async def _until_interrupted(work: Coroutine[Any, Any, None], terminal: Terminal
     return 0
 
 
-def _known(store: EnvironmentStore, name: str) -> EnvironmentRecord:
+def _known(store: EnvironmentStore, name: str, owner: str | None = None) -> EnvironmentRecord:
     found = store.read_all().get(name)
     if found is None:
         raise NotFound(f"There is no environment {name!r}. 'kernelsvc env list' shows those that exist.")
+    if owner is not None and found.owner != owner:
+        raise Conflict(f"The environment {name!r} was not made for {owner!r}. Choose another name.")
     return found
 
 
@@ -124,7 +126,7 @@ async def _change(args: argparse.Namespace, terminal: Terminal, store: Environme
         _known(store, args.name)
     with store.changing(args.name):
         if args.action == "update":
-            await _update(args, terminal, store, _known(store, args.name))
+            await _update(args, terminal, store, _known(store, args.name, args.owner))
             return
         if directory.exists():
             raise Conflict(f"There is an environment {args.name!r}. Change it: kernelsvc env update {args.name}.")
@@ -135,6 +137,7 @@ async def _change(args: argparse.Namespace, terminal: Terminal, store: Environme
             wanted=args.package,
             files=_absolute(args.requirements),
             base=args.python or "",
+            owner=args.owner or "",
         )
         is_path = args.python is not None and os.sep in args.python
         if is_path and not (asked.wanted or asked.files):

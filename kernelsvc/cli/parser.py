@@ -516,6 +516,7 @@ def _machine_commands(commands: _Commands) -> None:
     env.add_argument("-r", "--requirements", metavar="FILE", action="append", help="add: a file of requirements")
     env.add_argument("--python", metavar="PATH|VERSION", help="add: its interpreter (default: the server's)")
     env.add_argument("--preload", metavar="MODULE,...", action="append", help="add: modules to import once")
+    env.add_argument("--owner", help=argparse.SUPPRESS)  # the server's, for templates that it builds
     _data_options(env)
     _json_option(env)
     doctor = commands.add(

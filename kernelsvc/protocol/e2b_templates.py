@@ -54,7 +54,6 @@ class BuiltTemplate(msgspec.Struct, kw_only=True, frozen=True):
         start: command that runs in each sandbox from its beginning. "" for none.
         ready: command that succeeds once the start command serves. "" for none.
         home: whether it has files.
-        owns: whether the environment was made for this template and ends with it.
     """
 
     environment: str | None = None
@@ -63,7 +62,6 @@ class BuiltTemplate(msgspec.Struct, kw_only=True, frozen=True):
     start: str = ""
     ready: str = ""
     home: bool = False
-    owns: bool = False
 
 
 def template_name(name: object) -> str:

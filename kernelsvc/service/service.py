@@ -372,6 +372,11 @@ class Service:
             for one in self._launchers.templates()
         ]
 
+    def environment_owner(self, name: str) -> str | None:
+        """Return the principal for whom an environment was made, "" for the operator. None if there is none."""
+        found = self._environments.read_all().get(name)
+        return found.owner if found is not None else None
+
     async def _follow_environments(self) -> None:
         """Use environments that ``kernelsvc env`` makes and removes while the server runs, until cancelled."""
         known = self._environments.marks()

@@ -37,6 +37,8 @@ class EnvironmentRecord(msgspec.Struct, frozen=True, kw_only=True):
         wanted: requirements that it was made from, as pip takes them.
         files: paths of files of requirements that it was made from.
         base: interpreter that it was made with, "" for the server's.
+        owner: principal for whose template of E2B's builder it was made, who may change and remove it. "" if the
+            operator made it.
     """
 
     name: str
@@ -48,6 +50,7 @@ class EnvironmentRecord(msgspec.Struct, frozen=True, kw_only=True):
     wanted: list[str] = []
     files: list[str] = []
     base: str = ""
+    owner: str = ""
 
 
 class EnvironmentStore:

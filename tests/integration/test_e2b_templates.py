@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import tarfile
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,6 +13,8 @@ import pytest
 from e2b_requests import E2bRequests
 from served import Served
 from waiting import wait_for
+
+from kernelsvc.store.environments import EnvironmentRecord, EnvironmentStore
 
 HASH = "0" * 64
 
@@ -120,3 +123,18 @@ def test_images_and_taken_names_are_refused(builder: Builder) -> None:
     for name, status in (("python3", 409), ("base", 409), ("a/b", 400)):
         assert builder.control("POST", "/v3/templates", {"name": name})[0] == status
     assert builder.control("GET", f"/templates/image/builds/{HASH}/status")[0] == 404
+
+
+def test_a_forged_record_of_a_template_gives_no_environment_of_the_operator(builder: Builder, served: Served) -> None:
+    made = EnvironmentRecord(name="operators", python=sys.executable)
+    store = EnvironmentStore(served.data_dir)
+    store.write(made)
+    try:
+        assert builder.control("POST", "/v3/templates", {"name": "mine"})[0] == 202  # makes the workspace
+        path = "/v1/workspaces/local/e2b-templates/files/operators/template.json"
+        headers = {"Authorization": f"Bearer {served.token}"}
+        assert builder.raw("PUT", path, b'{"environment": "operators", "owns": true}', headers)[0] == 201
+        builder.control("DELETE", "/templates/operators")
+        assert "operators" in store.read_all()
+    finally:
+        store.remove("operators")

@@ -141,10 +141,9 @@ class TemplateBuilds:
             Conflict: the server has a template of that name.
             QuotaExceeded: the caller has too many workspaces.
         """
-        if name in models.DEFAULT_TEMPLATES or name in self.server_templates():
-            known = await self.read(who, name)
-            if known is None or not known.owns:
-                raise Conflict(f"{name!r} is a template of this server. Choose another name.")
+        taken = name in models.DEFAULT_TEMPLATES or name in self.server_templates()
+        if taken and not self._owns_environment(who, name):
+            raise Conflict(f"{name!r} is a template of this server. Choose another name.")
         self._service.workspaces.set(who, models.TEMPLATES)
         build = Build(who.name, name)
         self._builds[build.id] = build
@@ -163,6 +162,7 @@ class TemplateBuilds:
         """
         found = self._builds.get(build)
         if found is None and _BUILD.fullmatch(build):
+            name = recipes.template_name(name)  # The file's owner may have written any name into it.
             found = await self._read_file(who, build_path(build), Build)
             if found is not None and (again := self._builds.setdefault(build, found)) is not found:
                 found = again  # another request has read it meanwhile
@@ -241,10 +241,9 @@ class TemplateBuilds:
         if not packages and not python:
             await self._make_files(who, build, made, source, steps)
             return
-        known = await self.read(who, build.name)
-        update = known is not None and known.owns
+        update = self._owns_environment(who, build.name)
         await self._make_environment(build, "update" if update else "add", packages, python)
-        made = msgspec.structs.replace(made, environment=build.name, owns=True)
+        made = msgspec.structs.replace(made, environment=build.name)
         try:
             await self._make_files(who, build, made, source, steps)
         except BaseException:  # Also a stop of the server: a template without its files must not stay.
@@ -299,7 +298,7 @@ class TemplateBuilds:
             Its exit status and its last line.
         """
         build.log(" ".join(["kernelsvc env", action, build.name, *args]))
-        command = [sys.executable, "-m", "kernelsvc", "env", action, build.name, *args]
+        command = [sys.executable, "-m", "kernelsvc", "env", action, build.name, *args, f"--owner={build.owner}"]
         pipe, null = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
         process = await asyncio.create_subprocess_exec(
             *command,
@@ -322,6 +321,13 @@ class TemplateBuilds:
             await asyncio.shield(process.wait())
             raise
 
+    def _owns_environment(self, who: Principal, name: str) -> bool:
+        """Return whether the server has an environment of this name, and made it for a template of the caller.
+
+        The template's own record does not say it: the caller may write to the workspace that has it.
+        """
+        return self._service.environment_owner(name) == who.name
+
     def server_templates(self) -> list[str]:
         """Return the names of the server's templates, without those that a build of E2B's made."""
         return [str(each["name"]) for each in self._service.templates()]
@@ -340,7 +346,7 @@ class TemplateBuilds:
             return None
         try:
             return msgspec.json.decode(await reader.read(0, MAX_RECORD), type=kind)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, RecursionError):
             return None
         finally:
             reader.close()
@@ -350,15 +356,14 @@ class TemplateBuilds:
             return BuiltTemplate()
         built = await self.read(who, recipes.template_name(name))
         if built is not None:
-            return msgspec.structs.replace(built, owns=False)
+            return built
         return BuiltTemplate(environment=models.template_of(name, self.server_templates()))
 
     async def remove(self, who: Principal, name: str) -> bool:
         """Remove a template of the caller with its environment. Return False if there is none."""
-        made = await self.read(who, name)
-        if made is None:
+        if await self.read(who, name) is None:
             return False
-        if made.owns:
+        if self._owns_environment(who, name):
             await self._env(Build(who.name, name), "remove")
         await self._service.workspaces.files.remove(who, address(who), name.encode(), recursive=True)
         return True
