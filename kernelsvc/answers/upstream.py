@@ -25,7 +25,7 @@ from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model.answers.model_settings import ModelSettings
 from kernelsvc.model.answers.values import ModelFault
 from kernelsvc.protocol.openai.chat_stream import fault_of
-from kernelsvc.protocol.openai.sse_decoder import SseDecoder
+from kernelsvc.protocol.openai.sse_decoder import MAX_EVENT, SseDecoder
 
 log = logging.getLogger(__name__)
 
@@ -202,7 +202,7 @@ class ChatUpstream:
         try:
             decoded = msgspec.json.decode(shown)
             error = decoded.get("error", decoded) if isinstance(decoded, dict) else shown
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             pass
         return fault_of(error, status, headers.get("Retry-After"))
 
@@ -221,14 +221,17 @@ async def _read(connection: HTTP1Connection, delegate: _Body) -> None:
 
 
 async def _decoded(delegate: _Body, headers: HTTPHeaders) -> AsyncGenerator[list[str], None]:
-    decoder, whole = SseDecoder(), b""
+    decoder = SseDecoder()
+    # Joined once: a sum of bytes copies all earlier ones for each piece.
+    whole, size = [], 0
     streams = "json" not in headers.get("Content-Type", "")
     while (piece := await delegate.next()) is not None:
         if not streams:
             # A server without streams sends one object.
-            whole += piece
-            if len(whole) > MAX_STREAM:
-                raise TooLarge("The model's server sent too long an answer.")
+            whole.append(piece)
+            size += len(piece)
+            if size > MAX_EVENT:
+                raise TooLarge("The model's server sent an answer of more than 16 MiB.")
             continue
         found = decoder.feed(piece)
         last = next((place for place, data in enumerate(found) if data.startswith("[DONE]")), None)
@@ -236,7 +239,7 @@ async def _decoded(delegate: _Body, headers: HTTPHeaders) -> AsyncGenerator[list
             yield found if last is None else found[: last + 1]
         if last is not None:
             return
-    if rest := decoder.end() if streams else [whole.decode("utf-8", "replace")]:
+    if rest := decoder.end() if streams else [b"".join(whole).decode("utf-8", "replace")]:
         yield rest
     if not delegate.finished:
         raise UpstreamError(_BROKEN)

@@ -36,6 +36,8 @@ START_SECONDS = 60.0
 FIRST_PAUSE, MAX_PAUSE = 0.5, 30.0
 #: Seconds without a kernelsvc server after which the bridge ends.
 GONE_SECONDS = 300.0
+#: Most pages of tools of one server. A server may send a cursor with every page.
+MAX_PAGES = 100
 
 
 async def run(servers: Mapping[str, McpServer], url: str | None, token: str | None) -> None:
@@ -128,7 +130,7 @@ class _Bridged:
     async def _functions(self, mcp: Client) -> list[OfferedFunction]:
         found: list[OfferedFunction] = []
         cursor = None
-        while True:
+        for _ in range(MAX_PAGES):
             page = await mcp.list_tools(cursor=cursor, cache_mode="refresh")
             for tool in page.tools:
                 if self._about.permits(tool.name):
@@ -137,6 +139,8 @@ class _Bridged:
             cursor = page.next_cursor
             if not cursor:
                 return found
+        log.warning("the MCP server %s has more than %d pages of tools: the others are left out", self._name, MAX_PAGES)
+        return found
 
     def _function(self, tool: Any) -> OfferedFunction:
         hints = tool.annotations

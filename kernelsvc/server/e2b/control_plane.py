@@ -329,6 +329,7 @@ class SnapshotHandler(ControlPlaneHandler):
 
     async def delete(self, template: str) -> None:
         """Delete a snapshot or a built template. Sandboxes that were created from it stay."""
+        self.auth_scope("run")
         found = self.find_snapshot(unquote(template))
         if found is None and await self.builds.remove(self.who, unquote(template)):
             self.answer(None)

@@ -11,6 +11,7 @@ from waiting import wait_until
 
 from kernelsvc.answers.scripted_model import ScriptedModel, delta, refusal, text
 from kernelsvc.answers.upstream import ChatUpstream, UpstreamError
+from kernelsvc.errors import TooLarge
 from kernelsvc.model.answers.model_settings import ModelSettings
 
 BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -43,6 +44,20 @@ async def test_a_server_without_streams_sends_one_object(model: ScriptedModel) -
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"
     model.script = lambda body: [head + b'{"a":"b"}']
     assert await read(ChatUpstream(ModelSettings(url=model.url), "")) == ['{"a":"b"}']
+
+
+async def test_an_object_without_end_is_refused(model: ScriptedModel) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"
+    model.script = lambda body: [head, *[b" " * (1 << 20)] * 32]
+    with pytest.raises(TooLarge):
+        await read(ChatUpstream(ModelSettings(url=model.url), ""))
+
+
+async def test_a_refusal_that_is_nested_too_deep_is_text(model: ScriptedModel) -> None:
+    model.script = lambda body: [b"HTTP/1.1 400 Bad Request\r\n\r\n" + b"[" * 60_000]
+    with pytest.raises(UpstreamError) as caught:
+        await read(ChatUpstream(ModelSettings(url=model.url), ""))
+    assert caught.value.fault.code == "invalid_prompt"
 
 
 async def test_a_server_that_does_not_know_stream_options_is_asked_without(model: ScriptedModel) -> None:

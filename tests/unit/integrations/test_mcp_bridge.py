@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any, cast
 
 import pytest
+from mcp.types import ListToolsResult
 
 from kernelsvc.errors import BadRequest, Forbidden, KernelsvcError
 from kernelsvc.integrations import mcp_bridge
@@ -25,3 +27,15 @@ async def test_tools_that_can_not_be_offered_concern_their_server_alone(monkeypa
     with pytest.raises(KernelsvcError, match="no scope"):
         await bridged.run("http://127.0.0.1:9", "token")
     assert tried == ends
+
+
+async def test_pages_of_tools_end(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    class Endless:
+        async def list_tools(self, *, cursor: str | None, cache_mode: str) -> ListToolsResult:
+            return ListToolsResult(tools=[], next_cursor="more", ttl_ms=0, cache_scope="private")
+
+    monkeypatch.setattr(mcp_bridge, "MAX_PAGES", 3)
+    bridged = mcp_bridge._Bridged("shop", McpServer(command=["shop"]), asyncio.Event())
+    async with asyncio.timeout(10):
+        assert await bridged._functions(cast("Any", Endless())) == []
+    assert "more than 3 pages" in caplog.text
