@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,25 @@ def sync_directory(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_filesystem(path: Path) -> None:
+    """Make all changes of a file system durable. sync(2) would wait for those of every other disk, too.
+
+    Args:
+        path: a directory in it.
+
+    Raises:
+        OSError: the changes may not be durable.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)  # Python has no syncfs(2).
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if libc.syncfs(fd) != 0:
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error), str(path))
     finally:
         os.close(fd)
 

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from kernelsvc.errors import BadRequest, Conflict, NotSupported
-from kernelsvc.linux.atomic_file import sync_directory
+from kernelsvc.linux.atomic_file import sync_directory, sync_filesystem
 from kernelsvc.linux.remove_tree import remove_tree
 from kernelsvc.store.backups.backup import FORM, HEADS, JOURNAL, MANIFEST, SESSIONS, Manifest
 from kernelsvc.store.heads import HeadFile
@@ -350,8 +350,8 @@ def _require_unchanged(journal: Path, session: str, public_key: str) -> None:
 
 
 def _move(stage: Path, target: Path) -> None:
-    # sync(2): waits for the disk on Linux. One call for all files, which are new.
-    os.sync()
+    # One call for all files, which are new.
+    sync_filesystem(stage)
     status = stage.stat()
     (stage / MANIFEST).unlink()
     # Until ``sessions`` is there, a server that starts finds no session that is incomplete.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from kernelsvc.linux.atomic_file import replace, replace_bytes, sync_directory
+from kernelsvc.linux.atomic_file import replace, replace_bytes, sync_directory, sync_filesystem
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -50,6 +51,7 @@ def test_a_reader_of_the_old_file_keeps_it(tmp_path: Path) -> None:
         assert reader.read() == b"old"
 
 
-def test_a_directory_that_is_gone_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sync", [sync_directory, sync_filesystem])
+def test_a_directory_that_is_gone_is_an_error(tmp_path: Path, sync: Callable[[Path], None]) -> None:
     with pytest.raises(FileNotFoundError):
-        sync_directory(tmp_path / "gone")
+        sync(tmp_path / "gone")
