@@ -27,7 +27,7 @@ import platformdirs
 from msgspec import Meta
 
 from kernelsvc.errors import BadRequest
-from kernelsvc.model.answers.model_settings import AnswerSettings, ModelSettings
+from kernelsvc.model.answers.model_settings import ANSWER_HELP, AnswerSettings, ModelSettings
 from kernelsvc.model.identity import oidc
 from kernelsvc.model.limits import Limits
 from kernelsvc.model.network.hosts import check_fixed_hosts
@@ -35,6 +35,7 @@ from kernelsvc.model.network.policy import check_secrets
 from kernelsvc.model.network.rules import NetworkRules
 from kernelsvc.model.network.secrets import SecretName, SecretSource
 from kernelsvc.model.objects import Scope
+from kernelsvc.model.storage import encryption
 from kernelsvc.model.storage.mounts import Mount, MountName, why_unsafe
 from kernelsvc.model.storage.name_rules import in_words
 from kernelsvc.model.tokens import TokenRecord, hash_token, record_for, weakness
@@ -296,6 +297,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     answers: Annotated[AnswerSettings, _meta("Rules for the answers of models.")] = AnswerSettings()
     telemetry: Annotated[TelemetrySettings, _meta("Traces.")] = TelemetrySettings()
     oidc: Annotated[oidc.OidcSettings, _meta("Users of an identity provider.")] = oidc.OidcSettings()
+    encryption: Annotated[encryption.EncryptionSettings, _meta("The key of data_dir.")] = (
+        encryption.EncryptionSettings()
+    )
     workers: Annotated[
         Annotated[int, Meta(ge=1, le=256)] | Literal["auto"],
         _meta("Server processes on this machine behind one address, each with its share of the sessions. auto: cores."),
@@ -317,6 +321,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def runtime_path(self) -> Path:
         """Return the runtime directory, absolute."""
         return (self.runtime_dir or _default_runtime_dir({}, self.data_path())).absolute()
+
+    def private_files(self) -> list[str]:
+        """Return the paths of the configuration and of each file with a secret that it names."""
+        found = [
+            self.config_file,
+            self.telemetry.headers_file,
+            *(model.key_file for model in self.models.values()),
+            *(source.file for source in self.secrets.values()),
+            *(str(file) for file in (self.signing_key, self.cluster_key_file, self.encryption.key_file) if file),
+        ]
+        return sorted({os.path.abspath(file) for file in found if file})
 
 
 #: Settings that are not fields: ``load`` adds their values to another setting. Name to type, help, that setting.
@@ -346,24 +361,13 @@ _LIMIT_HELP: dict[str, tuple[str, str | None]] = {
     ),
 }
 
-_ANSWER_HELP: dict[str, tuple[str, str | None]] = {
-    "expired": (
-        "What follows if the container of an earlier answer has ended: a new one (new), and the model reads that the "
-        "variables are gone, or an error (error).",
-        None,
-    ),
-    "store_days": ("Time for which answers and uploaded files are kept.", "days"),
-    "idle_seconds": ("Idle time after which a container without expires_after ends.", "seconds"),
-    "max_running": ("Answers at the same time.", None),
-    "max_running_per_principal": ("Answers at the same time of one principal.", None),
-}
-
 
 #: Fields of ``Settings`` that are tables of their own, with the help of their fields.
 _SECTIONS: dict[str, tuple[type[msgspec.Struct], dict[str, tuple[str, str | None]]]] = {
-    "answers": (AnswerSettings, _ANSWER_HELP),
+    "answers": (AnswerSettings, ANSWER_HELP),
     "telemetry": (TelemetrySettings, target.HELP),
     "oidc": (oidc.OidcSettings, oidc.HELP),
+    "encryption": (encryption.EncryptionSettings, encryption.HELP),
 }
 
 
@@ -654,6 +658,10 @@ def _take(values: dict[str, Any], section: str) -> dict[str, Any]:
 def _assemble(found: dict[str, tuple[Any, str]], env: Mapping[str, str]) -> Settings:
     values = {name: value for name, (value, _) in found.items()}
     sources = {row.name: found[row.name][1] if row.name in found else "default" for row in TABLE}
+    for name, file in (("signing_key", "signing-key"), ("encryption.key_file", "data-key")):
+        credential = Path(env.get("CREDENTIALS_DIRECTORY", ""), file)
+        if values.get(name) is None and env.get("CREDENTIALS_DIRECTORY") and credential.exists():
+            values[name], sources[name] = credential, "platform"
     limits = _take(values, "limits")
     plain = [record_for(token) for token in values.pop("token", [])]
     sections: dict[str, Any] = {section: kind(**_take(values, section)) for section, (kind, _) in _SECTIONS.items()}
@@ -670,9 +678,6 @@ def _assemble(found: dict[str, tuple[Any, str]], env: Mapping[str, str]) -> Sett
         for name, value in (("sandbox", "required"), ("start_host", False), ("on_stop", "keep")):
             if name not in values:
                 values[name], sources[name] = value, "platform"
-    credential = Path(env.get("CREDENTIALS_DIRECTORY", "")) / "signing-key"
-    if values.get("signing_key") is None and env.get("CREDENTIALS_DIRECTORY") and credential.exists():
-        values["signing_key"], sources["signing_key"] = credential, "platform"
     if plain and sources["tokens"] == "default":
         sources["tokens"] = sources["token"]
     settings = Settings(
@@ -703,6 +708,7 @@ def _valid(setting: str, check: Callable[[], None]) -> None:
 def _check(settings: Settings) -> None:
     _valid("egress_hosts", lambda: check_fixed_hosts(settings.egress_hosts))
     _valid("oidc.issuer", lambda: oidc.check(settings.oidc))
+    _valid("encryption.key_file", lambda: encryption.check(settings.encryption))
     rules = settings.limits.network
     if isinstance(rules, NetworkRules):
         _valid("limits.network", lambda: check_secrets(rules, settings.secrets))
@@ -713,7 +719,7 @@ def _check(settings: Settings) -> None:
             f"a socket in it. Choose a directory of at most {MAX_RUNTIME_DIR} bytes.",
             setting="runtime_dir",
         )
-    private = [settings.data_path(), settings.runtime_path(), *([Path(file)] if (file := settings.config_file) else [])]
+    private = [str(settings.data_path()), str(settings.runtime_path()), *settings.private_files()]
     hidden = {os.path.realpath(path) for path in private}
     if settings.wheelhouse is not None:
         why = why_unsafe(os.path.realpath(settings.wheelhouse), hidden)

@@ -21,6 +21,7 @@ from kernelsvc.cli import INTERRUPTED
 from kernelsvc.cli.terminal import Terminal
 from kernelsvc.errors import BadRequest, Conflict, NotFound, TemplateFailed
 from kernelsvc.host.forkserver import VARIABLES
+from kernelsvc.service.directories import unlock_data_directory
 from kernelsvc.settings import load
 from kernelsvc.store.environments import EnvironmentRecord, EnvironmentStore
 
@@ -53,6 +54,7 @@ print(json.dumps({
 async def main(args: argparse.Namespace, terminal: Terminal) -> int:
     """Carry out the action of the first argument."""
     settings = load({"data_dir": args.data_dir, "config": args.config}, os.environ)
+    unlock_data_directory(settings)
     store = EnvironmentStore(settings.data_path())
     if args.action == "list":
         _print_list(args, terminal, store)

@@ -569,7 +569,15 @@ def _machine_commands(commands: _Commands) -> None:
     restore.add_argument("file", metavar="FILE.tar.gz", help="the archive")
     restore.add_argument("directory", metavar="DIRECTORY", help="the new data directory")
     restore.add_argument("--key", metavar="KEY", help="the public key that must have signed it (see /v1/info)")
-    restore.add_argument("--config", metavar="FILE", help="settings whose signing_key it needs, if it holds none")
+    restore.add_argument("--config", metavar="FILE", help="settings with its signing_key, or a new encryption key")
+    lock = commands.add(
+        "lock",
+        "backup:lock",
+        "remove the key of an encrypted data directory",
+        "Remove the key of an encrypted data directory (encryption.key_file) from Linux, when its server has stopped.\n"
+        "Then nobody reads its files, until a server or a command adds the key again. Exits with 1 if files stay open.",
+    )
+    _data_options(lock)
     traces = commands.add(
         "traces",
         "companions.traces:main",

@@ -16,6 +16,7 @@ from kernelsvc.cli.terminal.filter import one_line
 from kernelsvc.errors import BadRequest, Conflict
 from kernelsvc.model.objects import DEFAULT_SCOPES, Scope
 from kernelsvc.model.tokens import TokenRecord
+from kernelsvc.service.directories import unlock_data_directory
 from kernelsvc.store.token_file import KeptToken, TokenFile
 
 #: Characters of the longest name of a principal that a list shows in full.
@@ -27,6 +28,7 @@ MAX_DAYS = 36_500
 def token(args: argparse.Namespace, terminal: Terminal) -> int:
     """Create, list, revoke or rotate tokens."""
     settings = conf.load(vars(args), os.environ)
+    unlock_data_directory(settings)
     file = TokenFile(settings.data_path() / "keys")
     if args.action == "list":
         return _list(file, args, terminal)

@@ -56,7 +56,7 @@ class HostSettings(msgspec.Struct, frozen=True, kw_only=True):
         templates: fork servers by template name.
         sandbox: whether a session may start without confinement.
         hidden: directories that no session may see.
-        hidden_files: files that no session may see: the configuration.
+        hidden_files: files that no session may see: the configuration, and files with secrets.
         adoption_seconds: how long kernels, and the host itself, run without a server.
         orphan_seconds: how long kernels run without a server, if that differs from the host's time.
         mounts: directories that sessions may see read-only, whatever their owner is.

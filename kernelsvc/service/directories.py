@@ -1,4 +1,4 @@
-"""The directories of a server: made private at the start, and the token in one."""
+"""The directories of a server: made private at the start, unlocked if encrypted, and the token in one."""
 
 from __future__ import annotations
 
@@ -21,29 +21,41 @@ from kernelsvc.model.cluster.ids import NODE_DIGITS, is_node
 from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.tokens import record_for, weakness
 from kernelsvc.settings import Settings
+from kernelsvc.store import encryption
 
 log = logging.getLogger(__name__)
 
 
 def prepare_directories(settings: Settings, *, of_others: bool = False) -> None:
-    """Create the data and runtime directories, mode 0700, and refuse those of another user.
+    """Create the data and runtime directories, mode 0700, and refuse those of another user. Unlock an encrypted one.
 
     Args:
         settings: names the directories.
         of_others: accept existing directories of any owner. A kernel host that runs as root uses its server's.
 
     Raises:
-        BadRequest: a directory can't be created, or other users can open it.
+        BadRequest: a directory can't be created, other users can open it, or it can't be unlocked.
     """
     for name, path in (("data_dir", settings.data_path()), ("runtime_dir", settings.runtime_path())):
-        try:
-            if not (of_others and path.is_dir() and not path.is_symlink()):
-                _make_private(path)
-        except OSError as error:
-            raise BadRequest(
-                f"Setting {name} ({settings.sources.get(name, 'default')}): can't use {path}: {error.strerror}.",
-                setting=name,
-            ) from None
+        if not (of_others and path.is_dir() and not path.is_symlink()):
+            _make_private(settings, name, path)
+    encryption.unlock(settings.data_path(), settings.encryption)
+
+
+def unlock_data_directory(settings: Settings) -> None:
+    """Unlock the data directory for a command that reads or writes it without a server.
+
+    Only if the settings have a key, a directory that is missing is made: so its first file is encrypted, too.
+
+    Raises:
+        BadRequest: see ``prepare_directories``.
+    """
+    path = settings.data_path()
+    if settings.encryption.key_file or settings.encryption.key_command:
+        _make_private(settings, "data_dir", path)
+    elif not path.is_dir():
+        return
+    encryption.unlock(path, settings.encryption)
 
 
 def missing_mounts(settings: Settings) -> list[str]:
@@ -62,7 +74,17 @@ _MARKS = ("sessions", "keys", "host.lock", "server.json")
 _EMPTY = {"lost+found"}
 
 
-def _make_private(path: Path) -> None:
+def _make_private(settings: Settings, name: str, path: Path) -> None:
+    try:
+        _make_owned(path)
+    except OSError as error:
+        raise BadRequest(
+            f"Setting {name} ({settings.sources.get(name, 'default')}): can't use {path}: {error.strerror}.",
+            setting=name,
+        ) from None
+
+
+def _make_owned(path: Path) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.mkdir(mode=0o700, exist_ok=True)
     # In a world-writable /tmp another user may have created the directory first, to read our sockets and tokens.

@@ -16,7 +16,7 @@ def host_settings(settings: Settings) -> HostSettings:
         templates=fork_server_settings(settings),
         sandbox=settings.sandbox,
         hidden=[str(settings.data_path())],
-        hidden_files=[settings.config_file] if settings.config_file else [],
+        hidden_files=settings.private_files(),
         adoption_seconds=settings.adoption_seconds,
         wheelhouse=os.path.realpath(settings.wheelhouse) if settings.wheelhouse else "",
         mounts=sorted({mount.path for mount in settings.mounts.values()}),

@@ -10,6 +10,7 @@ import pytest
 from kernelsvc import settings as s
 from kernelsvc.errors import BadRequest
 from kernelsvc.model.limits import Limits
+from kernelsvc.service.host_settings import host_settings
 
 
 def test_precedence_and_sources(tmp_path):
@@ -215,6 +216,42 @@ def test_a_mount_of_private_files_is_refused(tmp_path):
         s.load({}, {}, file)
     file.write_text('[mounts.x]\npath = "/srv/sales"\n')
     assert s.load({}, {}, file).mounts["x"].principals == ["*"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'signing_key = "{}"',
+        'cluster_key_file = "{}"',
+        '[encryption]\nkey_file = "{}"',
+        '[telemetry]\nheaders_file = "{}"',
+        '[models.m]\nurl = "http://gpu1/v1"\nkey_file = "{}"',
+        '[secrets.api]\nhosts = ["api.example.com"]\nfile = "{}"',
+    ],
+)
+def test_a_file_with_a_secret_is_in_no_mount_and_in_no_session(tmp_path, text):
+    (shown := tmp_path / "shown").mkdir()
+    file = tmp_path / "c.toml"
+    file.write_text(text.format(shown / "secret"))
+    assert str(shown / "secret") in host_settings(s.load({}, {}, file)).hidden_files
+    file.write_text(text.format(shown / "secret") + f'\n[mounts.x]\npath = "{shown}"\n')
+    with pytest.raises(BadRequest, match="it holds"):
+        s.load({}, {}, file)
+
+
+def test_systemd_gives_keys_as_credentials(tmp_path):
+    env = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    got = s.load({}, env)
+    assert (got.signing_key, got.encryption.key_file) == (None, None)
+    for name in ("signing-key", "data-key"):
+        (tmp_path / name).touch()
+    got = s.load({}, env)
+    assert (got.signing_key, got.encryption.key_file) == (tmp_path / "signing-key", tmp_path / "data-key")
+    assert got.sources["encryption.key_file"] == "platform"
+    got = s.load({"encryption_key_file": "/etc/key", "signing_key": "/etc/sign"}, env)
+    assert (str(got.signing_key), str(got.encryption.key_file)) == ("/etc/sign", "/etc/key")
+    with pytest.raises(BadRequest, match="either"):
+        s.load({"encryption_key_file": "/etc/key", "encryption_key_command": '["print-key"]'}, {})
 
 
 def test_a_wheelhouse_is_a_directory_that_sessions_may_see(tmp_path):

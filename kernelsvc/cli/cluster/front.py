@@ -21,7 +21,7 @@ from kernelsvc.linux.systemd import Systemd, ready_fd
 from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.server.app import Server
 from kernelsvc.service.access.principals import Principals
-from kernelsvc.service.directories import cluster_key
+from kernelsvc.service.directories import cluster_key, unlock_data_directory
 from kernelsvc.settings import Settings
 from kernelsvc.store.token_file import TokenFile
 
@@ -32,6 +32,7 @@ def main(args: argparse.Namespace, terminal: Terminal) -> int:
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(args.verbose, 2)]
     logs.configure(level, operator_level=logging.WARNING if terminal.tty else logging.INFO, form=settings.log_format)
     key = cluster_key(settings, os.environ)
+    unlock_data_directory(settings)
     file = TokenFile(settings.data_path() / "keys")
     if not settings.tokens and not file.read() and not settings.oidc.issuer:
         raise BadRequest("A front needs the tokens of its cluster. Give it the settings file of the nodes (--config).")

@@ -22,6 +22,7 @@ from kernelsvc.errors import BadRequest, KernelsvcError, NotFound, NotSupported
 from kernelsvc.linux.line_file import walk
 from kernelsvc.model.tracing.spans import Span, SpanFold
 from kernelsvc.model.tracing.target import SpanTarget, find_endpoint, target_of
+from kernelsvc.service.directories import unlock_data_directory
 from kernelsvc.telemetry.tracing.status import FILE
 
 LOCK, CURSOR = "traces.lock", "traces.sqlite"
@@ -54,6 +55,7 @@ def main(args: argparse.Namespace, terminal: Terminal) -> int:
             "No receiver of spans is named. Give one as --telemetry-endpoint, such as http://127.0.0.1:4318."
         )
     exporter = _exporter()
+    unlock_data_directory(settings)
     if args.session:
         return asyncio.run(_send(exporter, settings, target, args.session, terminal))
     logs.configure(logging.WARNING, operator_level=logging.WARNING, form=settings.log_format)

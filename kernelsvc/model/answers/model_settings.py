@@ -52,3 +52,16 @@ class AnswerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     idle_seconds: float = 1200.0
     max_running: int = 100
     max_running_per_principal: int = 20
+
+
+ANSWER_HELP: dict[str, tuple[str, str | None]] = {
+    "expired": (
+        "What follows if the container of an earlier answer has ended: a new one (new), and the model reads that the "
+        "variables are gone, or an error (error).",
+        None,
+    ),
+    "store_days": ("Time for which answers and uploaded files are kept.", "days"),
+    "idle_seconds": ("Idle time after which a container without expires_after ends.", "seconds"),
+    "max_running": ("Answers at the same time.", None),
+    "max_running_per_principal": ("Answers at the same time of one principal.", None),
+}
