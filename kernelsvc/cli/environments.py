@@ -34,13 +34,20 @@ _CHECK_SECONDS = 120
 _CHECK = """
 import importlib, json, os, resource, sys, time
 import ipykernel.ipkernel
-def tasks(): return len(os.listdir("/proc/self/task"))
-began, threads, before = time.perf_counter(), [], tasks()
+def tasks():
+    found = {}
+    for each in os.listdir("/proc/self/task"):
+        try:
+            found[each] = open(f"/proc/self/task/{each}/comm").read().strip()
+        except OSError:
+            pass  # it has ended meanwhile
+    return found
+began, threads, before = time.perf_counter(), {}, tasks()
 for name in sys.argv[1:]:
     importlib.import_module(name)
-    if tasks() > before:
-        threads.append(name)
-        before = tasks()
+    if len(now := tasks()) > len(before):
+        threads[name] = sorted({now[each] for each in now.keys() - before.keys()})
+        before = now
 from importlib.metadata import distributions
 print(json.dumps({
     "start_ms": round((time.perf_counter() - began) * 1e3, 1),
@@ -234,7 +241,26 @@ async def _check(python: str, preload: Sequence[str]) -> dict[str, Any]:
     """Import the modules as a fork server does.
 
     Raises:
-        TemplateFailed: an import fails, or leaves a thread running, which a fork would lose.
+        TemplateFailed: an import fails, or leaves a thread running, which a fork would lose. It names both.
+    """
+    about = await _import(python, preload)
+    if threads := about.pop("threads"):
+        # A thread may start late, during the import of another module. So each of them is imported alone.
+        alone = {name: (await _import(python, [name]))["threads"].get(name) for name in threads}
+        named = {name: found for name, found in alone.items() if found} or threads
+        raise TemplateFailed(
+            "Imports leave threads running, which a fork would lose: "
+            + "; ".join(f"{name} ({', '.join(found)})" for name, found in named.items())
+            + ". Leave them out of --preload: sessions can still import them."
+        )
+    return about
+
+
+async def _import(python: str, preload: Sequence[str]) -> dict[str, Any]:
+    """Import modules in a new process, and return its report.
+
+    Raises:
+        TemplateFailed: an import fails.
     """
     # The variables of a fork server keep libraries from starting threads.
     env = {**os.environ, **VARIABLES, "PATH": os.environ.get("PATH", VARIABLES["PATH"])}
@@ -251,11 +277,6 @@ async def _check(python: str, preload: Sequence[str]) -> dict[str, Any]:
         about: dict[str, Any] = json.loads(out.splitlines()[-1])
     except (IndexError, ValueError):
         raise TemplateFailed(f"{python} is no Python. Name one that has ipykernel 7: --python PATH.") from None
-    if threads := about.pop("threads"):
-        raise TemplateFailed(
-            f"The import of {', '.join(threads)} leaves threads running, which a fork would lose. Leave it out of "
-            "--preload: sessions can still import it."
-        )
     return about
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,13 @@ from kernelsvc.store.environments import EnvironmentRecord, EnvironmentStore
 from packages import write_wheel
 
 #: Leaves a thread running, as some libraries do at import.
-THREADED = "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+THREADED = """import threading, time
+def more():
+    time.sleep(0.2)
+    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+    time.sleep(60)
+threading.Thread(target=more, daemon=True).start()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +106,11 @@ def test_an_import_that_leaves_a_thread_is_named(server: Served, tmp_path: Path)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(made)], check=True)
     (site,) = made.glob("lib/python*/site-packages")
     (site / "threaded.py").write_text(THREADED)
+    (site / "slow.py").write_text("import time; time.sleep(0.5)  # the second thread starts meanwhile")
     (site / "own.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
     python = str(made / "bin" / "python")
-    said = kernelsvc_env(server, "add", "threads", "--python", python, "--preload", "csv,threaded", status=3)
-    assert "The import of threaded leaves threads running" in said
+    said = kernelsvc_env(server, "add", "threads", "--python", python, "--preload", "csv,threaded,slow", status=3)
+    assert re.search(r"which a fork would lose: threaded \([^;]+\)\. Leave them out", said)
     assert EnvironmentStore(server.data_dir).read_all() == {}
 
 
