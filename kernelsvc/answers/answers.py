@@ -21,6 +21,7 @@ from kernelsvc.answers.containers import AnswerContainer, Containers
 from kernelsvc.answers.conversations import MAX_BYTES, Conversations, copied
 from kernelsvc.answers.event_log import EventLog
 from kernelsvc.answers.kept import AnswerStore, KeptResponse, renumber
+from kernelsvc.answers.sealed import ReasoningSeal
 from kernelsvc.answers.upstream import ChatUpstream
 from kernelsvc.errors import BadRequest, KernelsvcError, NotFound, QuotaExceeded
 from kernelsvc.linux.tasks import OwnedTasks
@@ -145,8 +146,12 @@ class ResponseReader:
     def step(self, step: Step, run: AnswerRun) -> None:
         """Write the events of a step."""
         outputs: list[dict[str, Any]] | None = None
-        if isinstance(step, ItemDone) and run.request.outputs:
-            outputs = run.outputs.get(run.machine.items[step.index].id, [])
+        if isinstance(step, ItemDone):
+            item = run.machine.items[step.index]
+            if run.request.outputs:
+                outputs = run.outputs.get(item.id, [])
+            if run.request.sealed and isinstance(item, ReasoningItem):
+                item.sealed = self._answers.sealed(run, item.text)
         self._log.add(self._events.of(step, run.machine.items, outputs, run.container))
         if isinstance(step, ItemDone | InputComplete):
             # Before a task that sends the event can run: an item that a client has seen survives a kill of the server.
@@ -179,6 +184,7 @@ class Answers:
         self._models, self._rules = settings.models, settings.answers
         self.containers = Containers(service, self._rules.idle_seconds, pauses=settings.hibernate_seconds is not None)
         self.store = AnswerStore(settings.data_path() / "responses", self._rules.store_days)
+        self._seal = ReasoningSeal(settings.data_path() / "keys" / "reasoning.key")
         self._upstreams = {name: ChatUpstream(model, keys.get(name, "")) for name, model in self._models.items()}
         self._running: dict[str, RunningAnswer] = {}
         self.conversations = Conversations(self.store, self._running)
@@ -257,6 +263,7 @@ class Answers:
             KernelsvcError: The request names an object that does not exist, or a limit is reached.
         """
         request = self._resolved(who, request)
+        self._unseal(who, request.input)
         head = ResponseHead(id=self.new_id("resp"), created=int(time.time()), request=request)
         earlier = self._history(who, request.previous)
         if request.conversation is not None:
@@ -393,6 +400,25 @@ class Answers:
                 pictures[each.id] = picture_urls(cell)
         return pictures
 
+    def sealed(self, run: AnswerRun, text: str) -> str:
+        """Return reasoning encrypted for the principal of an answer. "" if the key's file can't be used."""
+        try:
+            return self._seal.seal(self._running[run.id].who.name, text)
+        except (KeyError, OSError) as error:
+            log.error("Can't encrypt the reasoning of %s: %s", run.id, error)
+            return ""
+
+    def _unseal(self, who: Principal, entries: list[Entry]) -> None:
+        for each in entries:
+            if isinstance(each, ReasoningItem) and each.sealed:
+                try:
+                    each.text = self._seal.open(who.name, each.sealed)
+                except (ValueError, OSError):
+                    raise refused(
+                        "The encrypted content of a reasoning item could not be verified. Leave the item out.", "input",
+                        "invalid_encrypted_content",
+                    ) from None  # fmt: skip
+
     def _resolved(self, who: Principal, request: AnswerRequest) -> AnswerRequest:
         """Replace references in the input by the items of earlier responses.
 
@@ -487,6 +513,8 @@ class Answers:
         model = self._models.get(name) or self._models.get("*")
         shown = model.reasoning_as if model is not None else "none"
         asked = request.repeated.get("reasoning") or {}
+        if shown == "none":
+            return "sealed" if request.sealed else "none"
         return "summary" if shown == "text" and asked.get("summary") else shown
 
     def _hides(self, request: AnswerRequest, entry: Entry) -> bool:

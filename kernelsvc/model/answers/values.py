@@ -120,12 +120,13 @@ class InputMessage(msgspec.Struct, frozen=True, kw_only=True, tag="input"):
 
 
 class ReasoningItem(msgspec.Struct, kw_only=True, tag="reasoning"):
-    """A model's reasoning before a message or a call."""
+    """A model's reasoning before a message or a call. ``sealed`` is the text encrypted for the client, or ""."""
 
     id: str
     turn: int = 0
     status: ItemStatus = "in_progress"
     text: str = ""
+    sealed: str = ""
 
 
 class Citation(msgspec.Struct, frozen=True, kw_only=True):

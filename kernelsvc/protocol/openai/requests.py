@@ -23,7 +23,7 @@ from kernelsvc.model.answers.values import (
 
 GiB = 1024**3
 MEMORY = {"1g": GiB, "4g": 4 * GiB, "16g": 16 * GiB, "64g": 64 * GiB}
-OUTPUTS = "code_interpreter_call.outputs"
+OUTPUTS, SEALED = "code_interpreter_call.outputs", "reasoning.encrypted_content"
 #: Fields that are sent to the model's server under the same name.
 _PASSED = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "seed", "stop")
 #: Fields without an effect on the answer. The response repeats them.
@@ -72,6 +72,7 @@ class AnswerRequest(msgspec.Struct, frozen=True, kw_only=True):
         conversation: Id of the conversation that the answer continues.
         store: Whether the response can be retrieved.
         outputs: Whether items have the outputs of cells.
+        sealed: Whether reasoning comes encrypted, for a client that sends it again.
         stream: Whether events are sent.
         background: Whether the answer continues without the client.
         elide: Whether the server may omit old results.
@@ -94,6 +95,7 @@ class AnswerRequest(msgspec.Struct, frozen=True, kw_only=True):
     conversation: str | None = None
     store: bool = True
     outputs: bool = False
+    sealed: bool = False
     stream: bool = False
     background: bool = False
     elide: bool = False
@@ -163,7 +165,7 @@ def read_request(body: Any, new_id: Callable[[str], str]) -> AnswerRequest:
     force, may_call, allowed = _choice(fields.value.get("tool_choice"), code, functions)
     include = fields.get("include", list[str], [])
     for each in include:
-        if each != OUTPUTS:
+        if each not in (OUTPUTS, SEALED):
             raise unsupported("include", f" of {each[:100]!r}")
     if fields.get("service_tier", str, "auto") not in ("auto", "default"):
         raise unsupported("service_tier", " other than 'auto'")
@@ -188,6 +190,7 @@ def read_request(body: Any, new_id: Callable[[str], str]) -> AnswerRequest:
         conversation=_conversation(fields),
         store=store,
         outputs=OUTPUTS in include,
+        sealed=SEALED in include,
         stream=stream,
         background=background,
         elide=fields.get("truncation", Literal["auto", "disabled"], "disabled") == "auto",
@@ -384,7 +387,8 @@ def _item(given: Any, where: str, new_id: Callable[[str], str], files: list[str]
         case "reasoning":
             texts = [*fields.get("content", list[dict[str, Any]], []), *fields.get("summary", list[dict[str, Any]], [])]
             text = "".join(str(each.get("text", "")) for each in texts)
-            return ReasoningItem(id=item_id or new_id("rs"), status="completed", text=text)
+            sealed = fields.get("encrypted_content", str, "")
+            return ReasoningItem(id=item_id or new_id("rs"), status="completed", text=text, sealed=sealed)
         case "code_interpreter_call":
             outputs = fields.get("outputs", list[dict[str, Any]], [])
             return CodeItem(

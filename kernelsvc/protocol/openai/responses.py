@@ -34,7 +34,8 @@ from kernelsvc.model.answers.values import (
 from kernelsvc.protocol.openai.requests import AnswerRequest
 
 Json = dict[str, Any]
-ReasoningAs = Literal["text", "summary", "none"]
+#: ``sealed``: the item without its text, for a client that may only send it again.
+ReasoningAs = Literal["text", "summary", "none", "sealed"]
 #: Longest path that a file's id contains. The id of a longer one is a digest.
 MAX_PATH = 48
 #: More events than one turn can have, which a kill of the server may have cut.
@@ -100,6 +101,9 @@ def item_json(item: Entry, outputs: list[Json] | None, container: str, reasoning
         case ReasoningItem():
             texts = [item.text] if item.text else []
             found: Json = {"id": item.id, "type": "reasoning", "status": item.status, "summary": []}
+            found |= {"encrypted_content": item.sealed} if item.sealed else {}
+            if reasoning_as == "sealed":
+                return found
             if reasoning_as == "summary":
                 return found | {"summary": [{"type": "summary_text", "text": text} for text in texts]}
             return found | {"content": [{"type": "reasoning_text", "text": text} for text in texts]}
@@ -304,7 +308,9 @@ class ResponseEvents:
         if not isinstance(step, ItemAdded | ItemGrew | InputComplete | ItemDone):
             return []
         item = items[step.index]
-        if isinstance(item, ReasoningItem) and self._reasoning_as == "none":
+        if isinstance(item, ReasoningItem) and (
+            self._reasoning_as == "none" or (self._reasoning_as == "sealed" and isinstance(step, ItemGrew))
+        ):
             return []
         # Hidden reasoning leaves no gap between the positions of the other items.
         place = self._places.setdefault(step.index, len(self._places))
@@ -337,7 +343,7 @@ class ResponseEvents:
         elif isinstance(item, ReasoningItem) and self._reasoning_as == "summary":
             part = {"type": "summary_text", "text": ""}
             yield self._event("reasoning_summary_part.added", **about, summary_index=0, part=part)
-        elif isinstance(item, ReasoningItem):
+        elif isinstance(item, ReasoningItem) and self._reasoning_as == "text":
             part = {"type": "reasoning_text", "text": ""}
             yield self._event("content_part.added", **about, content_index=0, part=part)
 
@@ -375,7 +381,7 @@ class ResponseEvents:
                 part = {"type": "summary_text", "text": item.text}
                 yield self._event("reasoning_summary_text.done", **about, summary_index=0, text=item.text)
                 yield self._event("reasoning_summary_part.done", **about, summary_index=0, part=part)
-            case ReasoningItem():
+            case ReasoningItem() if self._reasoning_as == "text":
                 part = {"type": "reasoning_text", "text": item.text}
                 yield self._event("reasoning_text.done", **about, content_index=0, text=item.text)
                 yield self._event("content_part.done", **about, content_index=0, part=part)

@@ -145,6 +145,28 @@ async def test_reasoning_is_an_item_and_goes_back_within_the_answer(make_lab: An
     assert got["output"][0]["summary"] == [{"type": "summary_text", "text": "so"}]
 
 
+@pytest.mark.parametrize("shown", ["text", "none"])
+async def test_encrypted_reasoning_goes_back_to_the_model_and_its_text_is_only_where_the_setting_says(
+    make_lab: Any, shown: str
+) -> None:
+    turns = [
+        [delta(reasoning_content="hm"), *text("Yes.")],
+        [delta(reasoning_content="hm"), *text("Yes.")],
+        text("No."),
+    ]
+    lab = await make_lab(turns, reasoning="keep", reasoning_as=shown)
+    asked = {"include": ["reasoning.encrypted_content"], "store": False}
+    got = await lab.create("go", **asked)
+    assert (got["output"][0]["type"], "hm" in json.dumps(got)) == ("reasoning", shown == "text")
+    done = [each["item"] for each in await lab.stream("go", **asked) if each["type"].endswith("item.done")]
+    assert done[0]["encrypted_content"]
+    again = [{"role": "user", "content": "go"}, *got["output"], {"role": "user", "content": "Sure?"}]
+    again[1].pop("content", None)
+    await lab.create(again, 400, token="bob-token", **asked)
+    await lab.create(again, **asked)
+    assert [each.get("reasoning_content") for each in lab.model.requests[-1]["messages"]][2] == "hm"
+
+
 @pytest.mark.parametrize(
     ("script", "status", "code"),
     [
