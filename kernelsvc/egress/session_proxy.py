@@ -79,6 +79,7 @@ class SessionProxy:
         self._pause()
         self._name_server.close()
         self._tasks.cancel()
+        self._upstream.close()
         for sock in self._sockets:
             sock.close()
 

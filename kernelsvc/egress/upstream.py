@@ -7,13 +7,15 @@ import contextlib
 import ipaddress
 import socket
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from kernelsvc.model.network.policy import NetworkPolicy, Refused
 
 #: Seconds for look-up and connection together.
 CONNECT_SECONDS = 10.0
-#: Look-ups at the same time for one session. Each takes a thread.
+#: Look-ups at the same time for one session. Each takes a thread. getaddrinfo(3) can't be cancelled, and waits for tens
+#: of seconds if the name's servers do not answer, so that a pool of all sessions could be used up by a few of them.
 LOOKUPS = 4
 #: Bytes of a socket's buffers (socket(7)), so that a peer that does not read costs no more.
 SOCKET_BYTES = 512 * 1024
@@ -36,7 +38,11 @@ class Upstream:
     def __init__(self, policy: NetworkPolicy, hosts: Mapping[str, str]) -> None:
         self._policy = policy
         self._hosts = hosts
-        self._lookups = asyncio.Semaphore(LOOKUPS)
+        self._threads = ThreadPoolExecutor(LOOKUPS)
+
+    def close(self) -> None:
+        """Let the threads end when their look-ups do."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def connect(self, host: str, port: int) -> socket.socket:
         """Connect to a name or an address. The caller closes the socket. Safe to cancel.
@@ -71,7 +77,7 @@ class Upstream:
         with contextlib.suppress(ValueError):
             version = ipaddress.ip_address(host).version
             return [(socket.AF_INET if version == 4 else socket.AF_INET6, (host, port))]
-        loop = asyncio.get_running_loop()
-        async with self._lookups:
-            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().run_in_executor(
+            self._threads, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        )
         return [(family, where) for family, _, _, _, where in found]
