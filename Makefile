@@ -67,8 +67,8 @@ test-properties: $(VENV)/.dev ## the tests of properties with 20 times as many e
 test-cluster: $(VENV)/.dev ## fronts, nodes and workers that are killed and drained, and tests of the APIs through a front; takes minutes
 	@$(BIN)/python -m pytest tests/cluster $(ARGS)
 	@KERNELSVC_TEST_WORKERS=2 $(BIN)/python -m pytest tests/integration/test_apis.py tests/integration/test_e2b.py \
-	  tests/integration/test_e2b_files.py tests/integration/test_jupyter_access.py tests/integration/test_mcp.py \
-	  tests/integration/test_sandboxai_sandboxfusion.py tests/integration/test_tool_calls.py $(ARGS)
+	  tests/integration/test_e2b_files.py tests/integration/test_e2b_templates.py tests/integration/test_jupyter_access.py \
+	  tests/integration/test_mcp.py tests/integration/test_sandboxai_sandboxfusion.py tests/integration/test_tool_calls.py $(ARGS)
 
 test-compat: $(VENV)/.dev ## other people's clients, each from its registry in an environment of its own; NEWEST=1 for their newest
 	@scripts/bootstrap compat $(VENV)

@@ -1,22 +1,31 @@
 """The time that a port of a session adds to a request.
 
-    python -m benchmarks.ports [--turns N]
+    python -m benchmarks.ports [--rounds N] [--turns N]
 
-A session runs a small HTTP server. Its code sends it requests, each on a new connection, and then this program sends
-the same through ``/v1/sessions/ID/ports/PORT/``, on one connection to the running server (``KERNELSVC_URL``, or the
-local one). The figures are medians in milliseconds.
+A small HTTP server runs in a session and, from the same code, in a process of this machine. Blocks of requests take
+turns: to the process, each on a new connection, which is the way without kernelsvc, and to the session through
+``/v1/sessions/ID/ports/PORT/`` of a server that the benchmark starts. ``/healthz`` is a request that the server answers
+itself. The figures are medians in milliseconds. ``added`` is the median of the differences within a round. On a busy
+machine look at the CPU time of the server's process for each request instead.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import json
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Callable
+from pathlib import Path
 
+from benchmarks.spans import TOKEN, cpu_seconds, server
 from kernelsvc import Client
-from kernelsvc.client.address import find
 
 APP = """
 import asyncio, threading
@@ -27,38 +36,25 @@ async def answer(reader, writer):
     writer.close()
 
 async def serve():
-    await asyncio.start_server(answer, "127.0.0.1", 3000)
+    found = await asyncio.start_server(answer, "127.0.0.1", PORT)
+    places.append(found.sockets[0].getsockname()[1])
     started.set()
     await asyncio.Event().wait()
 
-started = threading.Event()
+places, started = [], threading.Event()
 threading.Thread(target=asyncio.run, args=(serve(),), daemon=True).start()
 started.wait()
 """
-DIRECT = """
-import socket, statistics, subprocess, sys
-program = '''
-import socket, statistics, time
-spent = []
-for _ in range(TURNS):
-    began = time.perf_counter()
-    with socket.create_connection(("127.0.0.1", 3000)) as one:
-        one.sendall(b"GET / HTTP/1.1\\\\r\\\\nHost: x\\\\r\\\\n\\\\r\\\\n")
-        while one.recv(4096): pass
-    spent.append((time.perf_counter() - began) * 1000)
-print(statistics.median(spent))
-'''
-print(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout)
-"""
+#: The process of this machine prints its port, and ends with its input.
+OUTSIDE = APP.replace("PORT", "0") + "print(places[0], flush=True)\ninput()\n"
 
 
-def median(connection: http.client.HTTPConnection, path: str, headers: dict[str, str], turns: int) -> float:
-    """Return the median time of a request on an open connection, in milliseconds."""
+def median(request: Callable[[], http.client.HTTPResponse], turns: int) -> float:
+    """Return the median time of a request, in milliseconds."""
     spent = []
     for _ in range(turns):
         began = time.perf_counter()
-        connection.request("GET", path, headers=headers)
-        response = connection.getresponse()
+        response = request()
         response.read()
         assert response.status == 200, response.status
         spent.append((time.perf_counter() - began) * 1000)
@@ -67,18 +63,57 @@ def median(connection: http.client.HTTPConnection, path: str, headers: dict[str,
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description="The time that a port of a session adds to a request.")
-    parser.add_argument("--turns", type=int, default=500, help="requests of each kind")
-    turns = parser.parse_args().turns
-    address = find()
-    key = {"Authorization": f"Bearer {address.token}"}
-    with Client() as client, client.create_session() as session:
-        session.run(APP).raise_for_error()
-        direct = float(session.run(DIRECT.replace("TURNS", str(turns))).text)
-        connection = http.client.HTTPConnection(address.base.removeprefix("http://"))
-        health = median(connection, "/healthz", {}, turns)
-        through = median(connection, f"/v1/sessions/{session.id}/ports/3000/", key, turns)
-    figures = {"in the session": direct, "through the port": through, "added": through - direct, "/healthz": health}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=20, help="blocks of each kind")
+    parser.add_argument("--turns", type=int, default=100, help="requests of a block")
+    chosen = parser.parse_args()
+    with contextlib.ExitStack() as stack:
+        root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="k")))
+        url, pid = stack.enter_context(server(root))
+        client = stack.enter_context(Client(url, TOKEN))
+        session = stack.enter_context(client.create_session())
+        session.run(APP.replace("PORT", "3000")).raise_for_error()
+        outside = subprocess.Popen(
+            [sys.executable, "-c", OUTSIDE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        stack.enter_context(outside)
+        assert outside.stdout is not None
+        port = int(outside.stdout.readline())
+        kept = http.client.HTTPConnection(url.removeprefix("http://"))
+        key = {"Authorization": f"Bearer {TOKEN}"}
+
+        def through(path: str) -> Callable[[], http.client.HTTPResponse]:
+            def request() -> http.client.HTTPResponse:
+                kept.request("GET", path, headers=key)
+                return kept.getresponse()
+
+            return request
+
+        def direct() -> http.client.HTTPResponse:
+            connection = http.client.HTTPConnection(f"127.0.0.1:{port}")
+            connection.request("GET", "/")
+            return connection.getresponse()
+
+        kinds = {
+            "direct": direct,
+            "through the port": through(f"/v1/sessions/{session.id}/ports/3000/"),
+            "/healthz": through("/healthz"),
+        }
+        rounds: dict[str, list[float]] = {name: [] for name in kinds}
+        spent = dict.fromkeys(kinds, 0.0)
+        for request in kinds.values():
+            median(request, chosen.turns)
+        for _ in range(chosen.rounds):
+            for name, request in kinds.items():
+                before = cpu_seconds(pid)
+                rounds[name].append(median(request, chosen.turns))
+                spent[name] += (cpu_seconds(pid) - before) * 1000
+    figures = {name: statistics.median(values) for name, values in rounds.items()}
+    figures["added"] = statistics.median(
+        there - here for there, here in zip(rounds["through the port"], rounds["direct"], strict=True)
+    )
+    figures |= {f"CPU of the server, {name}": value / chosen.rounds / chosen.turns for name, value in spent.items()}
+    figures["load of the machine"] = os.getloadavg()[0]
     print(json.dumps({name: round(value, 3) for name, value in figures.items()}, indent=2))
 
 
