@@ -55,21 +55,21 @@ def ready(client: Client, name: str) -> dict[str, object]:
 
 def test_a_running_server_uses_an_environment_and_loses_it(server: Served) -> None:
     with Client(server.url, server.token) as client:
-        with pytest.raises(NotFound, match="no template 'json-first'"):
-            client.create_session(template="json-first")
-        said = kernelsvc_env(server, "add", "json-first", "--python", sys.executable, "--preload", "json,csv")
-        assert "json-first is ready" in said
-        about = ready(client, "json-first")
-        assert about["preload"] == ["json", "csv"]
+        with pytest.raises(NotFound, match="no template 'numpy-first'"):
+            client.create_session(template="numpy-first")
+        said = kernelsvc_env(server, "add", "numpy-first", "--python", sys.executable, "--preload", "numpy,csv")
+        assert "numpy-first is ready" in said
+        about = ready(client, "numpy-first")
+        assert about["preload"] == ["numpy", "csv"]
         assert "ipykernel" in about["packages"]  # type: ignore[operator]
-        with client.create_session(template="json-first") as session:
+        with client.create_session(template="numpy-first") as session:
             assert session.run("import sys; 'csv' in sys.modules").text.strip() == "True"
-            assert kernelsvc_env(server, "list").startswith("json-first  ")
-            kernelsvc_env(server, "remove", "json-first")
-            wait_for(lambda: all(one["name"] != "json-first" for one in client.templates()), what="its end")
+            assert kernelsvc_env(server, "list").startswith("numpy-first  ")
+            kernelsvc_env(server, "remove", "numpy-first")
+            wait_for(lambda: all(one["name"] != "numpy-first" for one in client.templates()), what="its end")
             assert session.run("6 * 7").text.strip() == "42"  # it continues
         with pytest.raises(NotFound):
-            client.create_session(template="json-first")
+            client.create_session(template="numpy-first")
         with client.create_session() as session:  # the others were left alone
             assert session.run("6 * 7").text.strip() == "42"
 
