@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
-from otlp_receiver import Receiver, answer, attributes, receiving
+from otlp_receiver import Receiver, answer, attributes, drip, receiving
 from served import QUICK, Served
 from waiting import wait_for
 
@@ -110,6 +111,30 @@ def test_killed_processes_and_a_receiver_that_is_away_lose_no_span(traced: Serve
         expected = {span.span_id for line in journal for span in fold.feed_line(line)}
         assert len(expected) == 7
         wait_for(lambda: {s.span_id for s in spans_of(receiver, session.id).values()} == expected, deadline=30)
+
+
+@pytest.mark.parametrize(
+    "respond",
+    [drip, lambda handler, _: answer(handler, 200, b"<html>"), lambda handler, _: answer(handler, 503)],
+    ids=["slow", "lying", "down"],
+)
+def test_cells_have_nothing_to_do_with_a_receiver_that_fails(
+    traced: Served, receiver: Receiver, respond: Callable[..., bool]
+) -> None:
+    before, receiver.respond = receiver.requests, respond
+    port = int(receiver.url.rpartition(":")[2])
+    with Client(traced.url, traced.token) as client, client.create_session() as session:
+        session.run("0")
+        wait_for(lambda: receiver.requests > before, what="a request that fails")
+        assert [session.run(f"{number}+1").text for number in range(20)] == [f"{number + 1}\n" for number in range(20)]
+        # Only the exporter connects, and it leaves the CPU to the others.
+        server, exporter = (
+            psutil.Process(pid) for pid in (traced.process.pid, holder(traced.data_dir / "traces.lock"))
+        )
+        assert not [each for each in server.net_connections() if each.raddr and each.raddr.port == port]
+        assert exporter.nice() > server.nice()
+        receiver.respond = None
+        wait_for(lambda: len(spans_of(receiver, session.id)) == 21, deadline=60, what="all spans")
 
 
 def test_the_spans_of_a_past_session_can_be_sent_again(traced: Served, receiver: Receiver) -> None:

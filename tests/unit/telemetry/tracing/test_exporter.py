@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import tracemalloc
 
 import pytest
 from otlp_receiver import answer, drip, receiving
@@ -51,9 +52,9 @@ class Data:
             self.journal.append([ev.CellQueued(cell=cell), ev.CellFinished(cell=cell)])
 
     @contextlib.asynccontextmanager
-    async def exporting(self, url, seconds=5.0, **more):
+    async def exporting(self, url, seconds=5.0, content="off", **more):
         cursor = Cursor(self.path / "traces.sqlite")
-        follower = JournalFollower(self.path / "sessions", cursor.positions())
+        follower = JournalFollower(self.path / "sessions", cursor.positions(), content=content)
         sender = SpanSender(SpanTarget(url=f"{url}/v1/traces", seconds=seconds, **more))
         stopping = asyncio.Event()
         exporter = Exporter(follower, cursor, sender, self.path / "traces.json")
@@ -168,6 +169,30 @@ async def test_a_receiver_that_fails_gets_all_spans_when_it_works_again(data, re
     assert data.status()["counts"] == {"sent": 3}
     own = [record.getMessage() for record in caplog.records if record.name.startswith("kernelsvc")]
     assert len(own) == 2, own  # One line for the failure however long it lasts, and one for its end.
+
+
+@pytest.mark.parametrize("fault", ["503", "silent", "page"])
+async def test_while_a_receiver_fails_the_memory_is_that_of_one_batch(data, receiver, fault):
+    receiver.respond = FAULTS[fault]
+    code = "x" * 3_000
+
+    def more():
+        for number in range(1200):
+            data.journal.append([ev.CellQueued(cell=f"c{number}", code=code), ev.CellFinished(cell=f"c{number}")])
+
+    tracemalloc.start()
+    try:
+        async with data.exporting(receiver.url, content="all"):
+            more()
+            await wait_until(lambda: receiver.requests >= 2, deadline=60)
+            more()
+            seen = receiver.requests
+            await wait_until(lambda: receiver.requests > seen, deadline=60)
+            _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert data.journal.path.stat().st_size > 7_000_000
+    assert most < 4_000_000
 
 
 async def test_nothing_listens_and_then_something_does(data, caplog):
