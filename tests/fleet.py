@@ -33,7 +33,7 @@ class FleetNode(HttpServer):
         """Join a front, until ``leave``."""
         public_key = str(self.service.info()["public_key"])
         node = self.service.node_state()
-        membership = Membership([front], key, self.settings.node, self.url, public_key, node, lambda: None)
+        membership = Membership([front], key, self.settings.node, self.url, public_key, node, lambda _targets: None)
         self.joined = asyncio.create_task(membership.run())
 
     async def leave(self) -> None:

@@ -144,6 +144,7 @@ def _server_commands(commands: _Commands) -> None:
         "lost: the sessions go on when a server runs on its data directory again.",
     )
     drain.add_argument("node", help="its name, from 'kernelsvc nodes'")
+    drain.add_argument("--move", action="store_true", help="move its sessions to the other nodes, for good")
     _server_options(drain)
     host = commands.add(
         "kernel-host",

@@ -161,6 +161,8 @@ class _ServerRun:
         self.on_stop: OnStop = "end"
         self.on_drained: OnStop = settings.on_stop
         self.stop_requested_at = 0.0
+        #: The nodes that get the sessions of this one after its drain: addresses by name.
+        self.targets: dict[str, str] = {}
 
     async def run(self) -> int:
         """Start, serve, stop."""
@@ -170,7 +172,12 @@ class _ServerRun:
         keys = read_model_keys(self.settings)
         for secret in self.settings.secrets.values():
             os.environ.pop(secret.env or "", None)  # The service has a copy for the egress proxy.
-        server = Server(make_app(service, self.settings, service.metrics, keys), self.settings, os.environ)
+        app = make_app(service, self.settings, service.metrics, keys)
+        if self.settings.join:
+            moving = importlib.import_module("kernelsvc.server.moving")
+            data = self.settings.data_path()
+            app.add_handlers(".*", moving.routes(app.settings["context"], self.cluster_key, data, service.moves().take))
+        server = Server(app, self.settings, os.environ)
         # Before anything else starts, so that an address in use costs nothing. Clients that connect now wait.
         server.bind()
         await service.start()
@@ -248,10 +255,11 @@ class _ServerRun:
         )
         await membership.run()
 
-    def _on_drain_of_front(self) -> None:
+    def _on_drain_of_front(self, targets: dict[str, str]) -> None:
         # Whoever drains a node wants its sessions back later.
-        if self.settings.on_stop == "end":
+        if self.settings.on_stop == "end" or targets:
             self.on_drained = "hibernate"
+        self.targets = targets
         self.draining.set()
 
     async def _drain(self, service: Service) -> None:
@@ -271,7 +279,13 @@ class _ServerRun:
         await server.stop()
         if self.on_stop == "hibernate":
             await service.hibernate_all(self.settings.shutdown_seconds)
+        movable = service.moves().movable() if self.targets else []
         await service.stop(end_sessions=self.on_stop == "end")
+        if self.targets:
+            moving = importlib.import_module("kernelsvc.server.moving")
+            data = self.settings.data_path()
+            for line in await moving.move_out(data, service.signing_key, self.cluster_key, self.targets, movable):
+                self.terminal.message(line)
         if self.exporter is not None:  # Last, so that it has the last entries.
             await self.exporter.stop()
 

@@ -9,10 +9,11 @@ from urllib.parse import quote
 
 import msgspec
 
-from kernelsvc.errors import AtCapacity, NodeUnreachable
+from kernelsvc.errors import AtCapacity, NodeUnreachable, SessionLost
 from kernelsvc.front.members import Member, Members, ask
 from kernelsvc.front.upstream import NoAnswer, NodeHttp, NotSent, Response
 from kernelsvc.model.cluster import ids, placing
+from kernelsvc.model.cluster.reports import MAX_TARGETS
 
 _PAGE = 100
 
@@ -97,7 +98,22 @@ class Cluster:
         if owner is None:
             must_be_complete(session, members.unreachable())
             return members.any()
-        return await members.wait_for(owner, session)
+        try:
+            return await members.wait_for(owner, session)
+        except (NodeUnreachable, SessionLost):
+            # A closed session that has moved is in no node's report.
+            found = await self._find_anywhere(session, token)
+            if found is None:
+                raise
+            members.remember(session, found.name)
+            return found
+
+    async def _find_anywhere(self, session: str, token: str | None) -> Member | None:
+        """Return the node among those that answer which has a session, whatever its id says."""
+        if token is None:
+            return None
+        gathered = await self.everywhere("GET", f"/v1/sessions/{quote(session, safe='')}", token)
+        return next((member for member, response in gathered.answers if response.status == 200), None)
 
     async def node_of_object(self, name: str, path: str, token: str) -> Member:
         """Return the node of an object of OpenAI's API.
@@ -199,14 +215,22 @@ class Cluster:
 
     # --- drain ------------------------------------------------------------------------------
 
-    async def drain(self, node: str) -> None:
+    async def drain(self, node: str, *, move: bool = False) -> None:
         """Ask a node to drain.
 
+        Args:
+            node: Its name.
+            move: Whether it gives its sessions to the other nodes.
+
         Raises:
-            AtCapacity: It does not answer.
+            AtCapacity: It does not answer, or no other node is ready.
         """
         member = self.members.get(node)
-        if member is None or await ask(member, drain=True) is None:
+        ready = [each for each in self.members.reachable() if each.candidate.report.ready and each.name != node]
+        targets = sorted((each.name, each.url) for each in ready if not each.candidate.report.draining)
+        if move and not targets:
+            raise AtCapacity("No other node is ready to take the sessions. 'kernelsvc nodes' lists the nodes.")
+        if member is None or await ask(member, drain=True, targets=targets[:MAX_TARGETS] if move else []) is None:
             raise AtCapacity(f"The node {node} does not answer. 'kernelsvc nodes' lists the nodes.")
 
 

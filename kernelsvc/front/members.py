@@ -93,6 +93,8 @@ class Members:
     ) -> None:
         self.hold_seconds = hold_seconds
         self.tokens = tokens
+        #: Whether some node has sessions whose ids don't name it.
+        self.any_guests = False
         #: Called with a node that has become reachable.
         self.on_joined: set[Callable[[Member], None]] = set()
         self._key = key
@@ -151,12 +153,16 @@ class Members:
 
     def owner(self, session: str) -> str | None:
         """Return the name of the node that has a session, by its id or by what nodes reported. None: not known."""
-        if (name := node_of(session)) is not None and name in self._all:
+        if (name := self.moved(session)) is not None:
             return name
+        return self._found.get(session) or node_of(session)
+
+    def moved(self, session: str) -> str | None:
+        """Return the name of the node that reports a session as a guest: its id names none, or another one."""
         for each in self._all.values():
             if session in each.guests:
                 return each.name
-        return self._found.get(session) or node_of(session)
+        return None
 
     def remember(self, session: str, node: str) -> None:
         """Remember the node of a session that was found by asking."""
@@ -172,8 +178,12 @@ class Members:
             NodeUnreachable: It does not answer.
             SessionLost: It has not answered for long, or has never joined.
         """
-        await self._wait(lambda: (found := self._all.get(node)) is not None and found.reachable)
-        found = self._all.get(node)
+
+        def named() -> Member | None:
+            return self._all.get(self.moved(session) or node)
+
+        await self._wait(lambda: (found := named()) is not None and found.reachable)
+        found = named()
         if found is not None and found.reachable:
             return found
         raise self.absent(node, session)
@@ -266,6 +276,9 @@ class Members:
         member.reported_at = self._loop.time()
         if report.guests is not None:
             member.guests = frozenset(report.guests)
+            self.any_guests = any(each.guests for each in self._all.values())
+            # A session may have moved here, for which requests wait.
+            self._changed.set()
         if back and member.reachable:
             self._changed.set()
             for joined in [*self.on_joined]:

@@ -10,7 +10,7 @@ import msgspec
 from kernelsvc import __version__
 from kernelsvc.client.async_client import AsyncClient
 from kernelsvc.client.tool_backend import ClientToolBackend
-from kernelsvc.errors import AtCapacity, NotSupported
+from kernelsvc.errors import AtCapacity, BadRequest, NotSupported
 from kernelsvc.front.gathering import error_of
 from kernelsvc.front.locating import Cluster
 from kernelsvc.front.merged_metrics import merge
@@ -151,9 +151,15 @@ class DrainHandler(FrontHandler):
     route = "/v1/nodes/{node}/drain"
 
     async def post(self, *_: str, **__: str) -> None:
-        """Ask a node to create no more sessions, to wait for its cells, and to stop."""
+        """Ask a node to create no more sessions, to wait for its cells, and to stop.
+
+        With ``?move=true`` it gives its sessions to the other nodes then.
+        """
         self.auth_scope("operate")
-        await self.cluster.drain(self.match.values["node"])
+        move = self.get_query_argument("move", "false")
+        if move not in ("true", "false"):
+            raise BadRequest("'move' in the query is true or false.")
+        await self.cluster.drain(self.match.values["node"], move=move == "true")
         self.set_status(202)
         self.finish({"node": self.match.values["node"], "state": "draining"})
 

@@ -273,11 +273,16 @@ class FrontSocket(ApiSocket):
         session = seen.params.session if seen is not None and seen.params is not None else None
         if seen is None or session is None or seen.method not in METHODS:
             return self._without_session(raw)
-        owner = ids.node_of(ids.session_of(session) or "")
+        owner = self._owner(ids.session_of(session) or "")
         connection = self._nodes.get(owner) if owner is not None else None
         if connection is not None:
             return self._send(connection, raw)
         return self._find_and_send(raw, ids.session_of(session) or session)
+
+    def _owner(self, session: str) -> str | None:
+        """Return the node of a session, as far as it is known without a search. This is in the way of each frame."""
+        members = self.cluster.members
+        return (members.moved(session) if members.any_guests else None) or ids.node_of(session)
 
     def _send(self, connection: NodeConnection, raw: bytes) -> Awaitable[None] | None:
         try:

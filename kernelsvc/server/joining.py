@@ -66,7 +66,7 @@ class Membership:
         url: Address under which fronts reach this server.
         public_key: The server's key for signatures.
         state: The reported state.
-        on_drain: Called when a front asks the node to drain.
+        on_drain: Called when a front asks the node to drain, with the nodes that get its sessions: addresses by name.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Membership:
         url: str,
         public_key: str,
         state: NodeStateApi,
-        on_drain: Callable[[], None],
+        on_drain: Callable[[dict[str, str]], None],
     ) -> None:
         self._fronts = fronts
         self._key = key
@@ -181,7 +181,7 @@ class Membership:
             signed = e2b.SignedAddress(given, path, operation, user, expires)  # type: ignore[arg-type]
             return self._state.session_of_signed(e2b.ENVD, signed)
         if question.drain:
-            self._on_drain()
+            self._on_drain(dict(question.targets))
             return "draining"
         return None
 

@@ -124,6 +124,7 @@ HIBERNATING = 8
 _OBSERVED = frozenset((ev.ToolReturned, ev.Leased, ev.SessionClosed, ev.JournalSigned, ev.NotAsWritten))
 
 if TYPE_CHECKING:
+    from kernelsvc.service.loading.moves import Moves
     from kernelsvc.service.node_state import NodeState
 
 log = logging.getLogger(__name__)
@@ -171,7 +172,9 @@ class Service:
         self._launchers = launchers or Launchers(host_settings(settings), start_host=settings.start_host)
         self._store = store = SessionDirectories(settings.data_path())
         own = settings.signing_key
-        key = SigningKey.load(own.absolute()) if own else SigningKey.load_or_create(store.data / "keys")
+        self.signing_key = key = (
+            SigningKey.load(own.absolute()) if own else SigningKey.load_or_create(store.data / "keys")
+        )
         head_log = head_syslog if settings.head_log == "syslog" else None
         self._present_name = functools.partial(present_name, records=settings.tokens)
         self._projections = projections = Projections(
@@ -333,6 +336,12 @@ class Service:
     def void_tokens(self, hashes: frozenset[str]) -> frozenset[str]:
         """Return those of these tokens' hashes that are not valid any more."""
         return self._principals.void(hashes)
+
+    def moves(self) -> Moves:
+        """Return the moves of this server's sessions to and from other nodes of a cluster."""
+        module = importlib.import_module("kernelsvc.service.loading.moves")
+        moves: Moves = module.Moves(self.settings, self._store, self._registry, self._adoption)
+        return moves
 
     def node_state(self) -> NodeState:
         """Return what fronts of a cluster read of this server."""

@@ -22,7 +22,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -215,6 +215,29 @@ class SessionDirectories:
         except BaseException:
             remove_tree(directory.path)
             raise
+
+    def take_in(self, stage: Path, heads: Mapping[str, Head]) -> list[SessionDirectory]:
+        """Move directories of sessions from another server here, with the heads of their logs.
+
+        Args:
+            stage: A directory in the data directory, whose ``sessions`` has them.
+            heads: By session, the head of its checked log.
+
+        Raises:
+            Conflict: One of them is here already. Nothing was moved.
+            OSError: Some were moved.
+        """
+        for session in heads:
+            if self._paths(session).path.exists():
+                raise Conflict(f"Session {session!r} exists already.")
+        for session, head in heads.items():
+            if self._heads is not None:
+                self._heads.slot(session).settle(head)
+            (stage / self.sessions.name / session).rename(self._paths(session).path)
+        if self._heads is not None:
+            self._heads.sync()
+        sync_directory(self.sessions)
+        return [self._paths(session) for session in heads]
 
     def scan(self) -> Iterator[SessionDirectory]:
         """Yield all sessions that have a journal, in no order. Remains of a crash are skipped."""

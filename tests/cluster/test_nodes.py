@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from served import READY_SECONDS, Served
 from waiting import wait_for
 
 from kernelsvc import Client
+from kernelsvc.store.verify import verify_journal
 
 KEY = {"KERNELSVC_CLUSTER_KEY": "0123456789abcdef0123456789abcdef"}
 
@@ -183,6 +185,62 @@ def test_a_drained_node_saves_its_sessions(cluster: Cluster) -> None:
     wait_for(lambda: cluster.states()[cluster.name(served)] == "ready", deadline=30)
     cell = cluster.by(cluster.fronts[0]).call("POST", f"/v1/sessions/{session.id}/cells", {"code": "print(kept)"})
     assert cell["text"] == "yes\n"
+
+
+def test_a_node_that_leaves_gives_its_sessions_to_others(cluster: Cluster) -> None:
+    leaving, staying = cluster.nodes
+    caller = cluster.by(cluster.fronts[0])
+    with Client(cluster.fronts[0].url, "test-token") as client:
+        session = on(client, cluster.name(leaving))
+        session.run("kept = {'a': 1}; open('file.txt', 'w').write('text')")
+        (branch,) = session.branch(count=1)
+        branch.run("kept['b'] = 2")
+        ended = on(client, cluster.name(leaving))
+        ended.run("print('before')")
+        ended.close()
+        before = [
+            event["seq"] for event in caller.call("GET", f"/v1/sessions/{session.id}/events?limit=1000")["events"]
+        ]
+    command = [sys.executable, "-m", "kernelsvc", "drain", "--move", cluster.name(leaving)]
+    env = {**leaving.env, "KERNELSVC_URL": cluster.fronts[0].url, "KERNELSVC_TOKEN": "test-token"}
+    subprocess.run(command, env=env, check=True, timeout=60, capture_output=True)
+    assert leaving.process is not None
+    assert leaving.process.wait(120) == 0, leaving.output()
+    assert re.search(r"moved \d+ sessions", leaving.output())
+    assert "not moved" not in leaving.output(), leaving.output()
+    assert [*(leaving.data_dir / "sessions").iterdir()] == []
+
+    def run(session: str, code: str) -> str:
+        return caller.call("POST", f"/v1/sessions/{session}/cells", {"code": code})["text"]
+
+    assert run(session.id, "print(kept, open('file.txt').read())") == "{'a': 1} text\n"
+    assert run(branch.id, "print(kept)") == "{'a': 1, 'b': 2}\n"
+    record = caller.call("GET", f"/v1/sessions/{ended.id}/events?limit=1000")["events"]
+    assert any(event.get("text") == "before\n" for event in record)
+    events = caller.call("GET", f"/v1/sessions/{session.id}/events?limit=1000")["events"]
+    assert [event["seq"] for event in events][: len(before)] == before
+    for each in (session, branch, ended):
+        directory = staying.data_dir / "sessions" / each.id
+        assert verify_journal(directory / "journal.jsonl").fault is None
+    assert not any(event["type"] == "not_as_written" for event in events), "the log is signed by the node that took it"
+    # The node without sessions can be used again.
+    leaving.start()
+    wait_for(lambda: cluster.states()[cluster.name(leaving)] == "ready", deadline=60)
+    assert run(session.id, "print(kept)") == "{'a': 1}\n"
+
+
+def test_a_node_without_others_is_not_emptied(cluster: Cluster) -> None:
+    name = cluster.name(cluster.nodes[0])
+    cluster.nodes[1].stop()
+    try:
+        wait_for(lambda: cluster.states()[cluster.name(cluster.nodes[1])] == "unreachable", deadline=30)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            cluster.by(cluster.fronts[0]).call("POST", f"/v1/nodes/{name}/drain?move=true")
+        assert refused.value.code == 503
+        refused.value.close()
+        assert cluster.states()[name] == "ready"
+    finally:
+        cluster.nodes[1].start()
 
 
 def test_a_front_stops_in_order(cluster: Cluster) -> None:

@@ -34,10 +34,11 @@ async def nodes(args: argparse.Namespace, terminal: Terminal) -> int:
 
 async def drain(args: argparse.Namespace, terminal: Terminal) -> int:
     """Ask a node to drain."""
-    await _ask(_rest(args), "POST", f"/v1/nodes/{quote(args.node, safe='')}/drain")
+    query = "?move=true" if args.move else ""
+    await _ask(_rest(args), "POST", f"/v1/nodes/{quote(args.node, safe='')}/drain{query}")
     terminal.message(
         f"{args.node} creates no more sessions, waits for its cells, saves its sessions and stops. "
-        "Its sessions go on when its server runs again."
+        + ("It gives them to the other nodes." if args.move else "Its sessions go on when its server runs again.")
     )
     return 0
 

@@ -18,6 +18,8 @@ PROTOCOL = 1
 REPORT_SECONDS, SILENT_SECONDS, CUT_SECONDS = 1.0, 3.0, 10.0
 #: Most sessions whose ids do not name their node, in one report.
 MAX_GUESTS = 100_000
+#: Most nodes that a drained node may give its sessions to.
+MAX_TARGETS = 100
 
 
 class Hello(Struct, kw_only=True):
@@ -78,12 +80,14 @@ class FrontQuestion(Struct, kw_only=True):
         key: A principal and an idempotency key: is it known?
         signed: A signed address (signature, path, operation, user, expiry): which session's is it?
         drain: Whether the node should drain.
+        targets: For a drain: the nodes that should get its sessions, name and address. Empty: they stay.
     """
 
     id: int
     key: tuple[str, str] | None = None
     signed: tuple[str, str, str, str, int | None] | None = None
     drain: bool = False
+    targets: Annotated[list[tuple[str, str]], Meta(max_length=MAX_TARGETS)] = []
 
 
 class NodeMessage(Struct, kw_only=True, omit_defaults=True):

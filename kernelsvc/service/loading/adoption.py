@@ -84,6 +84,13 @@ class Adoption:
             self._begin(directory, closed=directory.id in closed)
         await self._end_strays()
 
+    async def take_in(self, directories: Iterable[SessionDirectory]) -> None:
+        """Adopt sessions that another server has given to this one, while others are served."""
+        for directory in directories:
+            await asyncio.to_thread(self._projections.complete, directory)
+            if directory.id not in self._index.closed():
+                await self._adopt(directory)
+
     def _begin(self, directory: SessionDirectory, *, closed: bool) -> None:
         """Load a session in the background. Its quota and its idempotency key come from ``session.json`` until then."""
         try:

@@ -25,7 +25,7 @@ import re
 import stat
 import tarfile
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -142,13 +142,14 @@ class _Padded(io.RawIOBase):
         return data + bytes(wanted - len(data))
 
 
-def write_backup(data: Path, target: Path, key: SigningKey) -> BackupReport:
+def write_backup(data: Path, target: Path, key: SigningKey, *, only: Collection[str] | None = None) -> BackupReport:
     """Write a backup as a compressed tar archive. An existing file is replaced when the new one is complete.
 
     Args:
         data: The data directory. Its server may run.
         target: The archive. It holds the signing key and what sessions know: mode 0600.
         key: The signing key of the data directory.
+        only: The sessions that it holds, and nothing else, also no key. For a move to another server.
 
     Raises:
         BadRequest: ``target`` is below the data directory.
@@ -167,8 +168,9 @@ def write_backup(data: Path, target: Path, key: SigningKey) -> BackupReport:
             with gzip.GzipFile(filename="", mode="wb", fileobj=file, compresslevel=6) as packed:
                 hashed = _Hashed(packed)
                 with tarfile.open(fileobj=hashed, mode="w:", format=tarfile.PAX_FORMAT) as tar:
-                    _add_bytes(tar, HEADS, heads, owner)
-                    _add_all(tar, data, copied, started, report)
+                    # The records of heads mean nothing without the key.
+                    _add_bytes(tar, HEADS, heads if only is None else b"", owner)
+                    _add_all(tar, data, copied, started, report, only)
                     manifest = Manifest(
                         form=FORM,
                         version=__version__,
@@ -185,18 +187,29 @@ def write_backup(data: Path, target: Path, key: SigningKey) -> BackupReport:
         file.flush()
         os.fsync(file.fileno())
         report.bytes = file.tell()
+    if only is not None:
+        return report
     with contextlib.suppress(OSError):  # A user who may only read the directory can make backups, too.
         (data / BACKUP_MARK).touch()
     return report
 
 
-def _add_all(tar: tarfile.TarFile, data: Path, heads: HeadFile, started: datetime, report: BackupReport) -> None:
+def _add_all(
+    tar: tarfile.TarFile,
+    data: Path,
+    heads: HeadFile,
+    started: datetime,
+    report: BackupReport,
+    only: Collection[str] | None,
+) -> None:
     tree = _Tree(tar, report)
     top = open_directory(data.resolve(), os.O_RDONLY)
     try:
         names = [name for name in sorted(os.listdir(top)) if not name.startswith(_LEFT_OUT)]
-        tree.add(top, "", [name for name in names if name not in (HEADS, SESSIONS)])
+        tree.add(top, "", [name for name in names if only is None and name not in (HEADS, SESSIONS)])
         for name in sorted(os.listdir(data / SESSIONS)):
+            if only is not None and name not in only:
+                continue
             if _add_journal(tar, data / SESSIONS / name, heads.find(name), started):
                 _add_session(tree, data / SESSIONS / name, f"{SESSIONS}/{name}")
                 report.sessions += 1

@@ -14,6 +14,7 @@ import contextlib
 import gzip
 import hashlib
 import os
+import secrets
 import shutil
 import stat
 import tarfile
@@ -27,6 +28,7 @@ import msgspec
 from kernelsvc.errors import BadRequest, Conflict, NotSupported
 from kernelsvc.linux.atomic_file import sync_directory, sync_filesystem
 from kernelsvc.linux.remove_tree import remove_tree
+from kernelsvc.model.hash_chain import Head
 from kernelsvc.store.backups.backup import FORM, HEADS, JOURNAL, MANIFEST, SESSIONS, Manifest
 from kernelsvc.store.heads import HeadFile
 from kernelsvc.store.journal import Journal
@@ -100,6 +102,43 @@ def restore_backup(
             _undo(target, made)
             raise
     return report
+
+
+def unpack_sessions(archive: Path, data: Path, public_key: str) -> tuple[Path, dict[str, Head]]:
+    """Unpack an archive of sessions that another server gives to this one. Call it in a thread.
+
+    Args:
+        archive: A regular file, of ``write_backup`` with ``only``.
+        data: This server's data directory.
+        public_key: The key of the other server.
+
+    Returns:
+        A new directory in the data directory with the sessions' directories, and the heads of their logs. They are
+        durable. The caller removes the directory.
+
+    Raises:
+        BadRequest: The archive is not whole, of another key, or a log is not as the server wrote it.
+        OSError: The archive can't be read, or the directory can't be written.
+    """
+    with _regular(archive) as file:
+        manifest, size = _check(archive, file)
+        if manifest.key != public_key:
+            raise BadRequest(f"The sessions are signed by {manifest.key}, and not by {public_key}.")
+        _check_space(data, size)
+        stage = data / f"{_STAGE}-{secrets.token_hex(8)}"
+        stage.mkdir(mode=0o700)
+        try:
+            with _reading(archive):
+                _unpack(file, stage, manifest.data, data.resolve())
+            heads = {}
+            for session in _sessions(stage):
+                _require_unchanged(session / JOURNAL, session.name, manifest.key)
+                heads[session.name] = Journal.open(session / JOURNAL, read_only=True).head
+        except BaseException:
+            remove_tree(stage)
+            raise
+    os.sync()
+    return stage, heads
 
 
 # --- checks of the archive ---------------------------------------------------
@@ -225,12 +264,19 @@ def _make_target(target: Path, size: int) -> bool:
             raise Conflict(f"{target} is no directory. Name a new one.") from None
         if names := {each.name for each in target.iterdir()} - _EMPTY:
             raise Conflict(f"{target} is not empty: it has {min(names)!r}. Name a new directory.") from None
-    free = os.statvfs(target)
-    if free.f_bavail * free.f_frsize < size:
+    try:
+        _check_space(target, size)
+    except BadRequest:
         if made:
             target.rmdir()
-        raise BadRequest(f"The backup takes {size} bytes, and {target} has {free.f_bavail * free.f_frsize} bytes free.")
+        raise
     return made
+
+
+def _check_space(target: Path, size: int) -> None:
+    free = os.statvfs(target)
+    if free.f_bavail * free.f_frsize < size:
+        raise BadRequest(f"The backup takes {size} bytes, and {target} has {free.f_bavail * free.f_frsize} bytes free.")
 
 
 # --- writing ----------------------------------------------------------------------

@@ -223,19 +223,22 @@ async def test_a_front_without_nodes_answers_and_says_so(tmp_path: Path) -> None
         await fleet.stop()
 
 
-async def test_a_node_is_asked_to_drain(fleet: Fleet) -> None:
-    drained = asyncio.Event()
+@pytest.mark.parametrize("move", [False, True])
+async def test_a_node_is_asked_to_drain(fleet: Fleet, move: bool) -> None:
+    asked: list[dict[str, str]] = []
     node = fleet.nodes[0]
     await node.leave()
     state = node.service.node_state()
-    membership = Membership([fleet.url], KEY, "000000", node.url, "", state, drained.set)
+    membership = Membership([fleet.url], KEY, "000000", node.url, "", state, asked.append)
     node.joined = asyncio.create_task(membership.run())
     await fleet.joined(2)
     assert await fleet.refused("POST", "/v1/nodes/000000/drain") == (403, "forbidden")
-    answer = await fleet.json("POST", "/v1/nodes/000000/drain", status=202, token="boss-token")
+    assert await fleet.refused("POST", "/v1/nodes/000000/drain?move=now", token="boss-token") == (400, "bad_request")
+    query = "?move=true" if move else ""
+    answer = await fleet.json("POST", f"/v1/nodes/000000/drain{query}", status=202, token="boss-token")
     assert answer == {"node": "000000", "state": "draining"}
-    async with asyncio.timeout(10):
-        await drained.wait()
+    await wait_until(lambda: asked)
+    assert asked == [{"000001": fleet.nodes[1].url} if move else {}]
     assert await fleet.refused("POST", "/v1/nodes/ffffff/drain", token="boss-token") == (503, "at_capacity")
 
 

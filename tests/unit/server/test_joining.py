@@ -57,7 +57,7 @@ async def test_a_connection_whose_task_failed_is_made_again(fleet: Fleet, monkey
                 raise RuntimeError("a bug")
             return report.report()
 
-    membership = joining.Membership([fleet.url], KEY, "abcdef", fleet.nodes[0].url, "", State(), lambda: None)  # type: ignore[arg-type]
+    membership = joining.Membership([fleet.url], KEY, "abcdef", fleet.nodes[0].url, "", State(), lambda _targets: None)  # type: ignore[arg-type]
     before, fleet.nodes[0].joined = fleet.nodes[0].joined, None
     fleet.nodes[0].joined = asyncio.create_task(membership.run())
     try:
