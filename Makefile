@@ -78,7 +78,7 @@ test-typescript: $(VENV)/.dev ## the TypeScript client: types, package, and ever
 	@scripts/bootstrap compat $(VENV)
 	@$(BIN)/python -m pytest tests/typescript $(ARGS)
 
-test-telemetry: $(VENV)/.dev ## spans and metrics in rotel and Prometheus, each from its registry; takes minutes
+test-telemetry: $(VENV)/.dev ## spans and metrics in Phoenix, rotel and Prometheus, each from its registry; takes minutes
 	@scripts/bootstrap prometheus $(VENV)
 	@PATH="$$PWD/$(VENV)/unpacked/usr/bin:$$PATH" $(BIN)/python -m pytest tests/unit/test_deploy.py tests/compat/test_observability.py $(ARGS)
 

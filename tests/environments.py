@@ -14,14 +14,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from platformdirs import user_cache_path
 
-#: For one set of packages, downloads included.
-INSTALL_SECONDS = 300
+#: For one set of packages, downloads included. The largest have 150 packages.
+INSTALL_SECONDS = 600
 #: How long the newest releases are taken to be the newest.
 NEW_SECONDS = 3600
 
@@ -42,10 +42,9 @@ def python_with(*packages: str, system: str | None = None, alone: Sequence[str] 
             seeing = ["--system-site-packages"] if system else []
             command = [system or sys.executable, "-m", "venv", *seeing, str(place)]
             _install(packages[0], command, place)
-            _install(packages[0], [str(place / "bin" / "pip"), "install", *_QUIETLY, *wanted], place)
+            _install_packages(place, *wanted)
             if single:
-                command = [str(place / "bin" / "pip"), "install", "--no-deps", *_QUIETLY, *single]
-                _install(packages[0], command, place)
+                _install_packages(place, "--no-deps", *single)
     return place / "bin" / "python"
 
 
@@ -80,7 +79,17 @@ def clean_env(**more: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(mine)} | more
 
 
-_QUIETLY = ("-q", "--no-input", "--disable-pip-version-check")
+def _install_packages(place: Path, *wanted: str) -> None:
+    """Install with uv, which ``scripts/bootstrap`` has fetched and which downloads side by side, or else with pip."""
+    uv = Path(sys.prefix) / ".uv" / "bin" / "uv"
+    if uv.exists():
+        # Without a cache: it would share files with the environment. It does not know an index that pip is set up for.
+        command = [str(uv), "pip", "install", "--quiet", "--no-cache", "--python", str(place / "bin" / "python")]
+        with suppress(subprocess.SubprocessError):
+            subprocess.run([*command, *wanted], check=True, capture_output=True, timeout=INSTALL_SECONDS)
+            return
+    quietly = ("-q", "--no-input", "--disable-pip-version-check")
+    _install(wanted[-1], [str(place / "bin" / "pip"), "install", *quietly, *wanted], place)
 
 
 def _unpinned(package: str) -> str:
