@@ -2,6 +2,8 @@
 // sessionStorage, and leaves this page only in a header or a subprotocol, never in an address.
 
 const KEY = "kernelsvc.token";
+/** Characters of output in one turn from which on the next turns wait longer. */
+const FLOOD = 50_000;
 
 /** An error of the server, or "unreachable". */
 class ApiError extends Error {
@@ -125,6 +127,8 @@ export class EventStream {
     this.id = id; this.last = after; this.onEvents = onEvents; this.onState = onState;
     this.pause = 500;
     this.closed = false;
+    this.characters = 0; // of output in `waiting`
+    this.flood = false;
     this.waiting = /** @type {any[]} */ ([]);
     this.timer = /** @type {any} */ (0);
     this.retry = /** @type {any} */ (0);
@@ -155,7 +159,9 @@ export class EventStream {
       if (event.seq <= this.last) return;
       this.last = event.seq;
       this.waiting.push(event);
-      if (!this.timer) this.timer = setTimeout(() => this.flush(), 16);
+      this.characters += event.text?.length ?? 0;
+      // A flood is shown ten times a second: laying out its lines takes longer than a frame.
+      if (!this.timer) this.timer = setTimeout(() => this.flush(), this.flood ? 100 : 16);
     } else if (frame.method === "detached") this.lost();
   }
 
@@ -163,6 +169,8 @@ export class EventStream {
     this.timer = 0;
     const events = this.waiting;
     this.waiting = [];
+    this.flood = this.characters > FLOOD;
+    this.characters = 0;
     if (!this.closed) this.onEvents(events);
   }
 

@@ -24,6 +24,8 @@ class Live {
     this.text = /** @type {{ name: string, view: TextView } | null} */ (null);
     this.clears = false;
     this.characters = 0;
+    /** Text that arrived in this turn. @type {string[]} */
+    this.pending = [];
   }
 
   /** @param {any} event */
@@ -40,18 +42,30 @@ class Live {
     if (event.type === "stream") {
       this.characters += event.text.length;
       if (this.text?.name !== event.name) {
+        this.flush();
         this.text = { name: event.name, view: new TextView(event.name) };
         this.element.append(this.text.view.element);
       }
-      this.text.view.feed(event.text);
+      this.pending.push(event.text);
       return;
     }
+    this.flush();
     this.text = null;
     this.element.append(event.type === "error" ? outputElement({ ...event, output_type: "error" }) : bundle(event.data));
     while (this.element.childElementCount > 500) this.element.firstElementChild?.remove();
   }
 
+  /** Show the text that has arrived. One call for each turn: a cell that prints sends hundreds of events a second. */
+  flush() {
+    if (!this.pending.length || !this.text) return;
+    const { element } = this.text.view.feed(this.pending.join(""));
+    this.pending = [];
+    // The newest lines stay in sight, unless somebody reads further up.
+    if (!element.matches(":hover, :focus")) element.scrollTop = element.scrollHeight;
+  }
+
   clear() {
+    this.pending = [];
     this.element.replaceChildren();
     this.text = null;
     this.clears = false;
@@ -116,23 +130,32 @@ export function notebookTab(body, shared, rest) {
     return cell;
   }
 
+  /** Keep a cell as the server has it. @param {any} found */
+  function take(found) {
+    const cell = found.id;
+    const place = places.get(cell);
+    // The event of its end may arrive before the answer about an earlier state of it.
+    if (place === undefined || closed || (rows[place].state === "finished" && found.state !== "finished")) return;
+    details.delete(cell);
+    details.set(cell, found);
+    while (details.size > KEPT) details.delete(details.keys().next().value ?? "");
+    Object.assign(rows[place], { state: found.state, reason: found.reason, execution_count: found.execution_count, last: found.seq.last });
+    if (found.state === "finished") { rows[place].wall_ms = found.usage.wall_ms; lives.delete(cell); questions.delete(cell); }
+    else if (!lives.has(cell)) lives.set(cell, new Live(found.outputs, found.seq.last));
+  }
+
   /** Read the cell again. @param {string} cell */
   async function load(cell) {
     if (loading.has(cell)) { again.add(cell); return; }
     loading.add(cell);
     try {
-      const found = await get(session(id, `/cells/${encodeURIComponent(cell)}`));
-      details.delete(cell);
-      details.set(cell, found);
-      while (details.size > KEPT) details.delete(details.keys().next().value ?? "");
-      const place = places.get(cell);
-      if (place === undefined || closed) return;
-      Object.assign(rows[place], { state: found.state, reason: found.reason, execution_count: found.execution_count, last: found.seq.last });
-      if (found.state === "finished") { rows[place].wall_ms = found.usage.wall_ms; lives.delete(cell); questions.delete(cell); }
-      else if (!lives.has(cell)) lives.set(cell, new Live(found.outputs, found.seq.last));
-      list?.renew(place);
+      take(await get(session(id, `/cells/${encodeURIComponent(cell)}`)));
+      list?.renew(places.get(cell) ?? -1);
     } catch (error) {
-      if (!closed) details.set(cell, { failure: /** @type {Error} */ (error).message });
+      if (!closed) {
+        details.set(cell, { failure: /** @type {Error} */ (error).message });
+        list?.renew(places.get(cell) ?? -1);
+      }
     } finally {
       loading.delete(cell);
       // It ended while an earlier state of it was being read.
@@ -140,10 +163,30 @@ export function notebookTab(body, shared, rest) {
     }
   }
 
-  const loadShown = settled(30, () => {
-    for (const place of list?.shown.keys() ?? []) {
-      const row = rows[place];
-      if (row && !details.has(row.id)) load(row.id);
+  /** Read the cells of a range of places in one request. @param {number} first @param {number} last */
+  async function loadRange(first, last) {
+    const asked = rows.slice(first, last + 1).map((row) => row.id);
+    for (const cell of asked) loading.add(cell);
+    /** @type {any[]} */
+    let found = [];
+    try {
+      found = (await get(session(id, "/cells"), { offset: first, limit: last - first + 1 })).cells;
+    } catch (error) {
+      for (const cell of asked) details.set(cell, { failure: /** @type {Error} */ (error).message });
+    }
+    for (const cell of asked) loading.delete(cell);
+    if (closed) return;
+    // A page of large cells ends early. The rest is read when those are shown.
+    found.forEach(take);
+    list?.renew(...asked.filter((cell) => details.has(cell)).map((cell) => places.get(cell) ?? -1));
+    for (const cell of asked) if (again.delete(cell)) load(cell);
+    if (found.length < asked.length && details.has(asked[0])) loadShown();
+  }
+
+  const loadShown = settled(16, () => {
+    const missing = [...(list?.shown.keys() ?? [])].filter((place) => rows[place] && !details.has(rows[place].id) && !loading.has(rows[place].id)).sort((a, b) => a - b);
+    for (let from = 0, at = 0; at < missing.length; at++) {
+      if (missing[at + 1] !== missing[at] + 1) { loadRange(missing[from], missing[at]); from = at + 1; }
     }
   });
 
@@ -331,6 +374,7 @@ export function notebookTab(body, shared, rest) {
 
   function turn() {
     if (!list) return;
+    for (const live of lives.values()) live.flush();
     const before = list.heights.count;
     if (rows.length !== before) { show(empty); list.grow(rows.length); feed(); loadShown(); }
     for (const cell of dirty) { const place = places.get(cell); if (place !== undefined) list.renew(place); }

@@ -37,6 +37,10 @@ export function resourcesTab(body, shared) {
   async function draw() {
     const samples = await get(session(id, "/usage"));
     if (closed) return;
+    if (!samples.length) {
+      show(place, h("p", { class: "note" }, "No sample yet. The server takes one every few seconds while the session has a kernel."));
+      return;
+    }
     const { info } = shared;
     const cpu = samples.map((/** @type {any} */ each, /** @type {number} */ at) => [each.at, at ? Math.max(0, each.cpu_seconds - samples[at - 1].cpu_seconds) / Math.max(0.5, each.at - samples[at - 1].at) : 0]);
     show(place,

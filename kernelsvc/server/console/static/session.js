@@ -25,6 +25,12 @@ const TABS = /** @type {Record<string, [string, () => Promise<(main: HTMLElement
   about: ["About", async () => (await import("./about.js")).aboutTab],
 });
 
+/** States whose name does not say what to do. */
+const MEANS = /** @type {Record<string, string>} */ ({
+  hibernated: "its variables are on disk, the next cell wakes it", paused: "its owner has paused it", dead: "it has no kernel and could not get one",
+  restoring: "its variables are being restored", starting: "its kernel starts", closed: "its log and its notebook stay",
+});
+
 /** Events after which the session's own description has changed. */
 const CHANGES = /^(cell_(queued|started|finished|held|decided)|kernel_|checkpoint_(made|dropped)|rolled_back|branched|session_|hibernated|woken|input_|tool_(called|decided|returned)|leased)/;
 
@@ -69,7 +75,7 @@ export function sessionScreen(main, id, rest, banner) {
     show(heading, h("h1", {}, title(info)),
       h("span", { class: `state ${info.state}` }, info.state), live,
       h("span", { class: "facts" }, [`owner ${info.principal}`, info.kernel?.kind, info.sandbox.isolation, info.usage.memory_bytes ? size(info.usage.memory_bytes) : "",
-        info.parent ? "a branch" : ""].filter(Boolean).join(" · ")),
+        info.parent ? "a branch" : "", MEANS[info.state]].filter(Boolean).join(" · ")),
       h("span", { class: "grow" }),
       info.hold && h("span", { class: "state held" }, `held by ${still(info.hold.by)}`),
       may("approve") && opened && button(info.hold ? "Let go" : "Take over", hold, { title: info.hold ? "The cells that wait run." : "Cells of every client wait until a person approves them. You can run your own." }),

@@ -142,6 +142,7 @@ export class TextView {
     this.element.setAttribute("role", "group");
     this.element.setAttribute("aria-label", kind === "error" ? "Traceback" : `Output on ${kind}`);
     this.lines = new Lines();
+    this.count = 0; // of finished lines in the element: childElementCount walks over all of them
     this.open = /** @type {HTMLElement | null} */ (null);
   }
 
@@ -152,8 +153,13 @@ export class TextView {
     this.open?.remove();
     const fresh = document.createDocumentFragment();
     for (const line of done) fresh.append(lineElement(line));
-    this.element.append(fresh);
-    while (this.element.childElementCount > MAX_LINES) this.element.firstElementChild?.remove();
+    this.count += done.length;
+    if (done.length >= MAX_LINES) this.element.replaceChildren(fresh);
+    else {
+      for (let over = this.count - MAX_LINES; over > 0; over--) this.element.firstElementChild?.remove();
+      this.element.append(fresh);
+    }
+    this.count = Math.min(this.count, MAX_LINES);
     const rest = this.lines.unfinished();
     this.open = rest.length ? lineElement(rest) : null;
     if (this.open) this.element.append(this.open);

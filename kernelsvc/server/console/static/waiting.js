@@ -118,7 +118,11 @@ export function waitingScreen(main) {
     // What is there stays, with what was typed into it.
     for (const { key, at, make } of found) if (!shown.has(key)) { const made = make(); made.dataset.at = at; shown.set(key, made); place.append(made); }
   }
-  const report = (/** @type {Error} */ error) => { if (!closed) fault.textContent = error.message; };
+  const report = (/** @type {Error} */ error) => {
+    if (closed) return;
+    fault.textContent = error.message;
+    if (!shown.size) show(place);
+  };
   draw().catch(report);
   const timer = setInterval(() => { if (!document.hidden) draw().catch(report); }, REFRESH);
   return { close: () => { closed = true; clearInterval(timer); } };

@@ -118,13 +118,20 @@ export class WindowedList {
     element.classList.add("item");
     element.dataset.index = String(index);
     this.shown.set(index, element);
-    const after = [...this.shown.keys()].filter((each) => each > index).sort((a, b) => a - b)[0];
+    let after;
+    for (const each of this.shown.keys()) if (each > index && (after === undefined || each < after)) after = each;
     this.space.insertBefore(element, after === undefined ? null : this.shown.get(after) ?? null);
     this.sizes.observe(element);
   }
 
-  /** Make a shown item again. @param {number} index */
-  renew(index) {
+  /** Make shown items again. @param {...number} indexes */
+  renew(...indexes) {
+    for (const index of indexes) this.remake(index);
+    this.place();
+  }
+
+  /** @param {number} index */
+  remake(index) {
     const before = this.shown.get(index);
     if (!before) return;
     const active = /** @type {HTMLElement | null} */ (document.activeElement);
@@ -138,7 +145,6 @@ export class WindowedList {
     this.sizes.observe(element);
     // A part that the new element took over, such as a form, keeps the focus and what was typed.
     if (focused && active) (element.contains(active) ? active : element).focus({ preventScroll: true });
-    this.place();
   }
 
   place() {
@@ -167,11 +173,8 @@ export class WindowedList {
   /** @param {number} index */
   jump(index) {
     this.follow = false;
-    // Twice: the heights of the items above are known only when they were shown.
-    for (let turn = 0; turn < 2; turn++) {
-      this.scroller.scrollTop = this.heights.before(index);
-      this.draw();
-    }
+    this.scroller.scrollTop = this.heights.before(index);
+    this.draw();
   }
 
   toEnd() {
