@@ -30,7 +30,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NEEDED = ("ipykernel>=7,<8", "cloudpickle")
 #: Seconds for the imports of a check.
 _CHECK_SECONDS = 120
-#: Imports the modules one by one, and names those after which another thread runs: fork(2) copies one thread only.
+#: Imports the modules one by one, and names those after which another thread runs: fork(2) copies one thread only. It
+#: forks, as a fork server does, because OpenBLAS (numpy, scipy) ends its pool in its pthread_atfork(3) handler.
 _CHECK = """
 import importlib, json, os, resource, sys, time
 import ipykernel.ipkernel
@@ -47,6 +48,9 @@ def tasks():
 began, threads, before = time.perf_counter(), {}, tasks()
 for name in sys.argv[1:]:
     importlib.import_module(name)
+    if len(tasks()) > len(before):
+        os.fork() or os._exit(0)
+        os.wait()
     if len(now := tasks()) > len(before):
         threads[name] = sorted({now[each] for each in now.keys() - before.keys()})
         before = now

@@ -19,7 +19,7 @@ class SteadyClock:
 
     Args:
         wall: reads the machine's clock.
-        steady: reads a clock that nobody sets.
+        steady: reads a clock that can't be set.
     """
 
     def __init__(self, wall: Callable[[], float] = time.time, steady: Callable[[], float] = boot_time) -> None:

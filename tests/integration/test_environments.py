@@ -101,6 +101,13 @@ def test_the_rest_of_a_killed_add_is_removed(server: Served) -> None:
     kernelsvc_env(server, "remove", "json-again")
 
 
+def test_a_pool_that_ends_at_a_fork_is_none(server: Served, tmp_path: Path) -> None:
+    """OpenBLAS has one, on a machine with several processors."""
+    said = kernelsvc_env(server, "add", "pool", "--python", sys.executable, "--preload", "numpy.linalg,pandas")
+    assert "pool is ready" in said
+    kernelsvc_env(server, "remove", "pool")
+
+
 def test_an_import_that_leaves_a_thread_is_named(server: Served, tmp_path: Path) -> None:
     made = tmp_path / "env"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(made)], check=True)
