@@ -447,7 +447,10 @@ class Offers:
             known = self._calls[call.id] = DispatchedCall(
                 session, call.id, call.tool, None, sent=bool(call.provider), holder=call.provider
             )
-            known.set(timer=loop.call_later(self._settings.tools_grace_seconds, self._not_resumed, known))
+            # Nobody had the other calls yet: they wait for a provider as long as they would have without the restart.
+            settings = self._settings
+            seconds = settings.tools_grace_seconds if known.sent else settings.tools_absent_seconds
+            known.set(timer=loop.call_later(seconds, self._not_resumed, known))
 
     def _not_resumed(self, call: DispatchedCall) -> None:
         call.set(timer=None)
