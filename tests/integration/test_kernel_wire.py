@@ -483,6 +483,20 @@ async def test_an_invalid_welcome_is_refused(tmp_path: Path, said: bytes) -> Non
         assert loss.value.violation
 
 
+async def test_results_that_are_sent_in_one_turn_of_the_loop_all_arrive(tmp_path: Path) -> None:
+    sizes = [1, *range(200), 20_000, 1]
+    async with Impostor(tmp_path / "k") as impostor:
+        impostor.says = frame(1, 1, WELCOME)
+        wire = await WireClient.connect(str(impostor.path))
+        wire.start(lambda _batch: None, lambda _loss: None)
+        for number, size in enumerate(sizes):
+            wire.send_message("tools", "tool_result", {"call": f"<{number}>", "x": "x" * size}, msg_id="t")
+        async with asyncio.timeout(20):
+            while any(impostor.heard.count(b"<%d>" % number) != 1 for number in range(len(sizes))):
+                await asyncio.sleep(0.01)
+        wire.close()
+
+
 async def test_frames_that_come_with_the_welcome_and_in_pieces_are_read(tmp_path: Path) -> None:
     text = frame(5, 1, b"\x01\x01\x00p" + b"one ") + frame(5, 2, b"\x01\x01\x00ptwo") + frame(5, 3, b"\x02\x01\x00pX")
     got: list[Output] = []

@@ -53,6 +53,8 @@ SMALL = 4096
 MAX_LINE_WAITS = 50
 #: Maximum bytes that wait for a kernel that does not read its requests.
 MAX_OUTGOING = 64 * 1024 * 1024
+#: Largest frame that is joined with others of its turn of the loop, in bytes, and most of them.
+MAX_JOINED, MAX_JOINED_FRAMES = 16 * 1024, 64
 #: Bytes or seconds after which delivered frames are acknowledged, unless a request is sent before.
 ACK_BYTES, ACK_SECONDS = 64 * 1024, 0.05
 #: Maximum of requests kept until the kernel has confirmed them. It names its last 32.
@@ -128,6 +130,7 @@ class WireClient:
         self._undelivered: list[Output] = []
         self._outgoing: deque[tuple[memoryview, list[int]]] = deque()
         self._outgoing_bytes = 0
+        self._turn: list[bytes] | None = None  # frames for the kernel that leave at the end of this turn of the loop
         self._write_blocked = False  # the socket is full, and the loop watches it
         self._acked = last_frame
         self._unacknowledged_bytes = 0  # bytes received since the last acknowledgement
@@ -483,11 +486,31 @@ class WireClient:
         frame = HEADER.pack(len(payload), MESSAGE, 0) + payload
         if self._outgoing_bytes + len(frame) > MAX_OUTGOING:
             raise AtCapacity("The kernel does not take more requests. Wait for the running cell, or interrupt it.")
-        if channel != jupyter.TOOLS:  # the kernel's WELCOME says for which results it waits
-            self._requests[msg_id] = frame
-            if len(self._requests) > MAX_REQUESTS:
-                del self._requests[next(iter(self._requests))]
+        if channel == jupyter.TOOLS:  # the kernel's WELCOME says for which results it waits
+            self._send_in_turn(frame)
+            return
+        self._requests[msg_id] = frame
+        if len(self._requests) > MAX_REQUESTS:
+            del self._requests[next(iter(self._requests))]
         self._send(self._acknowledgement() + frame)
+
+    def _send_in_turn(self, frame: bytes) -> None:
+        """Send a frame immediately if it is the first one in this turn of the loop, else with the turn's other ones.
+
+        The results of calls that ended together wake the kernel once. A large frame gains nothing.
+        """
+        if self._turn is None:
+            self._turn = []
+            self._loop.call_soon(self._end_turn)
+        elif len(frame) <= MAX_JOINED and len(self._turn) < MAX_JOINED_FRAMES:
+            self._turn.append(frame)
+            return
+        self._send(self._acknowledgement() + frame)
+
+    def _end_turn(self) -> None:
+        frames, self._turn = self._turn, None
+        if frames:
+            self._send(self._acknowledgement() + b"".join(frames))
 
     async def control(
         self, op: str, fds: Sequence[int] = (), *, timeout: float = 10.0, **fields: Any

@@ -303,9 +303,9 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         self._send_queue.schedule(source, linger)
 
     def notify(self, method: str, params: dict[str, Any]) -> None:
-        """Send a notification at once, after all queued frames. Does nothing on a closed connection."""
+        """Send a notification in this turn of the loop. Does nothing on a closed connection."""
         if self.ws_connection is not None and not self.ws_connection.is_closing() and not self._send_queue.closed:
-            self._send_queue.send(jsonrpc.text_frame(jsonrpc.encode_notification(method, params)))
+            self._send_queue.send_first(jsonrpc.text_frame(jsonrpc.encode_notification(method, params)))
 
     def collect(self) -> None:
         """Queue the frames that the scheduled sources have now, before a frame that must follow them."""

@@ -189,6 +189,18 @@ async def test_what_is_put_in_one_turn_goes_in_one_write_and_in_order():
     assert stream.moved == 2
 
 
+async def test_the_first_frame_of_a_turn_leaves_at_once_and_the_others_together():
+    stream = Stream()
+    outlet = stream.outlet()
+    for _ in range(2):
+        stream.written.clear()
+        for frame in (b"a", b"b", b"c"):
+            outlet.send_first(frame)
+        assert stream.written == [b"a"]
+        await turns()
+        assert stream.written == [b"a", b"bc"]
+
+
 async def test_what_lingers_goes_with_the_next_or_by_itself():
     stream = Stream()
     outlet = stream.outlet()
