@@ -68,7 +68,8 @@ class Storm:
                 wait_for(lambda number=number: len(self.ran) >= number * share, deadline=300, what=f"{number} calls")
                 self._cause(fault, client)
             wait_for(lambda: session.cell(cell.id).reason, deadline=300, what="the end of the cell")
-            assert session.cell(cell.id).text == f"{self.calls} True {self.calls}\n"
+            ended = session.cell(cell.id)
+            assert ended.text == f"{self.calls} True {self.calls}\n", ended.error or ended.text[-2000:]
             self._check([*session.events(follow=False)])
             session.close()
 
