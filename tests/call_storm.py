@@ -53,7 +53,7 @@ class Storm:
         with Client(self.own.url, self.own.token, retry_seconds=300) as client:
             session = client.create_session(keep=True)
 
-            @session.tool(effects="read")
+            @session.tool(effects="read", timeout=600)
             async def work(n: int) -> int:
                 self.ran[n] += 1
                 return n + 1

@@ -52,6 +52,6 @@ def shop_settings(root: Path) -> Path:
     path = root / "config.toml"
     path.write_text(
         f"[tools.mcp.shop]\ncommand = [{sys.executable!r}, {str(root / 'shop.py')!r}]\n"
-        'env = {SHOP_KEY = "CANARY-88"}\ntrusted_hints = true\ndeny = ["delete_*"]\n'
+        'env = {SHOP_KEY = "CANARY-88"}\ntrusted_hints = true\ntimeout_seconds = 600\ndeny = ["delete_*"]\n'
     )
     return path
