@@ -17,6 +17,7 @@ import pytest
 from environments import INSTALL_SECONDS, clean_env, node_with, python_with
 from served import Served, serving
 
+from kernelsvc import Client
 from kernelsvc.guest.e2b import charts as e2b_charts
 
 CLIENTS = Path(__file__).parent / "clients"
@@ -51,6 +52,23 @@ def test_secrets(short_tmp: Path) -> None:
     }
     with serving(short_tmp / "secrets", env=env) as served:
         run(python_with(*PYTHON), CLIENTS / "e2b_secrets.py", served.url, served.token)
+
+
+def test_code_of_a_sandbox_calls_a_function_of_another_program(served: Served) -> None:
+    command = [python_with(*PYTHON), CLIENTS / "e2b_tools.py", served.url, served.token]
+    with (
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean_env()
+        ) as sandbox,
+        Client(served.url, served.token) as client,
+    ):
+        assert sandbox.stdin is not None
+        assert sandbox.stdout is not None
+        session = client.session(sandbox.stdout.readline().strip())
+        session.offer(lambda customer: {"customer": customer}, name="search_orders", effects="read",
+                      parameters={"type": "object", "properties": {"customer": {"type": "integer"}}})  # fmt: skip
+        said, errors = sandbox.communicate("\n", timeout=RUN_SECONDS)
+        assert (said, sandbox.returncode) == ("ok\n", 0), errors[-4000:]
 
 
 @pytest.mark.timeout(2 * INSTALL_SECONDS + 60)
