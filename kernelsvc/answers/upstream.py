@@ -25,6 +25,7 @@ from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model.answers.model_settings import ModelSettings
 from kernelsvc.model.answers.values import ModelFault
 from kernelsvc.protocol.openai.chat_stream import fault_of
+from kernelsvc.protocol.openai.responses_upstream import ResponsesChunks, to_responses_body
 from kernelsvc.protocol.openai.sse_decoder import MAX_EVENT, SseDecoder
 
 log = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ class _Body(HTTPMessageDelegate):
 
 
 class ChatUpstream:
-    """A model's server that speaks chat completions.
+    """A model's server that speaks chat completions, or the Responses API, whose events come as the same chunks.
 
     Args:
         settings: Its address and habits.
@@ -110,7 +111,9 @@ class ChatUpstream:
         parts = urlsplit(settings.url)
         self._host, self._tls = parts.hostname or "", parts.scheme == "https"
         self._port = parts.port or (443 if self._tls else 80)
-        self._host_header, self._path = parts.netloc, parts.path.rstrip("/") + "/chat/completions"
+        self._responses = settings.api == "responses"
+        path = "/responses" if self._responses else "/chat/completions"
+        self._host_header, self._path = parts.netloc, parts.path.rstrip("/") + path
         self._settings, self._key = settings, key
         self._with_usage = True
         #: Which reasoning goes back, if the server has refused the setting's.
@@ -151,8 +154,9 @@ class ChatUpstream:
         return refused
 
     async def _ask(self, body: dict[str, Any], *, whole: bool) -> AsyncGenerator[list[str], None]:
+        body = to_responses_body(body) if self._responses else body
         body = {**body, "stream": not whole, **self._settings.extra}
-        if self._with_usage and not whole:
+        if self._with_usage and not whole and not self._responses:
             body["stream_options"] = {"include_usage": True}
         stream = await self._connect()
         stream.set_nodelay(True)
@@ -175,8 +179,9 @@ class ChatUpstream:
             status, headers = await delegate.head
             if status != 200:
                 raise UpstreamError(await self._refusal(delegate, status, headers))
+            chunks = ResponsesChunks() if self._responses else None
             async for each in _decoded(delegate, headers):
-                yield each
+                yield each if chunks is None else [chunk for data in each for chunk in chunks.feed(data)]
         finally:
             # close(2) of the socket is what ends the generation. It must not wait for anything.
             stream.close()

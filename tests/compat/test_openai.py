@@ -91,7 +91,7 @@ def test_no_process_that_the_server_starts_has_the_key(served_with_model: Served
     assert not any(b"canary-key" in each.read_bytes() for each in files)
 
 
-@pytest.mark.parametrize(("kind", "passed"), [("open-responses", 13), ("anthropic", 8), ("openai-chat", 8)])
+@pytest.mark.parametrize(("kind", "passed"), [("open-responses", 13), ("anthropic", 8), ("openai-chat", 9)])
 def test_the_public_tests_of_the_formats(served_with_model: Served, kind: str, passed: int) -> None:
     """llm-comply has the tests of Open Responses, and their equivalents for the two other formats."""
     comply = python_with("llm-comply==0.5.0").with_name("llm-comply")

@@ -16,6 +16,7 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         model: the model's name there. Empty means the name in the request.
         key_env: environment variable with the key for that server.
         key_file: file with the key. Its last newline does not count.
+        api: the API of the model's server: chat completions (chat), or OpenAI's Responses (responses).
         tools: native sends the tool's definition. fence has a model without tool calls write a block of code.
         vision: whether the model reads pictures.
         reasoning: which earlier reasoning the model gets again: all (keep), this answer's (turn) or none (drop).
@@ -32,6 +33,7 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     model: str = ""
     key_env: Annotated[str, Meta(pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$(?!\n)")] = ""
     key_file: str = ""
+    api: Literal["chat", "responses"] = "chat"
     tools: Literal["native", "fence"] = "native"
     vision: bool = False
     reasoning: Literal["keep", "turn", "drop"] = "turn"

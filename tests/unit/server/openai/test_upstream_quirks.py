@@ -80,3 +80,15 @@ async def test_a_context_that_is_smaller_than_its_setting(make_lab: Any, truncat
         return
     assert (got["status"], got["metadata"]["x-kernelsvc-elided"]) == ("completed", "1")
     assert "is left out" in lab.model.requests[-1]["messages"][3]["content"]
+
+
+async def test_a_server_with_the_responses_api(make_lab: Any) -> None:
+    item = {"type": "function_call", "call_id": "a", "name": "python", "arguments": ARGUMENTS}
+    first = [{"type": f"response.output_item.{kind}", "output_index": 0, "item": item} for kind in ("added", "done")]
+    second = [{"type": "response.output_text.delta", "delta": "Done."}, {"type": "response.completed", "response": {}}]
+    lab = await make_lab([first, second], api="responses")
+    got = await lab.create("go", include=[OUTPUTS])
+    assert got["output"][0]["outputs"] == [{"type": "logs", "logs": "42\n"}]
+    assert got["output"][1]["content"][0]["text"] == "Done."
+    assert lab.model.requests[0]["input"][0]["content"] == "go"
+    assert [each["type"] for each in lab.model.requests[1]["input"]][1:] == ["function_call", "function_call_output"]
