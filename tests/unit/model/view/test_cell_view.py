@@ -373,3 +373,17 @@ def test_waiting_gives_only_what_is_new():
     last = view(folded(*events), after_line=second.next_line)
     assert last.text == "three\ndone\n[3]"
     assert view(folded(*events), after_line=last.next_line).text == "[3 nothing new]"
+
+
+def test_polls_of_a_printing_cell_cost_little_more_than_its_text():
+    events: list[Event] = []
+    polls: list[str] = []
+    after = 0
+    for poll in range(7):
+        events.append(out("".join(f"step {poll}.{k}: loss {k * 37 % 101} of {poll + k}\n" for k in range(12))))
+        seen = view(folded(*events, reason=None), after_line=after)
+        polls.append(seen.text)
+        after = seen.next_line
+    whole = "".join(event.text for event in events if isinstance(event, ev.Stream))
+    assert sum(map(estimate, polls)) <= 1.2 * estimate(whole)
+    assert all(line in "".join(polls) for line in whole.splitlines())
