@@ -185,10 +185,8 @@ def shares(kinds: Sequence[str], costs: list[float], room: float) -> list[float]
 
 
 def _items(block: Block) -> list[Item]:
-    items = [
-        Item(line, number, number, continues)
-        for number, (line, continues) in enumerate(zip(block.lines, block.continued, strict=True), block.first)
-    ]
+    numbers = range(block.first, block.first + len(block.lines))
+    items = list(map(Item, block.lines, numbers, numbers, block.continued))
     if block.kind != "stream":
         return items
     if len(items) <= 2 * FOLDED_LINES:

@@ -176,10 +176,13 @@ def _picture_line(number: int, data: dict[str, Any]) -> str:
 def _add(blocks: list[Block], kind: Kind, text: str) -> None:
     if not text:
         return
-    lines, continued = [], []
-    for line in text.removesuffix("\n").split("\n"):
-        for start in range(0, max(1, len(line)), LINE):
-            lines.append(line[start : start + LINE])
-            continued.append(start > 0)
+    lines = text.removesuffix("\n").split("\n")
+    continued = [False] * len(lines)
+    if max(map(len, lines)) > LINE:  # few outputs have such a line, and this loop is slow for many lines
+        whole, lines, continued = lines, [], []
+        for line in whole:
+            for start in range(0, max(1, len(line)), LINE):
+                lines.append(line[start : start + LINE])
+                continued.append(start > 0)
     first = blocks[-1].last + 1 if blocks else 1
     blocks.append(Block(kind, first, lines, continued))
