@@ -1,6 +1,7 @@
 """The answers to the cells in ``benchmarks.corpus``: tokens, facts, pictures, paths of the server, times.
 
-    python -m benchmarks.model_corpus [--python ENVIRONMENT/bin/python] [--stock] [--cells] [GROUP ...]
+    python -m benchmarks.model_corpus [--python ENVIRONMENT/bin/python] [--stock] [--peers PACKAGES] [--cells]
+                                      [GROUP ...]
 
 The environment needs ipykernel, numpy, pandas, matplotlib, scipy, scikit-learn, seaborn, plotly, nbformat, jinja2,
 altair, polars, sympy, statsmodels, ipywidgets, tqdm, rich, requests and Pillow. Cells whose packages are missing are
@@ -22,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import stock_kernel
 from benchmarks.corpus import GROUPS, LEAK, CorpusCell, group
 from benchmarks.processes import Server, free_port
 from kernelsvc import Client
@@ -139,6 +141,7 @@ def main() -> int:
     parser.add_argument("groups", nargs="*", default=GROUPS, help="groups of cells. Default: all")
     parser.add_argument("--python", default=sys.executable, help="interpreter of the sessions' environment")
     parser.add_argument("--stock", action="store_true", help="run the cells in a plain ipykernel too")
+    parser.add_argument("--peers", type=Path, help="packages whose texts are compared: see benchmarks.stock_kernel")
     parser.add_argument("--cells", action="store_true", help="print a row for each cell")
     args = parser.parse_args()
     name, count = token_counter()
@@ -152,8 +155,11 @@ def main() -> int:
                 some = list(answers(tools, cells))
             found += some
             _print(each, some, count, each_cell=args.cells)
-        if args.stock:
-            _print("all in a plain ipykernel", _stock(args.python, Path(directory), args.groups, missing), count)
+        if args.stock or args.peers:
+            for peer, some in _peers(args.python, Path(directory), args.groups, missing, args.peers).items():
+                _print(peer, some, count)
+                part = totals(some, count)
+                print(f"{'':34}p90 {part.p90}, largest {part.largest}, paths in {len(part.leaks)} answers")
     result = totals(found, count)
     _print("all", found, count)
     print(f"p90 {result.p90}, largest {result.largest}, pictures {result.pictures} of {result.all_pictures}")
@@ -193,13 +199,18 @@ def _server(directory: Path, python: str) -> Iterator[str]:
         asyncio.run(server.stop())
 
 
-def _stock(python: str, directory: Path, groups: Iterable[str], missing: set[str]) -> list[CellAnswer]:
-    from benchmarks import stock_kernel
-
-    found: list[CellAnswer] = []
+def _peers(
+    python: str, directory: Path, groups: Iterable[str], missing: set[str], packages: Path | None
+) -> dict[str, list[CellAnswer]]:
+    """Run the cells in a plain ipykernel. Return the answers that each project makes of the same outputs."""
+    readers = stock_kernel.readers(packages)
+    found: dict[str, list[CellAnswer]] = {name: [] for name in readers}
     for each in groups:
         cells = [cell for cell in group(each) if not missing.intersection(cell.needs)]
-        found += stock_kernel.answers(python, directory / each, cells)
+        for cell, outputs, took in stock_kernel.outputs(python, directory / each, cells):
+            for name, read in readers.items():
+                text, pictures = read(outputs)
+                found[name].append(CellAnswer(cell, text, pictures, cell.missing(text, pictures), took))
     return found
 
 
