@@ -539,7 +539,7 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         if self.foreign:
             self._exit_user_fork(reply)
         if self.tool_calls.unused and (warning := self.tool_calls.end_of_cell()):
-            sys.stderr.write(warning)
+            self.streams.err.write(warning)
         if wire is not None:
             wire.cork()
         if gate.cancelled and reply.get("ename") == "CancelledError":
@@ -663,8 +663,9 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         Raises:
             EOFError: There is no more input, or the client answers no requests.
         """
-        if sys.stdin is not None and sys.stdin is not sys.__stdin__:
-            return cell_input.read_line(sys.stdin, prompt)
+        stdin = getattr(sys, "stdin", None)  # User code may have deleted it.
+        if stdin is not None and stdin is not sys.__stdin__:
+            return cell_input.read_line(stdin, prompt)
         if not self._allow_stdin:
             raise cell_input.NoInputRequests(cell_input.NOTE)
         answer: str = super().raw_input(prompt)

@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import faulthandler
 import importlib
+import linecache
 import platform
 import sys
 import traceback
@@ -118,6 +119,8 @@ def prepare(preload: Sequence[str]) -> PreparedKernel:
     names = [_read(f"/proc/self/task/{task}/comm") for task in os.listdir("/proc/self/task")]
     if len(names) != 1:
         raise RuntimeError(f"A template must have one thread, not {names}. Remove a module from {list(preload)}.")
+    # Python 3.13 keeps the code of "python -c" here. It would be shown as the source of all that exec and eval run.
+    linecache.cache.pop("<string>", None)
     # Garbage of the warm-up must not be frozen with the rest.
     gc.collect()
     prepared = PreparedKernel(kernel)

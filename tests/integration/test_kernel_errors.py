@@ -43,6 +43,13 @@ async def test_an_exception_group_has_its_own_traceback(k: Client, code: str, op
     assert model.startswith("Traceback (most recent call last):\n  Cell [")
 
 
+@pytest.mark.parametrize("code", ["exec('1 / 0')", "eval('1 +')"])
+async def test_code_without_a_file_has_no_source_of_ours(k: Client, code: str) -> None:
+    for text in await fail(k, code):
+        assert "Error" in text
+        assert "sys.argv" not in text
+
+
 async def test_a_recursion_is_folded_in_both_forms(k: Client) -> None:
     traceback, model = await fail(k, "def f(n):\n    return f(n + 1) + 1\nf(0)")
     assert "RecursionError" in traceback

@@ -42,8 +42,9 @@ async def test_output_belongs_to_the_running_cell_whatever_stands_in_sys(k: Clie
     assert (await k.run("6 * 7")).result == "42"
 
 
-async def test_no_output_is_for_one_cell(k: Client) -> None:
-    answer = await k.run("import sys; sys.stdout = None; print('nowhere'); 1 / 0")
+@pytest.mark.parametrize("taken", ["sys.stdout = None; print('nowhere')", "del sys.stdout, sys.stderr, sys.stdin"])
+async def test_no_output_is_for_one_cell(k: Client, taken: str) -> None:
+    answer = await k.run(f"import sys; {taken}; 1 / 0")
     assert (answer.stdout, answer.error) == ("", "ZeroDivisionError")
     answer = await k.run("print('here'); 42")
     assert (answer.stdout, answer.result) == ("here\n", "42")

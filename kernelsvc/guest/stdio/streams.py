@@ -238,6 +238,11 @@ class OutputStream(io.TextIOBase):
         """Do nothing, for programs that reconfigure a text stream."""
 
 
+def _in_sys() -> tuple[Any, Any]:
+    """Return what stands in ``sys`` as the two streams. User code may have deleted it (``del sys.stdout``)."""
+    return getattr(sys, "stdout", None), getattr(sys, "stderr", None)
+
+
 class StandardStreams:
     """The two streams of a session, and what user code puts in their place.
 
@@ -265,7 +270,8 @@ class StandardStreams:
     def flush(self) -> None:
         """Flush everything that stands in ``sys`` or stood there at the start. Ignore its errors."""
         self.flush_lines()
-        for stream in (sys.stdout, sys.stderr, *self._replaced):
+        out, err = _in_sys()
+        for stream in (out, err, *self._replaced):
             if not (stream is self.out or stream is self.err or stream is None):
                 try:  # Not ``contextlib.suppress``, which costs more than the flush. This runs for every cell.
                     stream.flush()
@@ -281,13 +287,13 @@ class StandardStreams:
     def in_place(self) -> contextlib.AbstractContextManager[None]:
         """Flush, and put them into ``sys`` for a moment: not everything that user code puts there can be flushed."""
         self.flush_lines()
-        ours = sys.stdout is self.out and sys.stderr is self.err
-        return _IN_PLACE if ours else self._put_in_place()
+        out, err = _in_sys()
+        return _IN_PLACE if out is self.out and err is self.err else self._put_in_place()
 
     @contextlib.contextmanager
     def _put_in_place(self) -> Iterator[None]:
         self.flush()
-        replaced = sys.stdout, sys.stderr
+        replaced = _in_sys()
         sys.stdout, sys.stderr = self.out, self.err
         try:
             yield
@@ -295,13 +301,14 @@ class StandardStreams:
             sys.stdout, sys.stderr = replaced
 
     def end_cell(self) -> None:
-        """Send everything that the cell has written. ``sys.stdout = None`` (no output) ends with its cell."""
+        """Send everything that the cell has written. ``sys.stdout`` that is None or deleted ends with its cell."""
         self.flush()
         self.out.settle()
         self.err.settle()
-        if sys.stdout is None:
+        out, err = _in_sys()
+        if out is None:
             sys.stdout = self.out
-        if sys.stderr is None:
+        if err is None:
             sys.stderr = self.err
 
     def after_fork(self) -> None:
