@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import yaml
 
-from kernelsvc.settings import Settings
+from kernelsvc.settings import TABLE, Settings, load
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -51,3 +51,24 @@ def test_the_page_has_the_options_of_the_compose_file() -> None:
     for option in service["security_opt"]:
         assert f"--security-opt {option}" in PAGE
     assert all(f"--cap-drop {name}" in PAGE for name in service["cap_drop"])
+
+
+def test_pods_of_kubernetes_use_settings_that_exist_and_the_user_of_the_image() -> None:
+    known = {row.env for row in TABLE} | {"KERNELSVC_CONFIG"}
+    kinds = ["StatefulSet", "Deployment"]
+    found = [
+        each
+        for path in (DEPLOY / "kubernetes" / "base").glob("*.yaml")
+        for each in yaml.safe_load_all(path.read_text())
+    ]
+    pods = [each["spec"]["template"]["spec"] for each in found if each["kind"] in kinds]
+    assert len(pods) == len(kinds)
+    for pod in pods:
+        assert f"--uid {pod['securityContext']['runAsUser']} " in (DEPLOY / "Containerfile").read_text()
+        containers = [*pod.get("initContainers", ()), *pod["containers"]]
+        assert {each["name"] for container in containers for each in container["env"]} <= known
+        volumes = {each["name"] for each in pod["volumes"]} | {"data"}
+        assert {each["name"] for container in containers for each in container["volumeMounts"]} <= volumes
+    settings = load(file=DEPLOY / "kubernetes" / "overlay" / "kernelsvc.toml")
+    assert settings.max_total_memory_bytes == int(0.8 * 8 * 2**30)
+    assert settings.tokens[0].name == "alice"
