@@ -25,6 +25,9 @@ Scope = Literal["run", "read", "approve", "provide", "delegate", "audit", "opera
 DEFAULT_SCOPES: frozenset[Scope] = frozenset({"run", "read", "approve"})
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$(?!\n)")]
 Label = Annotated[str, msgspec.Meta(max_length=256)]
+#: Most labels of one session. Each list of sessions has them.
+MAX_LABELS = 100
+Labels = Annotated[dict[Label, Label], msgspec.Meta(max_length=MAX_LABELS)]
 #: Most expressions of one cell. Jupyter's clients use a handful.
 MAX_EXPRESSIONS = 64
 Expressions = Annotated[
@@ -100,9 +103,12 @@ class SessionRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     template: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] | None = None
     name: Annotated[str, msgspec.Meta(max_length=256)] | None = None
-    labels: dict[Label, Label] = {}
+    labels: Labels = {}
     limits: LimitsRequest = LimitsRequest()
-    env: dict[Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$(?!\n)")], str] = {}
+    env: Annotated[
+        dict[Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$(?!\n)")], str],
+        msgspec.Meta(max_length=1000),
+    ] = {}
     idempotency_key: Annotated[str, msgspec.Meta(max_length=256)] | None = None
     sidecar_of: (
         Annotated[str, msgspec.Meta(max_length=128, description="A session whose directory it shares.")] | None

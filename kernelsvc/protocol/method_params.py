@@ -14,7 +14,7 @@ from kernelsvc.model.objects import (
     CellOutline,
     CellRequest,
     Id,
-    Label,
+    Labels,
     PtySize,
     SessionInfo,
     SessionRequest,
@@ -227,7 +227,7 @@ class BranchParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
 
     at: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
     count: Annotated[int, Meta(ge=1, le=MAX_BRANCHES)] = 1
-    labels: dict[Label, Label] | None = None
+    labels: Labels | None = None
     limits: LimitsRequest | None = None
     force: bool = False
     isolate: Annotated[

@@ -20,7 +20,7 @@ from kernelsvc.model import events as ev
 from kernelsvc.model.cluster.ids import node_of
 from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.limits import Limits, LimitsRequest
-from kernelsvc.model.objects import Checkpoint, Principal
+from kernelsvc.model.objects import MAX_LABELS, Checkpoint, Principal
 from kernelsvc.model.tool_calls.offers import ToolFilter, narrowed
 from kernelsvc.sandbox import branch_dirs
 from kernelsvc.sandbox.disk_use import measure_directory
@@ -202,13 +202,16 @@ def branch_spec(
         BadRequest, LimitTooHigh: the limits are wrong, or above its parent's.
     """
     about = parent.spec
+    all_labels = {**about.labels, **(labels or {})}
+    if len(all_labels) > MAX_LABELS:
+        raise BadRequest(f"With its parent's, the branch has {len(all_labels)} labels, and {MAX_LABELS} is the limit.")
     return msgspec.structs.replace(
         about,
         id=new_session_id(node_of(about.id) or ""),
         kernel=new_kernel_id(),
         spare=new_kernel_id(),
         created_at=timestamp(now),
-        labels={**about.labels, **(labels or {})},
+        labels=all_labels,
         limits=about.limits if limits is None else _lowered(about.limits, limits),
         parent={"session": parent.id, "seq": position(parent, parent.find_checkpoint(at) if at else None)},
         idempotency_key=None,

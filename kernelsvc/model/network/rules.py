@@ -22,6 +22,8 @@ from kernelsvc.model.network.secrets import check_injected, references
 
 #: Most rules of one session, and most ports that its rules name together. Each port has a listener in the session.
 MAX_RULES, MAX_PORTS = 256, 16
+#: Most bytes of one session's rules as JSON. Each list of sessions has them.
+MAX_BYTES = 64 * 1024
 
 PositiveInt = Annotated[int, msgspec.Meta(gt=0)]
 
@@ -108,6 +110,10 @@ class NetworkRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         """
         if len(self.allow) > MAX_RULES or len(self.deny) > MAX_RULES:
             raise ValueError(f"network has more than {MAX_RULES} rules. Write fewer, with wildcards")
+        if (size := len(msgspec.json.encode(self))) > MAX_BYTES:
+            raise ValueError(
+                f"network has {size} bytes, and {MAX_BYTES} is the limit. Write fewer rules, with wildcards"
+            )
         private = [_parse_private(text) for text in self.private]
         for rule in self.parsed():
             _check_reachable(rule, private)

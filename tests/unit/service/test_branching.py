@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 from waiting import wait_until
 
-from kernelsvc.errors import AtCapacity, TooLarge
+from kernelsvc import AsyncClient
+from kernelsvc.errors import AtCapacity, BadRequest, TooLarge
 from kernelsvc.model import events as ev
 from kernelsvc.model.limits import Limits
+from kernelsvc.model.objects import MAX_LABELS
 from kernelsvc.service import branching
 from kernelsvc.session import SessionSpec
+from kernelsvc.testing import InProcessServer
 
 MIB = 1 << 20
 
@@ -68,3 +71,14 @@ async def test_how_far_copying_is_is_told(files: Path, monkeypatch: pytest.Monke
     assert isinstance(first, ev.Branching)
     assert (first.sessions, first.total_bytes) == (["user", "other"], 99)
     assert first.copied_bytes >= 3 * MIB
+
+
+async def test_the_number_of_labels_is_bounded_also_along_branches() -> None:
+    many = {f"k{number}": "v" for number in range(MAX_LABELS)}
+    async with InProcessServer() as server, AsyncClient(server.url, server.token) as client:
+        with pytest.raises(BadRequest, match="<= 100"):
+            await client.create_session(labels=many | {"one": "more"})
+        session = await client.create_session(labels=many)
+        with pytest.raises(BadRequest, match="101 labels"):
+            await session.branch(labels={"one": "more"})
+        assert len((await session.branch(labels={"k0": "w"}))[0].details.labels) == MAX_LABELS

@@ -82,6 +82,8 @@ def test_the_number_of_rules_and_ports_is_bounded():
         rules(*(f"a{n}.test" for n in range(MAX_RULES + 1)))
     with pytest.raises(msgspec.ValidationError, match="ports"):
         rules(*(f"a.test:{1000 + n}" for n in range(MAX_PORTS + 1)))
+    with pytest.raises(msgspec.ValidationError, match="bytes"):
+        rules({"host": "a.test", "inject": {f"x-{n}": "a" * 1000 for n in range(100)}})
 
 
 READ_ONLY = {"host": "api.test", "methods": ["GET", "HEAD"], "paths": ["/v1/*", "/status"]}
