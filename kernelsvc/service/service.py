@@ -375,7 +375,7 @@ class Service:
         """Return the templates of sessions."""
         made = self._environments.read_all()
         return [
-            {**one, "packages": made[one["name"]].packages, "wanted": made[one["name"]].wanted}
+            {**one, "packages": made[one["name"]].packages, "wanted": made[one["name"]].shown}
             if one["name"] in made
             else one
             for one in self._launchers.templates()

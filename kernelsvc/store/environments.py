@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from kernelsvc.errors import Conflict
 from kernelsvc.linux.atomic_file import replace_bytes
 
 _RECORD, _VENV = "environment.json", "venv"
+_USERINFO = re.compile(r"(?<=://)[^/\s]*@")
 
 
 class EnvironmentRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +53,11 @@ class EnvironmentRecord(msgspec.Struct, frozen=True, kw_only=True):
     files: list[str] = []
     base: str = ""
     owner: str = ""
+
+    @property
+    def shown(self) -> list[str]:
+        """The requirements as callers see them: addresses have no credentials (RFC 3986, section 3.2.1)."""
+        return [_USERINFO.sub("", each) for each in self.wanted]
 
 
 class EnvironmentStore:
