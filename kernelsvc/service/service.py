@@ -75,7 +75,7 @@ from kernelsvc.service.egress.network_updates import NetworkUpdates
 from kernelsvc.service.environment import SessionEnvironment
 from kernelsvc.service.file_access.files import SessionFiles
 from kernelsvc.service.file_access.workspaces import Workspaces
-from kernelsvc.service.host_settings import fork_server_settings, host_settings
+from kernelsvc.service.host_settings import follow_environments, host_settings
 from kernelsvc.service.journal_stream import JournalStream
 from kernelsvc.service.leases import Leases
 from kernelsvc.service.loading.adoption import Adoption
@@ -115,8 +115,6 @@ VALUE_SECONDS = 120.0
 VIEWS = 2
 #: Cells of an outline that are read before others are served: each can take 5 ms in a large log.
 OUTLINE_STEP = 10
-#: Seconds between two looks for new environments.
-ENVIRONMENT_SECONDS = 1.0
 #: Sessions that save their variables at the same time.
 HIBERNATING = 8
 
@@ -244,7 +242,7 @@ class Service:
         update_principal_names(self._store, self._index, self._present_name)
         await self._adoption.run(self._store.scan())
         self._tasks.start(self.usage.run())
-        self._tasks.start(self._follow_environments())
+        self._tasks.start(follow_environments(self.settings, self._environments, self._launchers.set_templates))
         self._tasks.start(follow_clock(self.settings))
         self._tasks.start(self._principals.run())
         self._tasks.start(self._principals.follow_issuer())
@@ -383,21 +381,7 @@ class Service:
 
     def environment_owner(self, name: str) -> str | None:
         """Return the principal for whom an environment was made, "" for the operator. None if there is none."""
-        found = self._environments.read_all().get(name)
-        return found.owner if found is not None else None
-
-    async def _follow_environments(self) -> None:
-        """Use environments that ``kernelsvc env`` makes and removes while the server runs, until cancelled."""
-        known = self._environments.marks()
-        while True:
-            await asyncio.sleep(ENVIRONMENT_SECONDS)
-            try:
-                if (marks := self._environments.marks()) == known:
-                    continue
-                known = marks
-                await self._launchers.set_templates(fork_server_settings(self.settings))
-            except (OSError, KernelsvcError) as error:
-                log.warning("the environments of the data directory can't be used now: %s", error)
+        return self._environments.owner(name)
 
     async def ensure_loaded(self, named: str) -> None:
         """Load the sessions that a request names. Wait ``start_seconds`` at most. Safe to cancel."""

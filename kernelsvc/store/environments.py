@@ -95,6 +95,11 @@ class EnvironmentStore:
                 shutil.rmtree(path, ignore_errors=True)
         return [path for path in old if path.exists()]
 
+    def owner(self, name: str) -> str | None:
+        """Return the principal for whom an environment was made, "" for the operator. None if there is none."""
+        found = self.read_all().get(name)
+        return found.owner if found is not None else None
+
     def read_all(self) -> dict[str, EnvironmentRecord]:
         """Return all environments by name, without those whose record can't be read.
 
