@@ -1,8 +1,9 @@
 """The cost of a trivial cell with the export of spans on and off, in turns in one run.
 
-    python -m benchmarks.spans [--rounds N] [--cells N]
+    python -m benchmarks.spans [--rounds N] [--cells N] [--receiver good|slow|lying|down]
 
-Two servers run at the same time, one of which exports spans to a receiver in this process. Blocks of cells alternate
+Two servers run at the same time, one of which exports spans to a receiver in this process. A slow one never answers, a
+lying one answers with a page, and where one is down, nothing listens. Blocks of cells alternate
 between them. The figure is the CPU time of the server's process (schedstat, in nanoseconds) for each cell, because wall
 times differ by more than a per cent on any machine that does something else. The exporter's own CPU time is separate.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import statistics
 import subprocess
 import sys
@@ -28,22 +30,34 @@ TOKEN = "benchmark-token"
 
 class _Sink(BaseHTTPRequestHandler):
     requests = 0
+    answer: bytes | None = b""
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
         type(self).requests += 1
+        if self.answer is None:
+            self.rfile.read(1)  # until the exporter gives up
+            return
         self.send_response(200)
-        self.send_header("Content-Length", "0")
+        self.send_header("Content-Length", str(len(self.answer)))
+        self.send_header("Content-Type", "text/html" if self.answer else "application/x-protobuf")
         self.end_headers()
+        self.wfile.write(self.answer)
 
     def log_message(self, *_: object) -> None:
         pass
 
 
 @contextlib.contextmanager
-def receiver() -> Iterator[str]:
-    """A receiver that takes everything."""
+def receiver(kind: str) -> Iterator[str]:
+    """A receiver that takes everything, or one that fails."""
+    _Sink.answer = {"good": b"", "lying": b"<html>", "slow": None, "down": b""}[kind]
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Sink)
+    if kind == "down":
+        server.server_close()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        return
+    server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -86,11 +100,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20, help="blocks of each server")
     parser.add_argument("--cells", type=int, default=300, help="cells of a block")
+    parser.add_argument("--receiver", choices=["good", "slow", "lying", "down"], default="good")
     chosen = parser.parse_args()
     found: dict[str, list[float]] = {"off": [], "on": []}
     with contextlib.ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="k")))
-        url = stack.enter_context(receiver())
+        url = stack.enter_context(receiver(chosen.receiver))
         started = {
             "off": stack.enter_context(server(root / "off")),
             "on": stack.enter_context(server(root / "on", "--telemetry-endpoint", url)),
@@ -111,12 +126,13 @@ def main() -> int:
                 for _ in range(chosen.cells):
                     sessions[name].run("1+1")
                 found[name].append((cpu_seconds(started[name][1]) - before) / chosen.cells * 1e6)
+        memory = int(Path(f"/proc/{exporter}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
         spent = (cpu_seconds(exporter) - began) / chosen.cells / chosen.rounds * 1e6
     off, on = statistics.median(found["off"]), statistics.median(found["on"])
     print(f"{chosen.rounds} blocks of {chosen.cells} cells each, CPU of the server for a trivial cell, medians")
     print(f"spans off  {off:7.1f} us")
     print(f"spans on   {on:7.1f} us  ({(on / off - 1) * 100:+.1f} %)")
-    print(f"exporter   {spent:7.1f} us for a cell, in its own process ({_Sink.requests} requests)")
+    print(f"exporter   {spent:7.1f} us for a cell, in its own process, {memory} MiB ({_Sink.requests} requests)")
     return 0
 
 
