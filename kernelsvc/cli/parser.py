@@ -139,11 +139,13 @@ def _server_commands(commands: _Commands) -> None:
     drain = commands.add(
         "drain",
         "cluster.nodes:drain",
-        "have a node of a cluster save its sessions and stop",
-        "Ask a node to create no more sessions, to wait for its cells, to save its sessions and to stop. Nothing is\n"
-        "lost: the sessions go on when a server runs on its data directory again.",
+        "have a server wait for its cells and stop",
+        "Have the server of a data directory of this machine create no more sessions, wait for its running cells\n"
+        "(drain_seconds at most) and stop as SIGTERM does (on_stop). The command ends with the server. Run it as the\n"
+        "server's user. With NODE, a front asks that node, which also saves its sessions.",
     )
-    drain.add_argument("node", help="its name, from 'kernelsvc nodes'")
+    drain.add_argument("node", metavar="NODE", nargs="?", help="a node of a cluster, from 'kernelsvc nodes'")
+    _data_options(drain)
     drain.add_argument("--move", action="store_true", help="move its sessions to the other nodes, for good")
     _server_options(drain)
     host = commands.add(

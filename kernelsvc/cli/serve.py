@@ -119,7 +119,7 @@ def _data_dir_lock(settings: conf.Settings, name: str = "server.lock") -> Iterat
     """
     path = settings.data_path() / name
     try:
-        lock = path.open("w")
+        lock = path.open("a")
     except OSError as error:
         raise BadRequest(
             f"Can't write to the data directory {settings.data_path()} ({error.strerror}). "
@@ -133,6 +133,9 @@ def _data_dir_lock(settings: conf.Settings, name: str = "server.lock") -> Iterat
             raise Conflict(
                 f"Another server uses {settings.data_path()}. Stop it, or give another --data-dir.",
             ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))  # for 'kernelsvc drain'
+        lock.flush()
         yield
 
 

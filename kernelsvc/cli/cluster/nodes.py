@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 from typing import Any
 from urllib.parse import quote
 
 import msgspec
 
+from kernelsvc.cli.companions.companion_process import holder
 from kernelsvc.cli.terminal import Terminal
 from kernelsvc.client.address import find
 from kernelsvc.client.http import Rest
-from kernelsvc.errors import BadRequest, NotFound
+from kernelsvc.errors import BadRequest, Forbidden, NotFound
+from kernelsvc.linux.readable import wait_readable
+from kernelsvc.settings import load
 
+#: Locks of a data directory. A process that holds one has written its id into it.
+LOCKS = ("workers.lock", "server.lock")
 _MIB = 1024 * 1024
 
 
@@ -33,13 +40,44 @@ async def nodes(args: argparse.Namespace, terminal: Terminal) -> int:
 
 
 async def drain(args: argparse.Namespace, terminal: Terminal) -> int:
-    """Ask a node to drain."""
+    """Ask a node to drain, or drain the server of this machine."""
+    if args.node is None:
+        if args.move:
+            raise BadRequest("Only a node of a cluster moves its sessions. Name it: kernelsvc drain --move NODE.")
+        return await _drain_own(args, terminal)
     query = "?move=true" if args.move else ""
     await _ask(_rest(args), "POST", f"/v1/nodes/{quote(args.node, safe='')}/drain{query}")
     terminal.message(
         f"{args.node} creates no more sessions, waits for its cells, saves its sessions and stops. "
         + ("It gives them to the other nodes." if args.move else "Its sessions go on when its server runs again.")
     )
+    return 0
+
+
+async def _drain_own(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Signal the server of a data directory, and wait for its end. Safe to cancel: the server drains all the same.
+
+    Raises:
+        NotFound: no server uses the directory.
+        Forbidden: it is another user's.
+    """
+    settings = load({"data_dir": args.data_dir, "config": args.config}, os.environ)
+    data = settings.data_path()
+    try:
+        # The parent of several workers has a lock of its own, and passes signals on.
+        pid = next((found for name in LOCKS if (data / name).exists() and (found := holder(data / name))), None)
+        if pid is None:
+            raise NotFound(f"No server uses {data}. Name its directory: kernelsvc drain --data-dir DIR.")
+        process = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(process, signal.SIGUSR1)
+            terminal.message(f"draining: waits for running cells, {settings.drain_seconds:.0f} s at the latest")
+            await wait_readable(process)  # pidfd_open(2): when the process has ended
+        finally:
+            os.close(process)
+    except PermissionError:
+        raise Forbidden(f"The server of {data} is another user's. Run this command as that user.") from None
+    terminal.message(f"the server of {data} has ended")
     return 0
 
 
