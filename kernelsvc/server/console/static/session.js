@@ -116,6 +116,7 @@ export function sessionScreen(main, id, rest, banner) {
   }
 
   async function begin() {
+    show(heading, h("h1", {}, id), h("span", { class: "note" }, "Loading …"));
     show(main, h("div", { class: "session" }, heading, nav, body));
     try {
       await shared.refresh();

@@ -2,7 +2,7 @@
 // in a Fenwick tree, so that the position of item n and the item at a position cost log(n).
 
 /** Pixels above and below the window in which items are kept. */
-const OVERSCAN = 600;
+const OVERSCAN = 300;
 
 class Heights {
   /** @param {number} count @param {number} estimate pixels of an item that was never shown */
