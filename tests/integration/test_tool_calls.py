@@ -232,6 +232,10 @@ def test_time_outs_limits_and_large_results(client: Client) -> None:
         async def forever() -> None:
             await asyncio.sleep(60)
 
+        @session.tool
+        async def held() -> None:
+            await asyncio.sleep(60)
+
         @session.tool(max_calls_per_cell=2)
         def few() -> int:
             return 1
@@ -242,6 +246,7 @@ def test_time_outs_limits_and_large_results(client: Client) -> None:
 
         for code, error, status in (
             ("tools.forever()", "TimeoutError", "timeout"),
+            ("await __import__('asyncio').wait_for(tools.held(), 0.05)", "TimeoutError", "cancelled"),
             ("[tools.few() for _ in range(3)]", "tools.ToolLimit", "limit"),
             ("tools.huge()", "tools.ToolTooLarge", "too_large"),
         ):
