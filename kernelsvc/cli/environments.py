@@ -48,9 +48,6 @@ def tasks():
 began, threads, before = time.perf_counter(), {}, tasks()
 for name in sys.argv[1:]:
     importlib.import_module(name)
-    if len(tasks()) > len(before):
-        os.fork() or os._exit(0)
-        os.wait()
     if len(now := tasks()) > len(before):
         threads[name] = sorted({now[each] for each in now.keys() - before.keys()})
         before = now
