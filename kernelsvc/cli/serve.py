@@ -285,9 +285,9 @@ class _ServerRun:
         movable = service.moves().movable() if self.targets else []
         await service.stop(end_sessions=self.on_stop == "end")
         if self.targets:
-            moving = importlib.import_module("kernelsvc.server.moving")
+            giving = importlib.import_module("kernelsvc.cli.cluster.giving")
             data = self.settings.data_path()
-            for line in await moving.move_out(data, service.signing_key, self.cluster_key, self.targets, movable):
+            for line in await giving.move_out(data, service.signing_key, self.cluster_key, self.targets, movable):
                 self.terminal.message(line)
         if self.exporter is not None:  # Last, so that it has the last entries.
             await self.exporter.stop()

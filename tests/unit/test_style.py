@@ -236,6 +236,7 @@ TESTED_THROUGH = {
     "kernelsvc.server.e2b.unsupported": "tests/integration/test_e2b.py",
     "kernelsvc.service.isolated_branch": "tests/integration/test_branches.py",
     "kernelsvc.session.session_info": "tests/unit/session/test_session.py",
+    "kernelsvc.server.moving": "tests/cluster/test_nodes.py",
     "kernelsvc.session.runtime": "tests/unit/session/test_session.py",
     "kernelsvc.session.ports": "tests/unit/session/test_session.py",
     "kernelsvc.session.journal_writer": "tests/unit/session/test_session.py",

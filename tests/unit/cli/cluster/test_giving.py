@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from kernelsvc.cli.cluster.giving import give, order_of
 from kernelsvc.errors import BadRequest, Conflict
 from kernelsvc.model import events as ev
-from kernelsvc.server.moving import PUBLIC_KEY, give, order_of
+from kernelsvc.server.moving import PUBLIC_KEY
 from kernelsvc.store.backups.restore import unpack_sessions
 from kernelsvc.store.heads import HeadFile
 from kernelsvc.store.keys import SigningKey
