@@ -39,6 +39,8 @@ BODY_PAUSE_SECONDS = 60.0
 ANSWER_SECONDS = 60.0
 #: Age in seconds below which a connection is not closed for its address's limit: its request may still be on the way.
 GRACE_SECONDS = 1.0
+#: Most bytes of requests and WebSocket messages in memory, of all connections together.
+MAX_HELD = 256 * 1024 * 1024
 #: Share of the process's descriptors for connections. The rest is for sessions, journals and kernels.
 DESCRIPTOR_SHARE = 0.5
 
@@ -61,10 +63,12 @@ class LimitedConnection:
         token_sha256: Hash of the token from which the last request with any has its rights.
         phase: The input or output that it waits for.
         since: Start of the phase, on the event loop's clock.
+        held: Bytes of its request's body, or of its incomplete WebSocket message, in memory.
     """
 
     def __init__(self, owner: ConnectionLimiter, peer: str) -> None:
         self._owner = owner
+        self.held = 0
         self.peer = peer
         self.principal: str | None = None
         self.token_sha256: str | None = None
@@ -88,6 +92,7 @@ class LimitedConnection:
         Args:
             buffered: Whether a part of it was read already, together with the request before.
         """
+        self.hold(0)
         if self.phase is not Phase.HEAD:
             self.phase, self.since = Phase.HEAD, self._owner.now()
             self._head_since = self.since if buffered else None
@@ -111,6 +116,11 @@ class LimitedConnection:
             self._head_since = self._owner.now()
         elif self.phase is Phase.BODY:
             self._credit = min(self._body_pause(), self._credit + size / MIN_BODY_RATE)
+
+    def hold(self, size: int) -> None:
+        """Note that ``size`` bytes of a request or message are in memory. This may close a connection, also this."""
+        if size != self.held:
+            self._owner.hold(self, size)
 
     def claim(self, principal: str, token_sha256: str) -> None:
         """Count this connection for a principal, after a request on it showed a good token or secret.
@@ -192,7 +202,7 @@ class ConnectionLimiter:
         self.now = asyncio.get_running_loop().time
         self._unauthenticated: dict[str, dict[LimitedConnection, None]] = {}  # of each peer, the oldest first
         self._owned: dict[str, dict[LimitedConnection, None]] = {}  # of each principal
-        self._count = 0
+        self._count = self._held = 0
         self._timer: asyncio.TimerHandle | None = None
         self._last_sweep = self.now()
 
@@ -262,6 +272,7 @@ class ConnectionLimiter:
         """Stop counting a connection. Idempotent."""
         table, name = self._table_of(connection)
         group = table.get(name, {})
+        connection.hold(0)
         if connection in group:
             del group[connection]
             self._count -= 1
@@ -279,6 +290,21 @@ class ConnectionLimiter:
         self.remove(connection)
         connection.principal = principal
         self.add(connection)
+
+    def hold(self, connection: LimitedConnection, size: int) -> None:
+        """See ``LimitedConnection.hold``. Above the limit, the principal that has most loses its largest request."""
+        self._held += size - connection.held
+        connection.held = size
+        while self._held > MAX_HELD:
+            groups = [*self._owned.values(), *self._unauthenticated.values()]
+            most = max(groups, key=lambda group: sum(each.held for each in group), default={connection: None})
+            # A request that is complete is being answered. It goes last.
+            victim = max(most, key=lambda each: (each.held > 0, each.phase is not Phase.ANSWER, each.held))
+            if not victim.held:
+                return  # The connection that holds it is not counted any more, and will be gone.
+            self._held -= victim.held
+            victim.held = 0
+            victim.close(f"requests of more than {MAX_HELD} bytes are in memory")
 
     # -- the sweep -------------------------------------------------------------------------
 

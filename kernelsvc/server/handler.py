@@ -388,6 +388,9 @@ class ApiHandler(BaseHandler):
             self._body.append(chunk)
         else:
             self._body.clear()
+        limited = connection_of(getattr(self.request.connection, "stream", None))
+        if limited is not None:
+            limited.hold(self._kept if self._body else 0)
         return None
 
     def body(self) -> bytes:

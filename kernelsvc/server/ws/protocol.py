@@ -28,6 +28,8 @@ FIN, RESERVED, CONTROL = 0x80, 0x70, 0x08
 _UNUSUAL = RESERVED | CONTROL
 #: Most bytes of a control frame's content (section 5.5).
 CONTROL_BYTES = 125
+#: Bytes of an incomplete message from which on it counts (``server.connections``). Most messages have fewer.
+HELD_FROM = 64 * 1024
 #: Most frames of one connection in one turn of the event loop, so that other connections get their share.
 MAX_FRAMES_PER_TURN = 64
 
@@ -64,6 +66,11 @@ class FrameParser:
         else:
             self._pieces.append(data)
         self._have += len(data)
+
+    @property
+    def held(self) -> int:
+        """The bytes in memory of frames and messages that are not complete."""
+        return self._have + (0 if self._message is None else len(self._message))
 
     def next(self) -> tuple[int, bytes] | None:
         """Return the next whole message or control frame, as opcode and content. None: more bytes are needed.
@@ -154,7 +161,7 @@ class FastWebSocketProtocol(WebSocketProtocol13):
         """Tornado's hook: the connection is open. Returns when it has ended."""
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         try:
-            connection = connection_of(self.stream)
+            self._limited = connection = connection_of(self.stream)
             taken, early = await take_over(self.stream)
             self._frame_parser = FrameParser(self.max_message_size)
             released = connection.release if connection is not None else lambda: None
@@ -180,6 +187,9 @@ class FastWebSocketProtocol(WebSocketProtocol13):
             self._frame_parser.feed(data)
         try:
             self._handle_frames()
+            held = self._frame_parser.held
+            if self._limited is not None and (held > HELD_FROM or self._limited.held):
+                self._limited.hold(held)
         except MessageTooBig:
             self.close(1009, "message too big")
             self._abort()
