@@ -460,6 +460,7 @@ class ApiHandler(BaseHandler):
     def on_connection_close(self) -> None:
         """Tornado's hook: the client disconnected."""
         self.context.requests.discard(self)
+        self._body = []  # Cycles keep this object for a while.
         self.context.service.client_gone(self)
         if self._work is not None:
             self._work.cancel()

@@ -176,6 +176,8 @@ class FastWebSocketProtocol(WebSocketProtocol13):
             pass
         finally:
             self._abort()
+            # This object is part of cycles, so that it outlives the connection by minutes.
+            self._frame_parser = FrameParser(0)
             self.handler.on_ws_connection_close(self.close_code, self.close_reason)
 
     def _on_closed(self) -> None:
