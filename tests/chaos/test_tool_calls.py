@@ -27,8 +27,9 @@ def test_each_function_runs_once_and_each_result_arrives_once(place: Path, seed:
     kinds: list[Fault] = ["server", "socket", "bridge"]
     faults = [kinds[n % 3] for n in range(FAULTS)]
     random.Random(seed).shuffle(faults)
-    # A bridge that is killed imports its libraries again, which takes longer than a client takes to connect again.
-    env = {**QUICK, "KERNELSVC_TOOLS_ABSENT_SECONDS": "120"}
+    # A bridge that is killed imports its libraries again, which takes longer than a client takes to connect again: the
+    # offers of a provider end with its grace.
+    env = {**QUICK, "KERNELSVC_TOOLS_ABSENT_SECONDS": "120", "KERNELSVC_TOOLS_GRACE_SECONDS": "120"}
     with serving_on_one_port(place, "--config", str(shop_settings(place)), env=env) as own:
         Storm(own, CALLS, faults, seed, bridged=True).run()
 
