@@ -491,9 +491,9 @@ async def test_results_that_are_sent_in_one_turn_of_the_loop_all_arrive(tmp_path
         wire.start(lambda _batch: None, lambda _loss: None)
         for number, size in enumerate(sizes):
             wire.send_message("tools", "tool_result", {"call": f"<{number}>", "x": "x" * size}, msg_id="t")
-        async with asyncio.timeout(20):
-            while any(impostor.heard.count(b"<%d>" % number) != 1 for number in range(len(sizes))):
-                await asyncio.sleep(0.01)
+        await wait_until(
+            lambda: all(impostor.heard.count(b"<%d>" % number) == 1 for number in range(len(sizes))), deadline=60
+        )
         wire.close()
 
 

@@ -234,7 +234,7 @@ def test_time_outs_limits_and_large_results(client: Client) -> None:
 
         @session.tool
         async def held() -> None:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
 
         @session.tool(max_calls_per_cell=2)
         def few() -> int:
