@@ -578,7 +578,7 @@ def _machine_commands(commands: _Commands) -> None:
         "backup:lock",
         "remove the key of an encrypted data directory",
         "Remove the key of an encrypted data directory (encryption.key_file) from Linux, when its server has stopped.\n"
-        "Then nobody reads its files, until a server or a command adds the key again. Exits with 1 if files stay open.",
+        "Its files stay unreadable until a server or a command adds the key again. Exits with 1 if files stay open.",
     )
     _data_options(lock)
     traces = commands.add(

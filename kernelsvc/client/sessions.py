@@ -267,7 +267,7 @@ class AsyncSession:
 
         Args:
             seconds: time that each cell waits.
-            then: what happens to a cell about which nobody has decided by then.
+            then: what happens to a cell that is still undecided by then.
 
         Raises:
             Forbidden: the token lacks the scope ``approve``.

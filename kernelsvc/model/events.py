@@ -488,7 +488,7 @@ class SessionHeld(Event):
 
     Attributes:
         seconds: Time that a held cell waits.
-        then: What happens to a cell about which nobody has decided by then.
+        then: What happens to a cell that is still undecided by then.
         by: The name of the principal who wants it.
     """
 

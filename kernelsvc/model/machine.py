@@ -277,8 +277,7 @@ class Machine(MachineState):
         unknown = [cell for cell in stimulus.cells if cell not in self.held]
         if unknown:
             raise Conflict(
-                f"Cell {unknown[0]!r} is not held. Somebody has decided about it, or it never was. Read the session's "
-                "hold.cells."
+                f"Cell {unknown[0]!r} is not held. It is decided, or it never was held. Read the session's hold.cells."
             )
         return self._decide_cells(list(dict.fromkeys(stimulus.cells)), stimulus.decision, stimulus.reason, stimulus.by)
 
@@ -290,7 +289,7 @@ class Machine(MachineState):
         for cell in cells:
             out.events.append(ev.CellDecided(cell=cell, decision=decision, reason=reason, by=by))
             if decision == "refuse":
-                who = f"Refused by {by}" if by else "Nobody decided in time"
+                who = f"Refused by {by}" if by else "Not decided in time"
                 text = f"{who}: {reason}" if reason else f"{who}."
                 out.events.append(ev.CellFinished(cell=cell, reason=Reason.CANCELLED, message=text))
         if decision == "approve" and cells:

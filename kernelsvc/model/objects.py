@@ -387,7 +387,7 @@ class HoldInfo(msgspec.Struct, kw_only=True):
         by: who holds them.
         since: when that began.
         seconds: time that each held cell waits.
-        then: what happens to one about which nobody has decided by then.
+        then: what happens to a cell that is still undecided by then.
         cells: ids of those that wait, the oldest first.
     """
 

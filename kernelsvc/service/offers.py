@@ -447,7 +447,7 @@ class Offers:
             known = self._calls[call.id] = DispatchedCall(
                 session, call.id, call.tool, None, sent=bool(call.provider), holder=call.provider
             )
-            # Nobody had the other calls yet: they wait for a provider as long as they would have without the restart.
+            # The other calls had no provider yet: they wait for one as long as they would have without the restart.
             settings = self._settings
             seconds = settings.tools_grace_seconds if known.sent else settings.tools_absent_seconds
             known.set(timer=loop.call_later(seconds, self._not_resumed, known))

@@ -618,7 +618,7 @@ export interface HoldInfo {
   since: string;
   /** time that each held cell waits. */
   seconds: number;
-  /** what happens to one about which nobody has decided by then. */
+  /** what happens to a cell that is still undecided by then. */
   then: "approve" | "refuse";
   /** ids of those that wait, the oldest first. */
   cells: string[];
@@ -1287,7 +1287,7 @@ export interface SessionHeldEvent {
   mode: "ask" | "off";
   /** Time that a held cell waits. */
   seconds: number;
-  /** What happens to a cell about which nobody has decided by then. */
+  /** What happens to a cell that is still undecided by then. */
   then: "approve" | "refuse";
   /** The name of the principal who wants it. */
   by: string;

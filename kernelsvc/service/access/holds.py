@@ -1,4 +1,4 @@
-"""Cells that wait for a person: somebody takes a session over, decides about each cell, and lets go again.
+"""Cells that wait for a person, who takes a session over, decides about each cell, and lets go again.
 
 Every API's cells are held, because the machine of the session does it. A person who wants to run a cell meanwhile
 sends it like any other and approves it.

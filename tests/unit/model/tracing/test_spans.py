@@ -48,7 +48,7 @@ def at(seq):
     [
         [ev.CellStarted(cell="c1", execution_count=1), ev.CellFinished(cell="c1", execution_count=1)],
         [ev.ToolCalled(cell="c1", call="t1", tool="f"), ev.ToolReturned(cell="c1", call="t1", status="ok")],
-        [ev.ProgramStarted(cell="c1", program="p1", argv=["ls"]), ev.ProgramEnded(program="p1", exit_code=0)],
+        [ev.ProgramStarted(cell="c1", program=7, argv=["ls"]), ev.ProgramEnded(program=7, exit_code=0)],
     ],
     ids=["cell", "call", "program"],
 )
