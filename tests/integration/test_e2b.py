@@ -110,9 +110,11 @@ def _example(pattern: str, id: str) -> str:
     """A path that a route's pattern matches."""
 
     def filled(group: re.Match[str]) -> str:
-        return group[1].partition("|")[0] if re.fullmatch(r"[\w|]+", group[1]) else id
+        if re.fullmatch(r"[\w|]+", group[1]):
+            return group[1].partition("|")[0]
+        return id if re.fullmatch(group[1], id) else "00"
 
-    path = re.sub(r"\((?:\?P<\w+>)?((?!\?)[^()]*)\)", filled, pattern.replace("(?:v2/)?", "")).replace("\\", "")
+    path = re.sub(r"\((?:\?P<\w+>)?((?!\?)[^()]*)\)", filled, re.sub(r"\(\?:[^()]*\)\?", "", pattern)).replace("\\", "")
     assert re.fullmatch(pattern, path), pattern
     return path
 

@@ -11,6 +11,7 @@ from waiting import wait_for
 
 from kernelsvc import Client
 from kernelsvc.errors import Conflict
+from kernelsvc.model import events as ev
 
 
 def metadata(session: Any) -> list[dict[str, Any]]:
@@ -34,11 +35,11 @@ def test_cells_wait_for_a_person_and_each_decision_is_on_record(served: Served) 
         with pytest.raises(Conflict, match="is not held"):
             session.decide(agents[0], decision="approve")
         session.let_go()
-        assert session.run("x").text == "101"
-        kept = [e for e in session.events(follow=False) if e.type in ("session_held", "cell_held", "cell_decided")]
-        assert [(e.type, getattr(e, "by", "")) for e in kept] == [
-            ("session_held", "local"), ("cell_held", ""), ("cell_held", ""), ("cell_held", ""),
-            ("cell_decided", "local"), ("cell_decided", "local"), ("session_held", "local"), ("cell_decided", "local"),
+        assert session.run("x").text.strip() == "101"
+        kept = [e for e in session.events(follow=False) if isinstance(e, ev.SessionHeld | ev.CellHeld | ev.CellDecided)]
+        assert [(type(e).__name__, getattr(e, "by", "")) for e in kept] == [
+            ("SessionHeld", "local"), ("CellHeld", ""), ("CellHeld", ""), ("CellHeld", ""),
+            ("CellDecided", "local"), ("CellDecided", "local"), ("SessionHeld", "local"), ("CellDecided", "local"),
         ]  # fmt: skip
         wait_for(lambda: len(metadata(session)) == 3, what="the notebook")
         decided = {(each["decision"], each["by"], each["reason"]) for each in metadata(session)}

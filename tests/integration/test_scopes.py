@@ -202,6 +202,7 @@ ROWS = [
     # OpenAI's API over models, which exists only with a model
     Row("POST", "/v1/responses", "run", {"model": "m", "input": "x"}),
     Row("GET", f"/v1/responses/{S}", "read"),
+    Row("POST", f"/v1/responses/{S}", "run", {}),
     Row("DELETE", f"/v1/responses/{S}", "run"),
     Row("POST", f"/v1/responses/{S}/cancel", "run", {}),
     Row("GET", f"/v1/responses/{S}/input_items", "read"),

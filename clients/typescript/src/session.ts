@@ -300,6 +300,26 @@ export class Session implements AsyncDisposable {
     return this.#described(this.#rpc.call("session.interrupt"));
   }
 
+  /**
+   * Take over: cells of every client wait for `decide`, also those that are queued. `info.hold` lists them.
+   *
+   * @param options `seconds` that each cell waits, and what follows `then` if it is still undecided.
+   */
+  hold(options: { seconds?: number; then?: "approve" | "refuse" } = {}): Promise<SessionInfo> {
+    return this.#described(this.#rpc.call("session.hold", { mode: "ask", ...options }));
+  }
+
+  /** End `hold`: the cells that wait run. */
+  letGo(): Promise<SessionInfo> {
+    return this.#described(this.#rpc.call("session.hold", { mode: "off" }));
+  }
+
+  /** Approve or refuse held cells, all or none. A refused one ends as `cancelled`, with the reason. */
+  async decide(cells: readonly string[], decision: "approve" | "refuse", reason?: string): Promise<Cell[]> {
+    const found = await this.#rpc.call("session.decide_cells", { cells: [...cells], decision, reason });
+    return found.map((info) => this.#rpc.cell(info));
+  }
+
   /** Start a new kernel with empty variables. The log continues. */
   restart(): Promise<SessionInfo> {
     return this.#described(this.#rpc.call("session.restart"));

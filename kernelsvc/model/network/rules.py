@@ -23,7 +23,7 @@ from kernelsvc.model.network.secrets import check_injected, references
 #: Most rules of one session, and most ports that its rules name together. Each port has a listener in the session.
 MAX_RULES, MAX_PORTS = 256, 16
 #: Most bytes of one session's rules as JSON. Each list of sessions has them.
-MAX_BYTES = 64 * 1024
+MAX_BYTES = 96 * 1024
 
 PositiveInt = Annotated[int, msgspec.Meta(gt=0)]
 

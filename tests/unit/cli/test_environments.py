@@ -15,7 +15,7 @@ from kernelsvc.store.environments import EnvironmentRecord, EnvironmentStore
 
 
 async def remove(data: Path) -> int:
-    args = argparse.Namespace(action="remove", name="tools", data_dir=str(data), config=None)
+    args = argparse.Namespace(action="remove", name="tools", data_dir=str(data), config=None, owner="")
     return await environments.main(args, Terminal(io.StringIO(), io.StringIO()))
 
 

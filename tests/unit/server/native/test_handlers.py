@@ -456,6 +456,7 @@ async def test_anothers_session_does_not_exist(http_server):
                 "session.complete": {"code": ""},
                 "session.inspect": {"code": ""},
                 "session.decide": {"calls": ["k.1"], "decision": "deny"},
+                "session.decide_cells": {"cells": ["x"], "decision": "refuse"},
                 "program.start": {"argv": ["true"]},
                 "session.share_port": {"port": 3000},
                 "program.resize": {"rows": 1, "columns": 1},
