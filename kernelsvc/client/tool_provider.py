@@ -53,6 +53,7 @@ class ToolCall:
         attempt: how often the server has sent the call. Above 1 only for an idempotent function.
         deadline: when the server ends the call, on the event loop's clock (monotonic seconds).
         cancelled: set when the result is not awaited any more. A function in a thread should look at it.
+        connection: number of the connection on which it came.
     """
 
     def __init__(self, params: dict[str, Any], provider: ToolProvider, loop: asyncio.AbstractEventLoop) -> None:
@@ -66,6 +67,7 @@ class ToolCall:
         self.cancelled = threading.Event()
         self._provider = provider
         self._loop = loop
+        self.connection = provider.connections
 
     def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
         """Report how far the call is. Returns immediately, and may be called in any thread."""
@@ -85,6 +87,9 @@ class ToolProvider:
         connection: the client's connection.
         upload: writes a file of a session.
         name: the provider's id. Empty for a random one.
+
+    Attributes:
+        connections: number of connections after the first.
     """
 
     def __init__(
@@ -98,6 +103,8 @@ class ToolProvider:
         self._running: dict[str, asyncio.Task[None]] = {}
         self._tasks = OwnedTasks()
         self._offering: set[asyncio.Task[Any]] = set()
+        self._again: set[asyncio.Task[None]] = set()
+        self.connections = 0
         self._threads: ThreadPoolExecutor | None = None
         self._closing = False
 
@@ -153,8 +160,11 @@ class ToolProvider:
 
     def connected(self) -> None:
         """Offer everything again: the connection is new, and perhaps the server."""
+        self.connections += 1
         for session in [each for each, functions in self._functions.items() if functions]:
-            self._tasks.start(self._offer_again(session), name="kernelsvc client: offer")
+            task = self._tasks.start(self._offer_again(session), name="kernelsvc client: offer")
+            self._again.add(task)
+            task.add_done_callback(self._again.discard)
 
     async def _offer_again(self, session: str | None) -> None:
         try:
@@ -214,12 +224,24 @@ class ToolProvider:
             answer = _failed("CancelledError", "The call was cancelled.")
         self._running.pop(call.id, None)
         try:
-            await self._connection.call("tool.return", {"session": call.session, "call": call.id, **answer})
+            await self._return(call, {"session": call.session, "call": call.id, **answer})
         except KernelsvcError as error:
             if not isinstance(error, Conflict | NotFound):  # the call has ended meanwhile
                 log.warning("the result of %s (%s) was not accepted: %s", call.tool, call.id, error.message)
         finally:
             self._held.pop(call.id, None)
+
+    async def _return(self, call: ToolCall, answer: dict[str, Any]) -> None:
+        try:
+            await self._connection.call("tool.return", answer)
+        except NotFound:
+            if call.connection == self.connections:
+                raise
+            # A new server learns from the offers who has the calls of another principal's session. An answer that
+            # waited for the connection arrives before them.
+            if self._again:
+                await asyncio.wait(self._again)
+            await self._connection.call("tool.return", answer)
 
     async def _answer(self, call: ToolCall, arguments: dict[str, Any]) -> dict[str, Any]:
         function = self._find(call)
