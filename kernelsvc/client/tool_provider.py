@@ -49,6 +49,7 @@ class ToolCall:
         session: the session whose code calls.
         cell: the cell that calls.
         tool: the function's name.
+        offered_in: the session for which the function was offered, None for all. A branch calls those of its origin.
         key: unique for the call, also if it is repeated: pass it on as an idempotency key.
         attempt: how often the server has sent the call. Above 1 only for an idempotent function.
         deadline: when the server ends the call, on the event loop's clock (monotonic seconds).
@@ -61,6 +62,7 @@ class ToolCall:
         self.session: str = params["session"]
         self.cell: str | None = params.get("cell")
         self.tool: str = params["tool"]
+        self.offered_in: str | None = params.get("offered_in", self.session)
         self.key: str = params.get("key", "")
         self.attempt: int = params.get("attempt", 1)
         self.deadline = loop.time() + float(params.get("deadline_seconds", 0.0))
@@ -207,11 +209,7 @@ class ToolProvider:
         self._tasks.start(send(), name="kernelsvc client: progress")
 
     def _find(self, call: ToolCall) -> OfferedFunction | None:
-        for session in (call.session, None):
-            if (found := self._functions.get(session, {}).get(call.tool)) is not None:
-                return found
-        # A branch inherits the offers of the session that it was forked from.
-        return next((found[call.tool] for found in self._functions.values() if call.tool in found), None)
+        return self._functions.get(call.offered_in, {}).get(call.tool)
 
     async def _carry_out(self, call: ToolCall, arguments: dict[str, Any]) -> None:
         try:

@@ -201,6 +201,18 @@ class OfferDirectory:
                         if at < 2 or offer.inherit:
                             yield provider, name, order, offer
 
+    def offered_in(self, provider: Provider, session: Session, tool: str) -> str | None:
+        """Return for which session a provider offers what this session calls, the newest offer first. None: for all.
+
+        A client may offer functions of one name for several sessions, and a branch inherits those of one of them.
+        """
+        mine = [
+            (provider.offers[scope][tool][0], scope)
+            for at, scope in enumerate((None, session.id, *self._ancestors(session)))
+            if tool in provider.offers.get(scope, {}) and (at < 2 or provider.offers[scope][tool][1].inherit)
+        ]
+        return max(mine, key=lambda each: each[0])[1] if mine else session.id
+
     def _ancestors(self, session: Session) -> Names:
         """Return the sessions whose offers a session inherits: those it was forked from, and that of a sidecar."""
         found: Names = []

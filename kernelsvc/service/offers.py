@@ -412,6 +412,7 @@ class Offers:
                 "attempt": call.attempt,
                 "key": f"{session.id}/{call.call}",
                 "parent_call": open_call.parent_call,
+                "offered_in": self._directory.offered_in(provider, session, call.tool),
             },
         )
         call.set(arguments=None)  # the log has them, or the session

@@ -434,6 +434,21 @@ def test_a_client_that_dies_loses_its_call_and_another_one_may_repeat_it(own: Se
         session.close()
 
 
+def test_a_branch_calls_the_functions_of_its_own_origin(client: Client) -> None:
+    """Others of the same client have the same name."""
+    with client.create_session() as first, client.create_session() as second:
+        for session in (first, second):
+
+            @session.tool
+            def whose(id: str = session.id) -> str:
+                return id
+
+        for session in (first, second):
+            (branch,) = session.branch()
+            with branch:
+                assert branch.run("tools.whose()").text.strip() == repr(session.id)
+
+
 def test_a_dead_kernel_and_a_branch_have_defined_ends(client: Client) -> None:
     with client.create_session() as session:
         begun, go = threading.Event(), threading.Event()

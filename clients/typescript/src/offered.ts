@@ -139,14 +139,6 @@ export class ToolProvider implements NotificationHandler {
     else if (method === "tool.call" && !this.#held.has(id)) void this.#carryOut(id, params);
   }
 
-  #find(session: string, tool: string): OfferedFunction | undefined {
-    const own = this.#functions.get(session)?.get(tool) ?? this.#functions.get("")?.get(tool);
-    if (own !== undefined) return own;
-    // A branch inherits the offers of the session that it was forked from.
-    for (const functions of this.#functions.values()) if (functions.has(tool)) return functions.get(tool);
-    return undefined;
-  }
-
   async #carryOut(id: string, params: Record<string, unknown>): Promise<void> {
     const stop = new AbortController();
     this.#held.set(id, stop);
@@ -169,7 +161,9 @@ export class ToolProvider implements NotificationHandler {
     params: Record<string, unknown>,
   ): Promise<Record<string, unknown>> {
     const tool = String(params["tool"]);
-    const offered = this.#find(session, tool);
+    // A branch calls the functions of the session that it was forked from. Without a session, they are for all.
+    const origin = params["offered_in"] === undefined ? session : params["offered_in"];
+    const offered = this.#functions.get(String(origin ?? ""))?.get(tool);
     if (offered === undefined) {
       return failureOf(new ToolError("NotImplementedError", `This client does not offer ${tool} any more.`));
     }

@@ -44,7 +44,7 @@ async def test_a_result_that_arrives_before_the_offers_is_sent_again_after_them(
 
     provider = ToolProvider(server, upload)
     await provider.offer([offered(held)], None)
-    called = {"call": "k.1", "session": "s", "tool": "held", "arguments": {}}
+    called = {"call": "k.1", "session": "s", "tool": "held", "arguments": {}, "offered_in": None}
     provider.notified("tool.call", msgspec.json.encode(called))
     server.knows = False
     server.offers.clear()
@@ -67,7 +67,7 @@ async def test_a_call_that_has_ended_is_not_answered_twice() -> None:
     provider = ToolProvider(server, upload)
     await provider.offer([offered(quick)], None)
     server.knows = False
-    called = {"call": "k.2", "session": "s", "tool": "quick", "arguments": {}}
+    called = {"call": "k.2", "session": "s", "tool": "quick", "arguments": {}, "offered_in": None}
     provider.notified("tool.call", msgspec.json.encode(called))
     await wait_until(lambda: "tool.return" in server.calls, what="the answer")
     await provider.close()
