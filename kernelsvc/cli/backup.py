@@ -6,8 +6,6 @@ Also ``kernelsvc lock``, which removes the key of an encrypted data directory fr
 from __future__ import annotations
 
 import argparse
-import contextlib
-import fcntl
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,15 +94,12 @@ def _make_encrypted(target: Path, settings: conf.Settings) -> bool:
 
 def lock(args: argparse.Namespace, terminal: Terminal) -> int:
     """Remove the key of an encrypted data directory from Linux."""
+    from kernelsvc.cli.companions.companion_process import server_of
     from kernelsvc.store import encryption
 
     data = conf.load(vars(args), os.environ).data_path()
-    with contextlib.suppress(FileNotFoundError), (data / "server.lock").open("rb") as held:
-        try:
-            # flock(2): the server has it exclusively as long as it runs.
-            fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Conflict(f"A server uses {data}. Stop it first.") from None
+    if server_of(data) is not None:
+        raise Conflict(f"A server uses {data}. Stop it first.")
     if not encryption.lock(data):
         terminal.message(
             f"{data}: the key is removed, but some files stay readable: a process has them open, such as a kernel host "

@@ -36,7 +36,7 @@ _CHECK = """
 import importlib, json, os, resource, sys, time
 import ipykernel.ipkernel
 def tasks():
-    os.fork() or os._exit(0)  # OpenBLAS ends its pool at the first fork, as it would in the template.
+    os.fork() or os._exit(0)
     os.wait()
     found = {}
     for each in os.listdir("/proc/self/task"):

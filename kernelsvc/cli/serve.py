@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import fcntl
 import importlib
 import logging
 import os
@@ -31,7 +30,7 @@ from kernelsvc import logs
 from kernelsvc import settings as conf
 from kernelsvc.cli import memory_tuning
 from kernelsvc.cli.companions import bridge_process, traces
-from kernelsvc.cli.companions.companion_process import CompanionProcess
+from kernelsvc.cli.companions.companion_process import CompanionProcess, locked
 from kernelsvc.cli.terminal import Terminal
 from kernelsvc.cli.terminal.filter import seconds
 from kernelsvc.client.address import INFO_FILE, ServerInfo, write_info
@@ -117,25 +116,17 @@ def _data_dir_lock(settings: conf.Settings, name: str = "server.lock") -> Iterat
         BadRequest: the directory is not writable.
         Conflict: another server has the lock.
     """
-    path = settings.data_path() / name
-    try:
-        lock = path.open("a")
-    except OSError as error:
-        raise BadRequest(
-            f"Can't write to the data directory {settings.data_path()} ({error.strerror}). "
-            "Make it writable, or give another --data-dir."
-        ) from None
-    with lock:
-        # flock(2): Linux releases the lock when the process ends, also when it is killed.
+    data = settings.data_path()
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise Conflict(
-                f"Another server uses {settings.data_path()}. Stop it, or give another --data-dir.",
+            held.enter_context(locked(data / name))
+        except OSError as error:
+            raise BadRequest(
+                f"Can't write to the data directory {data} ({error.strerror}). "
+                "Make it writable, or give another --data-dir."
             ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))  # for 'kernelsvc drain'
-        lock.flush()
+        except Conflict:
+            raise Conflict(f"Another server uses {data}. Stop it, or give another --data-dir.") from None
         yield
 
 
@@ -259,7 +250,7 @@ class _ServerRun:
         await membership.run()
 
     def _on_drain_of_front(self, targets: dict[str, str]) -> None:
-        # Whoever drains a node wants its sessions back later.
+        # A person who drains a node wants its sessions back later.
         if self.settings.on_stop == "end" or targets:
             self.on_drained = "hibernate"
         self.targets = targets

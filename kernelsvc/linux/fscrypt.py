@@ -33,8 +33,6 @@ _STATUS = _request(_READ | _WRITE, 26, _KEY_STATUS.size)
 
 _BY_IDENTIFIER, _VERSION_2, _AES_256_XTS, _AES_256_CTS, _PAD_32 = 2, 2, 1, 4, 3
 _PRESENT, _FILES_BUSY, _OTHER_USERS = 2, 1, 2
-#: Bytes of a key: AES-256 needs 32 at least, and Linux takes 64 at most (FSCRYPT_MAX_KEY_SIZE).
-MIN_KEY, MAX_KEY = 32, 64
 
 
 def key_of(directory: int) -> bytes | None:
@@ -79,7 +77,7 @@ def add_key(directory: int, key: bytes) -> bytes:
 
     Args:
         directory: a descriptor of a directory of the file system.
-        key: ``MIN_KEY`` to ``MAX_KEY`` bytes.
+        key: 32 bytes (AES-256) to 64 (FSCRYPT_MAX_KEY_SIZE).
 
     Raises:
         OSError: ENOTTY or EOPNOTSUPP if the file system has no encryption.

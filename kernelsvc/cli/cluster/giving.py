@@ -66,7 +66,8 @@ def _give_one(
 ) -> str | None:
     """Send one family to the first node that takes it. Return why none did."""
     why = "there is no other node"
-    with tempfile.TemporaryDirectory(dir=data.parent, prefix=".kernelsvc-move-") as place:
+    # In the data directory: the service may write nowhere else (systemd), and an encrypted one stays so.
+    with tempfile.TemporaryDirectory(dir=data, prefix=".move-") as place:
         archive = Path(place) / "family"
         try:
             report = write_backup(data, archive, key, only=family)

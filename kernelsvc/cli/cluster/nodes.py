@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from kernelsvc.cli.companions.companion_process import holder
+from kernelsvc.cli.companions.companion_process import server_of
 from kernelsvc.cli.terminal import Terminal
 from kernelsvc.client.address import find
 from kernelsvc.client.http import Rest
@@ -18,8 +18,6 @@ from kernelsvc.errors import BadRequest, Forbidden, NotFound
 from kernelsvc.linux.readable import wait_readable
 from kernelsvc.settings import load
 
-#: Locks of a data directory. A process that holds one has written its id into it.
-LOCKS = ("workers.lock", "server.lock")
 _MIB = 1024 * 1024
 
 
@@ -64,9 +62,7 @@ async def _drain_own(args: argparse.Namespace, terminal: Terminal) -> int:
     settings = load({"data_dir": args.data_dir, "config": args.config}, os.environ)
     data = settings.data_path()
     try:
-        # The parent of several workers has a lock of its own, and passes signals on.
-        pid = next((found for name in LOCKS if (data / name).exists() and (found := holder(data / name))), None)
-        if pid is None:
+        if (pid := server_of(data)) is None:
             raise NotFound(f"No server uses {data}. Name its directory: kernelsvc drain --data-dir DIR.")
         process = os.pidfd_open(pid)
         try:

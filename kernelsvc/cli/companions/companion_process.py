@@ -15,7 +15,7 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from kernelsvc.errors import Conflict
+from kernelsvc.errors import Conflict, Forbidden
 from kernelsvc.service.directories import KEY_ENV
 from kernelsvc.settings import Settings
 
@@ -25,7 +25,7 @@ PAUSE, END_SECONDS, POLL_SECONDS = 2.0, 5.0, 0.05
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a companion, with this process's id in it.
+    """Hold a lock, with this process's id in it. Linux releases it when the process ends, also by a kill (flock(2)).
 
     Raises:
         Conflict: another process holds it.
@@ -61,6 +61,19 @@ def secret_variables(settings: Settings) -> set[str]:
     secrets = {source.env for source in settings.secrets.values() if source.env}
     keys = {model.key_env for model in settings.models.values() if model.key_env}
     return {"KERNELSVC_TOKEN", KEY_ENV} | secrets | keys
+
+
+def server_of(data: Path) -> int | None:
+    """Return the id of the process that serves a data directory, or None. Several workers have one parent.
+
+    Raises:
+        Forbidden: the directory is another user's.
+    """
+    try:
+        paths = [path for name in ("workers.lock", "server.lock") if (path := data / name).exists()]
+        return next((found for path in paths if (found := holder(path)) is not None), None)
+    except PermissionError:
+        raise Forbidden(f"The server of {data} is another user's. Run this command as that user.") from None
 
 
 class CompanionProcess:

@@ -16,6 +16,7 @@ from typing import Any
 from kernelsvc.errors import AtCapacity, Conflict
 from kernelsvc.linux.remove_tree import remove_tree
 from kernelsvc.model.hash_chain import Head
+from kernelsvc.service.host_settings import fork_server_settings
 from kernelsvc.service.loading.adoption import Adoption
 from kernelsvc.service.registry import SessionRegistry
 from kernelsvc.settings import Settings
@@ -103,8 +104,9 @@ class Moves:
             return []
         if len(self._registry.open_sessions()) + len(heads) > self._settings.max_sessions:
             raise AtCapacity("This node has no room for these sessions.")
+        templates = fork_server_settings(self._settings)
         for session in heads:
             template = SessionDirectory(stage / "sessions" / session).read_about().get("template")
-            if template not in self._settings.templates:
+            if template not in templates:
                 raise Conflict(f"This node has no template {template!r}, which {session} needs.")
         return self._store.take_in(stage, heads)

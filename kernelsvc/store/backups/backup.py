@@ -152,10 +152,10 @@ def write_backup(data: Path, target: Path, key: SigningKey, *, only: Collection[
         only: The sessions that it holds, and nothing else, also no key. For a move to another server.
 
     Raises:
-        BadRequest: ``target`` is below the data directory.
+        BadRequest: ``target`` is below the data directory, and would be in itself.
         OSError: The archive can't be written. An older one is unchanged.
     """
-    if target.resolve().is_relative_to(data.resolve()):
+    if only is None and target.resolve().is_relative_to(data.resolve()):
         raise BadRequest("The backup would be a part of itself. Choose a file outside of the data directory.")
     report = BackupReport()
     started, owner = datetime.now(UTC), data.stat()

@@ -137,7 +137,7 @@ def unpack_sessions(archive: Path, data: Path, public_key: str) -> tuple[Path, d
         except BaseException:
             remove_tree(stage)
             raise
-    os.sync()
+    sync_filesystem(stage)
     return stage, heads
 
 

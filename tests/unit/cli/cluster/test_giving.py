@@ -6,9 +6,11 @@ import http.server
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kernelsvc.cli.cluster import giving
 from kernelsvc.cli.cluster.giving import give, order_of
 from kernelsvc.errors import BadRequest, Conflict
 from kernelsvc.model import events as ev
@@ -93,6 +95,23 @@ def test_a_family_that_was_taken_is_removed_and_another_stays(source: Place, nod
     assert heads.find("s-1") is None
     assert heads.find("s-2") is not None
     heads.close()
+
+
+def test_the_archive_is_never_outside_of_the_data_directory(
+    source: Place, node: Callable[[int], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There it would be in clear beside an encrypted directory, and a service's user may not write there."""
+    made: list[Path] = []
+    write = giving.write_backup
+
+    def noted(data: Path, target: Path, key: SigningKey, **options: Any) -> Any:
+        made.append(target)
+        return write(data, target, key, **options)
+
+    monkeypatch.setattr(giving, "write_backup", noted)
+    assert given(source, {"a": node(200)}) == (1, [])
+    assert [path.is_relative_to(source.data) for path in made] == [True]
+    assert not list(source.data.glob(".move-*"))
 
 
 @pytest.mark.parametrize("status", [401, 409, 503])

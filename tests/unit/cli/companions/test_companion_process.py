@@ -1,9 +1,12 @@
-"""The environment of the processes beside a server."""
+"""The environment and the locks of the processes beside a server."""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import io
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,11 @@ import pytest
 from waiting import wait_until
 
 from kernelsvc import settings as conf
+from kernelsvc.cli.backup import lock
 from kernelsvc.cli.companions import bridge_process, traces
+from kernelsvc.cli.companions.companion_process import locked, server_of
+from kernelsvc.cli.terminal import Terminal
+from kernelsvc.errors import Conflict
 
 SETTINGS = """
 [secrets.a]
@@ -57,3 +64,14 @@ async def test_no_secret_of_the_server_is_inherited(tmp_path: Path, monkeypatch:
     env = json.loads(shown.read_text())
     assert (env["OTHER"], env["KERNELSVC_URL"]) == ("value-of-OTHER", "http://server")
     assert not [name for name in HIDDEN if f"value-of-{name}" in env.values()]
+
+
+@pytest.mark.parametrize("name", ["server.lock", "workers.lock"])
+def test_the_server_of_a_data_directory_is_found_by_its_lock(tmp_path: Path, name: str) -> None:
+    """The parent of several workers serves it, too: its key must not be removed."""
+    assert server_of(tmp_path) is None
+    with locked(tmp_path / name):
+        assert server_of(tmp_path) == os.getpid()
+        with pytest.raises(Conflict, match="A server uses"):
+            lock(argparse.Namespace(data_dir=str(tmp_path)), Terminal(io.StringIO(), io.StringIO()))
+    assert server_of(tmp_path) is None
