@@ -267,7 +267,7 @@ class Machine(MachineState):
             if self.hold is None:
                 return Decision()
             out = self._decide_cells([*self.held], "approve", None, stimulus.by)
-            return Decision([held, *out.events], out.effects)
+            return Decision([*out.events, held], out.effects)  # last: a crash in between leaves no cell held for ever
         waiting = [ev.CellHeld(cell=cell) for cell in self.queue if not self._is_running(cell)]
         return Decision([held, *waiting])
 
@@ -450,7 +450,8 @@ class Machine(MachineState):
         if finished.reason is not Reason.OK and spec is not None and spec.on_error == "stop":
             text = f"Cell {run.id} before it ended in {finished.reason}."
             # Do not cancel cells submitted after the failure was reported: their client knew of it.
-            doomed = waiting if run.cancels is None else [c for c in waiting if c in run.cancels]
+            behind = self._behind(run.id)
+            doomed = behind if run.cancels is None else [c for c in behind if c in run.cancels]
             out.events += [ev.CellFinished(cell=c, reason=Reason.CANCELLED, message=text) for c in doomed]
             waiting = [c for c in waiting if c not in doomed]
         if waiting and self.state is S.BUSY:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, Literal
 
 from msgspec import UNSET
@@ -282,11 +283,13 @@ class MachineState:
                 self._move(S.CLOSED)
             case ev.SessionHeld():
                 self.hold = event if event.mode == "ask" else None
-            case ev.CellHeld() if isinstance(event.cell, str) and event.cell in self.queue:
-                self.held[event.cell] = HeldCell(self.queue.pop(event.cell), now)
+            case ev.CellHeld() if isinstance(event.cell, str) and (event.cell in self.queue or event.cell in self.held):
+                if event.cell in self.queue:
+                    self.held[event.cell] = HeldCell(self.queue.pop(event.cell), now)
                 self.cells[event.cell].last_seq = event.seq
             case ev.CellDecided() if isinstance(event.cell, str) and event.cell in self.held:
-                self.queue[event.cell] = self.held.pop(event.cell).queued
+                if event.decision == "approve":  # the CellFinished of a refused one follows, but a crash may cut it off
+                    self.queue[event.cell] = self.held.pop(event.cell).queued
                 self.cells[event.cell].last_seq, self.last_activity = event.seq, now
             case ev.Leased():
                 if self.paused and not event.paused:
@@ -337,6 +340,11 @@ class MachineState:
             case _:
                 pass
 
+    def _behind(self, cell: str) -> list[str]:
+        """Return the cells that follow this one: those of the queue, and held ones that came after it."""
+        later = set(takewhile(lambda c: c != cell, reversed(self.cells))) if self.held else ()
+        return [*(c for c in self.queue if c != cell), *(c for c in self.held if c in later)]
+
     def _is_running(self, cell: str) -> bool:
         return self.running is not None and self.running.id == cell
 
@@ -350,7 +358,10 @@ class MachineState:
         assert isinstance(event.cell, str)
         self.last_activity = now
         self.cannot_hibernate = False
-        self.queue[event.cell] = event
+        if self.hold is None:
+            self.queue[event.cell] = event
+        else:  # its CellHeld follows, but a crash may cut it off
+            self.held[event.cell] = HeldCell(event, now)
         if not (event.tools is event.reuse_calls is event.within is UNSET):
             self.calls.evolve(event, now)
         self.cells[event.cell] = CellRecord(event.cell, CellState.QUEUED, event.seq, event.seq, digest(event.code))
@@ -406,7 +417,7 @@ class MachineState:
         if run is None or run.id != event.cell:
             return
         if isinstance(event, ev.Error):
-            run.cancels = tuple(self.queue) if run.cancels is None else run.cancels
+            run.cancels = tuple(self._behind(run.id)) if run.cancels is None else run.cancels
         run.output_bytes += size
         budget = self.policy.output_bytes
         if budget is not None and run.output_bytes > budget:

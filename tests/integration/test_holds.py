@@ -39,7 +39,7 @@ def test_cells_wait_for_a_person_and_each_decision_is_on_record(served: Served) 
         kept = [e for e in session.events(follow=False) if isinstance(e, ev.SessionHeld | ev.CellHeld | ev.CellDecided)]
         assert [(type(e).__name__, getattr(e, "by", "")) for e in kept] == [
             ("SessionHeld", "local"), ("CellHeld", ""), ("CellHeld", ""), ("CellHeld", ""),
-            ("CellDecided", "local"), ("CellDecided", "local"), ("SessionHeld", "local"), ("CellDecided", "local"),
+            ("CellDecided", "local"), ("CellDecided", "local"), ("CellDecided", "local"), ("SessionHeld", "local"),
         ]  # fmt: skip
         wait_for(lambda: len(metadata(session)) == 3, what="the notebook")
         decided = {(each["decision"], each["by"], each["reason"]) for each in metadata(session)}

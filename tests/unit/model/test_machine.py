@@ -333,12 +333,40 @@ def test_a_person_takes_over_decides_about_cells_and_lets_go():
     assert (events[1].reason, events[1].message) == (Reason.CANCELLED, "Refused by ada: too slow")
     # Letting go runs what waits.
     events, _ = drive(machine, Hold("off", 60.0, "refuse", "bob"))
-    assert [(type(e), e.by) for e in events] == [(ev.SessionHeld, "bob"), (ev.CellDecided, "bob")]
+    assert [(type(e), e.by) for e in events] == [(ev.CellDecided, "bob"), (ev.SessionHeld, "bob")]
     assert [*machine.queue] == ["c", "d"]
     assert machine.held == {}
     events, effects = drive(machine, KernelReplied("c", "ok", 2))
     assert effects == [SendCell("d")]
     assert [e.execution_count for e in events if isinstance(e, ev.CellStarted)] == [3]
+
+
+def test_a_failed_cell_cancels_the_held_cells_that_came_after_it():
+    """Otherwise letting go runs a cell whose client had asked for it only if the one before it ends well."""
+    machine = ready(ordered=True)
+    drive(machine, submit("a", "b"), ASK, submit("c"))
+    events, _ = drive(machine, KernelReplied("a", "error", 1, ename="E"))
+    assert [(e.cell, e.reason) for e in events if isinstance(e, ev.CellFinished)] == [
+        ("a", Reason.ERROR), ("b", Reason.CANCELLED), ("c", Reason.CANCELLED),
+    ]  # fmt: skip
+    # A cell of the person, sent last and approved first, cancels none of the cells that it overtook.
+    drive(machine, submit("d", "own"), DecideCells(("own",), "approve"), KernelReplied("own", "error", 2, ename="E"))
+    assert [*machine.held] == ["d"]
+
+
+def test_no_held_cell_runs_or_is_forgotten_if_a_crash_cuts_off_the_events_of_a_request():
+    for stimuli, last in (
+        ([ASK], submit("a")),
+        ([ASK, submit("a")], DecideCells(("a",), "refuse")),
+        ([ASK, submit("a", "b"), DecideCells(("b",), "approve")], Hold("off", 60.0, "refuse")),
+    ):
+        machine = ready()
+        drive(machine, *stimuli)
+        decided = machine.decide(last, 0.0).events[0]
+        machine.evolve(decided, 0.0)
+        released = isinstance(last, Hold)
+        assert ("a" in machine.queue, "a" in machine.held) == (released, not released)
+        assert machine.hold is not None
 
 
 def test_an_approved_cell_has_its_execution_count():
