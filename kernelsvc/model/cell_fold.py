@@ -60,6 +60,7 @@ class CellFold:
         self.outputs = Outputs(budget)
         self.calls: CallsFold | None = None
         self.decision: dict[str, str | None] | None = None
+        self.held = False  # it waits for a person's decision
         self.denied: list[str] = []
 
     def feed(self, event: Event) -> None:
@@ -91,8 +92,12 @@ class CellFold:
         assert isinstance(event, ev.InputGiven)
         self.outputs.write("stdout", f"{event.text if event.text is not None else '········'}\n")
 
+    def _hold(self, event: Event) -> None:
+        self.held = True
+
     def _decide(self, event: Event) -> None:
         assert isinstance(event, ev.CellDecided)
+        self.held = False
         self.decision = {"decision": event.decision, "by": event.by, "reason": event.reason}
 
     def _fail(self, event: Event) -> None:
@@ -218,6 +223,7 @@ _RULES: dict[type[Event], Callable[[CellFold, Event], None]] = {
     ev.CellFinished: CellFold._finish,
     ev.InputRequested: CellFold._input_requested,
     ev.InputGiven: CellFold._input_given,
+    ev.CellHeld: CellFold._hold,
     ev.CellDecided: CellFold._decide,
     ev.Error: CellFold._fail,
     ev.EgressDenied: CellFold._deny,

@@ -161,15 +161,16 @@ _ADVICE = {
     Reason.MEMORY: "The cell reached the memory limit. Use less at a time: chunks, smaller dtypes, del. ",
     Reason.KERNEL_DIED: "The Python process ended. ",
     Reason.INTERRUPTED: "The cell was interrupted. ",
-    Reason.CANCELLED: "The cell did not run, because one before it failed. Run it again if you still need it. ",
+    Reason.CANCELLED: "It did not run: one before it failed, or a person refused it. Repeat it only if still wanted. ",
     Reason.SESSION_CLOSED: "The session has ended. Use run_code in another session. ",
 }
 
 
 def _advice(cell: CellInfo) -> str | None:
     if cell.state is not CellState.FINISHED:
-        verb = "waits for another cell" if cell.state is CellState.QUEUED else "still runs"
-        return f"The cell {verb}: call wait to get its result, or interrupt to stop it."
+        if cell.state is CellState.QUEUED:
+            return "The cell waits for another cell or for a person's decision: call wait to get its result."
+        return "The cell still runs: call wait to get its result, or interrupt to stop it."
     if cell.reason not in _ADVICE:
         return None
     lost = "The variables are lost. Run again the cells that define the ones you need."

@@ -248,6 +248,8 @@ def status_line(fold: CellFold, number: int, *, empty: bool, repeated: bool = Fa
     """Return the last line of a view: the cell's number, and how it ended if that was not well."""
     end = fold.finished
     nothing = " nothing new" if repeated and empty else " no output" if empty else ""
+    if end is None and fold.held:
+        return f"[{number} waits until a person approves or refuses it: wait returns what comes next]"
     if end is None:
         what = "waits for another cell" if fold.state is CellState.QUEUED else "runs"
         return f"[{number} {what}{',' + nothing if nothing else ''}: wait returns what comes next, interrupt stops it]"

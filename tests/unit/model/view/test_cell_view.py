@@ -387,3 +387,13 @@ def test_polls_of_a_printing_cell_cost_little_more_than_its_text():
     whole = "".join(event.text for event in events if isinstance(event, ev.Stream))
     assert sum(map(estimate, polls)) <= 1.2 * estimate(whole)
     assert all(line in "".join(polls) for line in whole.splitlines())
+
+
+def test_a_held_cell_says_that_it_waits_for_a_person():
+    """A model must not interrupt another cell in order to have its own run."""
+    fold = CellFold()
+    fold.feed(ev.CellQueued(cell="c", code="x"))
+    fold.feed(ev.CellHeld(cell="c"))
+    assert "waits until a person approves" in view_cell(fold, 1, "s", ViewRequest()).text
+    fold.feed(ev.CellDecided(cell="c", decision="approve"))
+    assert "waits for another cell" in view_cell(fold, 1, "s", ViewRequest()).text
