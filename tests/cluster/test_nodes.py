@@ -215,6 +215,9 @@ def test_a_node_that_leaves_gives_its_sessions_to_others(cluster: Cluster) -> No
 
     assert run(session.id, "print(kept, open('file.txt').read())") == "{'a': 1} text\n"
     assert run(branch.id, "print(kept)") == "{'a': 1, 'b': 2}\n"
+    listed = {each["id"]: each for each in caller.call("GET", "/v1/sessions?limit=1000")["sessions"]}
+    assert (listed[ended.id]["state"], listed[branch.id]["parent"]["session"]) == ("closed", session.id)
+    assert session.id in listed
     record = caller.call("GET", f"/v1/sessions/{ended.id}/events?limit=1000")["events"]
     assert any(event.get("text") == "before\n" for event in record)
     events = caller.call("GET", f"/v1/sessions/{session.id}/events?limit=1000")["events"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
@@ -27,6 +28,7 @@ from kernelsvc.service.projections import Projections
 from kernelsvc.service.registry import SessionRegistry
 from kernelsvc.service.session_factory import PreparedSession, SessionFactory
 from kernelsvc.session import Session, SessionSpec
+from kernelsvc.store.journal import Journal
 from kernelsvc.store.sessions import SessionDirectory
 
 log = logging.getLogger(__name__)
@@ -88,8 +90,20 @@ class Adoption:
         """Adopt sessions that another server has given to this one, while others are served."""
         for directory in directories:
             await asyncio.to_thread(self._projections.complete, directory)
+            await self._learn(directory)
             if directory.id not in self._index.closed():
                 await self._adopt(directory)
+
+    async def _learn(self, directory: SessionDirectory) -> None:
+        """Have the index learn a session that it has never seen. At a start, ``catch_up_index`` does so."""
+
+        def lines() -> Iterator[Event]:
+            yield from machine_events(Journal.open(directory.journal, directory.id, read_only=True))
+
+        try:
+            await asyncio.to_thread(deque, self._indexed(directory.id, lines()), 0)
+        except (OSError, KernelsvcError) as error:
+            log.error("session %s: its journal can't be read: %s", directory.id, error)
 
     def _begin(self, directory: SessionDirectory, *, closed: bool) -> None:
         """Load a session in the background. Its quota and its idempotency key come from ``session.json`` until then."""
