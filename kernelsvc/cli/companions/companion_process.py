@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import signal
@@ -72,7 +73,11 @@ def server_of(data: Path) -> int | None:
     try:
         paths = [path for name in ("workers.lock", "server.lock") if (path := data / name).exists()]
         return next((found for path in paths if (found := holder(path)) is not None), None)
-    except PermissionError:
+    except OSError as error:
+        if error.errno == errno.ENOKEY:  # The key of an encrypted directory was removed. A held lock could be opened.
+            return None
+        if not isinstance(error, PermissionError):
+            raise
         raise Forbidden(f"The server of {data} is another user's. Run this command as that user.") from None
 
 

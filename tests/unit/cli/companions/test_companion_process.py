@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import io
 import json
 import os
@@ -16,7 +17,7 @@ from waiting import wait_until
 
 from kernelsvc import settings as conf
 from kernelsvc.cli.backup import lock
-from kernelsvc.cli.companions import bridge_process, traces
+from kernelsvc.cli.companions import bridge_process, companion_process, traces
 from kernelsvc.cli.companions.companion_process import locked, server_of
 from kernelsvc.cli.terminal import Terminal
 from kernelsvc.errors import Conflict
@@ -74,4 +75,14 @@ def test_the_server_of_a_data_directory_is_found_by_its_lock(tmp_path: Path, nam
         assert server_of(tmp_path) == os.getpid()
         with pytest.raises(Conflict, match="A server uses"):
             lock(argparse.Namespace(data_dir=str(tmp_path)), Terminal(io.StringIO(), io.StringIO()))
+    assert server_of(tmp_path) is None
+
+
+def test_a_directory_whose_key_was_removed_has_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A kernel host with open files keeps the names readable after 'kernelsvc lock', but no file can be opened.
+    def locked(path: Path) -> int | None:
+        raise OSError(errno.ENOKEY, "Required key not available", str(path))
+
+    (tmp_path / "server.lock").touch()
+    monkeypatch.setattr(companion_process, "holder", locked)
     assert server_of(tmp_path) is None
