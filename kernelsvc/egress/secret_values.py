@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from kernelsvc.linux.command_output import output_of
 from kernelsvc.model.network.policy import Refused
 from kernelsvc.model.network.rules import ParsedRule
 from kernelsvc.model.network.secrets import MAX_VALUE, MIN_VALUE, SecretSource
@@ -58,9 +59,7 @@ def _read(source: SecretSource, left: float) -> bytes:
         if left <= 0:
             raise ValueError(f"the commands of other secrets took {COMMANDS_SECONDS:g} seconds. Make them faster")
         timeout = min(COMMAND_SECONDS, left)
-        return subprocess.run(
-            source.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=timeout, check=True
-        ).stdout
+        return output_of(source.command, seconds=timeout, most_bytes=MAX_VALUE + 2)
     # No command of a further secret inherits it. The variables with which a process began stay in its memory, where
     # other processes of its user could read them (proc(5), environ) until the proxy is confined.
     value = os.environb.pop(os.fsencode(source.env or ""), None)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from kernelsvc.errors import BadRequest, Conflict
 from kernelsvc.linux import fscrypt
+from kernelsvc.linux.command_output import output_of
 from kernelsvc.model.storage.encryption import EncryptionSettings, parse_key
 
 #: Most bytes of a file with a key, and seconds for a command that prints one.
@@ -152,11 +153,8 @@ def _of_file(path: Path) -> bytes:
 def _of_command(settings: EncryptionSettings) -> bytes:
     words = settings.key_command
     try:
-        done = subprocess.run(
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=COMMAND_SECONDS, check=False
-        )
+        return output_of(words, seconds=COMMAND_SECONDS, most_bytes=_MOST_BYTES)
     except subprocess.TimeoutExpired:
         raise ValueError(f"{words[0]} did not end in {COMMAND_SECONDS:.0f} seconds") from None
-    if done.returncode:
-        raise ValueError(f"{words[0]} ended with exit code {done.returncode}. Run it by hand to see why")
-    return done.stdout[:_MOST_BYTES]
+    except subprocess.CalledProcessError as error:
+        raise ValueError(f"{words[0]} ended with exit code {error.returncode}. Run it by hand to see why") from None

@@ -40,6 +40,7 @@ def empty(tmp_path: Path) -> Path:
         (lambda tmp: EncryptionSettings(key_file=tmp / "missing"), "can't read the key: No such file"),
         (lambda tmp: printing("import sys; sys.exit(7)"), "exit code 7"),
         (lambda tmp: printing("print('secret')"), "hexadecimal digits"),
+        (lambda tmp: EncryptionSettings(key_command=["yes"]), "yes prints more than 4096 bytes"),
         (lambda tmp: printing("import time; time.sleep(60)"), "did not end"),
         (lambda tmp: EncryptionSettings(key_command=[str(tmp / "missing")]), "can't read the key: No such file"),
     ],
