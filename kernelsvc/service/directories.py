@@ -90,6 +90,8 @@ def _make_owned(path: Path) -> None:
     # In a world-writable /tmp another user may have created the directory first, to read our sockets and tokens.
     for part in (path, path.parent) if path.parent.name.startswith("kernelsvc-") else (path,):
         info = part.lstat()
+        if stat.S_ISLNK(info.st_mode):
+            raise PermissionError(1, f"{part} is a symbolic link, whose owner could lead it elsewhere. Name its target")
         if not stat.S_ISDIR(info.st_mode) or info.st_uid not in (os.geteuid(), 0):
             raise PermissionError(1, "it belongs to another user")
         if info.st_uid == os.geteuid() and info.st_mode & 0o077 and part == path:
