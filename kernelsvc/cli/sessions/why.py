@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
+from pathlib import Path
 
 from kernelsvc.cli.cell_source import events_of_journal
 from kernelsvc.cli.server_locator import client_of
@@ -31,7 +32,7 @@ async def why(args: argparse.Namespace, terminal: Terminal) -> int:
         BadRequest: the file is not a session's log.
     """
     found: list[Event]
-    if "/" in args.id or args.id.endswith((".jsonl", ".gz")):
+    if _is_file(args.id):
         found = _events_of(args.id)
         id = found[0].session
     else:
@@ -43,6 +44,10 @@ async def why(args: argparse.Namespace, terminal: Terminal) -> int:
     for line in explain(id, found):
         terminal.line(safe(line))
     return 0
+
+
+def _is_file(given: str) -> bool:
+    return "/" in given or given.endswith((".jsonl", ".gz")) or Path(given).is_file()
 
 
 def _events_of(path: str) -> list[Event]:

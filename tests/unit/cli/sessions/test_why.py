@@ -52,5 +52,12 @@ async def test_a_file_that_is_no_log_is_refused(tmp_path):
         await why(argparse.Namespace(id=str(tmp_path / "missing.jsonl")), Terminal())
 
 
+async def test_a_file_needs_no_ending(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "log").write_text("")
+    with pytest.raises(BadRequest, match="is not a session's log"):
+        await why(argparse.Namespace(id="log"), Terminal())
+
+
 def test_it_is_bounded():
     assert len(explain("s_1", [ev.Interrupted() for _ in range(1000)])) == 1 + MAX_CAUSES
