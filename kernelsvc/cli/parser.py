@@ -551,7 +551,7 @@ def _machine_commands(commands: _Commands) -> None:
     token.add_argument("--days", type=float, metavar="N", help="days until it expires (default: never)")
     token.add_argument("--keep-hours", type=float, metavar="N", default=24, help="rotate: hours for the old token (24)")
     token.add_argument("--e2b", action="store_true", help="a token in the form that E2B's clients insist on")
-    _json_option(token)
+    _json_option(token, "list: print JSON")
     _data_options(token)
     backup = commands.add(
         "backup",

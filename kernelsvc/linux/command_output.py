@@ -36,7 +36,7 @@ def output_of(words: Sequence[str], *, seconds: float, most_bytes: int) -> bytes
                 if len(printed) > most_bytes:
                     raise ValueError(f"{words[0]} prints more than {most_bytes} bytes")
             process.wait(max(0.0, end - time.monotonic()))
-        except BaseException:
+        except BaseException:  # Also Ctrl-C: leaving the block waits for the program.
             process.kill()
             raise
     if process.returncode:

@@ -138,7 +138,9 @@ def _read_key(settings: EncryptionSettings) -> bytes:
     except ValueError as error:
         raise BadRequest(f"Setting {name}: {error}.", setting=name) from None
     except OSError as error:
-        raise BadRequest(f"Setting {name}: can't read the key: {error.strerror or error}.", setting=name) from None
+        raise BadRequest(
+            f"Setting {name}: can't read the key: {error.strerror} ({error.filename}).", setting=name
+        ) from None
 
 
 def _of_file(path: Path) -> bytes:

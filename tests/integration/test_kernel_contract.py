@@ -245,7 +245,10 @@ class Backend:
         raise NotImplementedError
 
     def alive(self, kernel: Kernel) -> bool:
-        return psutil.pid_exists(kernel.info.pid) and psutil.Process(kernel.info.pid).status() != "zombie"
+        try:
+            return psutil.Process(kernel.info.pid).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
 
     async def close(self) -> None:
         pass

@@ -291,8 +291,7 @@ async def test_breaking_out_of_a_stream_detaches(connect, server):
     session = await client.create_session()
     async for _ in session.stream("input name? ", allow_stdin=True):
         break
-    await wait_until(lambda: "session.detach" in server.calls)
-    assert not client._rpc._feeds
+    await wait_until(lambda: "session.detach" in server.calls and not client._rpc._feeds)
 
 
 async def test_batch(connect):
