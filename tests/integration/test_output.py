@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+
 import pytest
 from kernel_processes import Client
+
+from kernelsvc.kernels.port import Output
 
 #: What programs put in the place of ``sys.stdout``, once, in an early cell.
 REPLACED = {
@@ -71,6 +76,41 @@ async def test_output_of_a_child_that_has_ended_comes_before_what_follows(k: Cli
     before = "import ctypes, os, subprocess\nlibc = ctypes.CDLL(None)"
     answer = await k.run(f"{before}\nfor n in range(25):\n    print('py', n)\n    {CHILDREN[case]}")
     assert answer.stdout.replace("\r", "").splitlines() == [f"{who} {n}" for n in range(25) for who in ("py", "child")]
+
+
+@pytest.mark.parametrize("case", CHILDREN)
+async def test_a_server_that_is_slow_between_two_reads_keeps_the_order(k: Client, case: str) -> None:
+    """While the server processes frames, the kernel goes on, and newer text comes into the pipe."""
+    deliver = k.wire._deliver
+    assert deliver is not None
+
+    def busy(batch: Sequence[Output]) -> None:
+        end = time.monotonic() + 0.003
+        while time.monotonic() < end:
+            pass
+        deliver(batch)
+
+    k.wire._deliver = busy
+    before = "import ctypes, os, subprocess, time\nlibc = ctypes.CDLL(None)"
+    then = "time.sleep(n % 4 / 2000)"
+    answer = await k.run(f"{before}\nfor n in range(100):\n    print('py', n)\n    {CHILDREN[case]}\n    {then}")
+    expected = [f"{who} {n}" for n in range(100) for who in ("py", "child")]
+    assert answer.stdout.replace("\r", "").splitlines() == expected
+
+
+async def test_code_that_keeps_the_lock_of_a_pipe_delays_only_its_own_text(k: Client) -> None:
+    """The kernel has the read ends, so hostile code can lock a pipe for ever. Its text comes all the same."""
+    code = (
+        "import fcntl, os, stat\n"
+        "for fd in range(3, 64):\n"
+        "    try:\n"
+        "        if stat.S_ISFIFO(os.fstat(fd).st_mode): fcntl.flock(fd, fcntl.LOCK_EX)\n"
+        "    except OSError: pass\n"
+        "os.write(1, b'locked\\n')"
+    )
+    other = "import ctypes, threading; threading.Event().wait(0.5)"
+    assert (await k.run(f"{code}\n{other}")).stdout == "locked\n"
+    assert (await k.run("print('next')")).stdout == "next\n"
 
 
 async def test_output_of_a_child_comes_before_a_result(k: Client) -> None:

@@ -46,15 +46,21 @@ class StdioReads:
         return bool(self._poll.poll(0))
 
     def take(self) -> None:
-        """Read what is in the pipes at this moment. Never blocks."""
+        """Read what is in the pipes at this moment. Waits only while the server reads from the same pipe."""
         for number, fd in enumerate(self.fds):
             try:
                 if os.fstat(fd).st_ino != self._inodes[number]:
                     raise OSError("user code has closed the descriptor, and the number is another file's now")
                 # The server shares the pipe but not the flags, which are this process's to set (fcntl(2)).
                 os.set_blocking(fd, False)
-                left = min(_MOST, int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, _INT), sys.byteorder))
-                data = os.read(fd, left) if left else b""
+                # The server reads after a look at its socket and must not find later text in the pipe. Its open file
+                # description is another, so the lock (flock(2)) is between both processes.
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                try:
+                    left = min(_MOST, int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, _INT), sys.byteorder))
+                    data = os.read(fd, left) if left else b""
+                finally:
+                    fcntl.flock(fd, fcntl.LOCK_UN)
             except BlockingIOError:
                 continue
             except OSError:  # The server still has descriptors of its own.

@@ -9,11 +9,14 @@ and block the server in ``read``. So the server opens each pipe again, which giv
 from __future__ import annotations
 
 import codecs
+import contextlib
 import fcntl
 import os
+import select
 import stat
 import sys
 import termios
+from collections.abc import Iterator
 from typing import Literal
 
 from kernelsvc.kernels.forked.wire_parser import WireViolation
@@ -73,6 +76,29 @@ class StdioPipe:
         self.ended = not data
         text = self._decoder.decode(data)
         return StreamText(name=self.name, text=text) if text else None
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[bool]:
+        """Lock the pipe (flock(2)), so that the kernel reads nothing from it meanwhile. Never blocks.
+
+        Yields:
+            Whether it is locked. The kernel holds the lock for a moment, or for as long as hostile code likes.
+        """
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            fcntl.flock(self.fd, fcntl.LOCK_UN)
+
+    def check_end(self) -> None:
+        """Set ``ended`` if the pipe is empty and every writer has closed it (poll(2): POLLHUP)."""
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
+        self.ended = poll.poll(0) == [(self.fd, select.POLLHUP)]
 
     def drain(self) -> list[StreamText]:
         """Return the text in the pipe at this moment, without that written meanwhile."""

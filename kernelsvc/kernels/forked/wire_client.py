@@ -384,15 +384,34 @@ class WireClient:
             self._line_waits += 1
             reader.pause()
             return
-        self._line_waits = 0
         started = self._loop.time()
-        text = pipe.read(self._budget.read_size)
+        text = self._read_before_frames(pipe)
         if text is not None:
+            self._line_waits = 0
             self._deliver_batch([text])
             reader.took_text(len(text.text))
             self._charge(started)
         elif pipe.ended:
             reader.unwatch()
+
+    def _read_before_frames(self, pipe: StdioPipe) -> StreamText | None:
+        """Return text that was in the pipe before any frame that is still in the socket.
+
+        The kernel reads the pipe, too, and goes on meanwhile. So the order is: lock the pipe, count its bytes, see that
+        the socket is empty, and read no more than was counted. A kernel that keeps the lock or always fills the socket
+        delays only its own text, and not for ever.
+        """
+        with pipe.locked() as locked:
+            size = pipe.available()
+            if not size:
+                self._line_waits = 0
+                pipe.check_end()
+                return None
+            late = self._line_waits >= 2 * MAX_LINE_WAITS or size >= LARGE
+            if not late and (not locked or self._connection is None or _readable_bytes(self._connection.sock)):
+                self._line_waits += 1
+                return None
+            return pipe.read(min(size, self._budget.read_size))
 
     def _deliver_batch(self, batch: list[Output]) -> None:
         """Deliver a batch, then acknowledge it. A refused batch waits for ``resume``."""
