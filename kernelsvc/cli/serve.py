@@ -47,6 +47,7 @@ from kernelsvc.service.directories import (
     missing_mounts,
     node_name,
     prepare_directories,
+    remove_interrupted_copies,
     with_kept_token,
 )
 from kernelsvc.telemetry import operator_log
@@ -93,6 +94,7 @@ def main(args: argparse.Namespace, terminal: Terminal) -> int:
         key = cluster_key(settings, os.environ)
         settings = msgspec.structs.replace(settings, node=node_name(settings))
     with _data_dir_lock(settings):
+        remove_interrupted_copies(settings.data_path())
         return asyncio.run(
             _ServerRun(
                 settings,

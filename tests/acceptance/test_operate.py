@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from command_line import kernelsvc
-from served import Served
+from served import Served, serving
 
 from kernelsvc import Client
 from kernelsvc.errors import KernelsvcError
@@ -68,6 +68,19 @@ def test_a_token_is_rotated_and_the_session_keeps_its_variables(short_tmp: Path)
             client.session(id)
     finally:
         server.stop()
+
+
+def test_a_server_removes_copies_of_sessions_that_a_crash_left(short_tmp: Path) -> None:
+    """``restore`` and ``drain --move`` copy sessions within the data directory, and nothing else removes them."""
+    root = short_tmp / "left"
+    left = [root / "data" / name for name in (".move-x1", ".restore-0123456789abcdef")]
+    root.mkdir()
+    (root / "data").mkdir(mode=0o700)
+    for each in left:
+        (each / "s_0123456789abcdef").mkdir(parents=True)
+    with serving(root) as served:
+        assert not any(each.exists() for each in left)
+        assert served.call("GET", "/v1/sessions")["sessions"] == []
 
 
 def test_a_backup_under_load_is_restored_elsewhere_and_every_log_is_proven(short_tmp: Path) -> None:
