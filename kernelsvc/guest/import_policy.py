@@ -16,6 +16,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kernelsvc.guest import kept_builtins
+
 _PROCESSES = "Write it in Python; for files use pathlib and shutil."
 _NETWORK = "This session has no network; work with files in the current directory."
 #: Alternatives to the modules that are denied most often.
@@ -108,7 +110,7 @@ def install(allow: Sequence[str] | None, deny: Sequence[str]) -> None:
             _check(name, fromlist or (), allow, deny)
         return original(name, globals, locals, fromlist or (), level)
 
-    builtins.__import__ = guarded
+    kept_builtins.replace("__import__", guarded)
 
 
 def _check(name: str, fromlist: Sequence[str], allow: Sequence[str] | None, deny: Sequence[str]) -> None:

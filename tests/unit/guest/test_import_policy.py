@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kernelsvc.guest import import_policy
+from kernelsvc.guest import import_policy, kept_builtins
 from kernelsvc.guest.import_policy import ImportNotAllowed, refusal
 
 
@@ -16,7 +16,7 @@ from kernelsvc.guest.import_policy import ImportNotAllowed, refusal
 def _plain_import() -> Iterator[None]:
     plain = builtins.__import__
     yield
-    builtins.__import__ = plain
+    kept_builtins.replace("__import__", plain)
 
 
 def cell(code: str) -> None:
