@@ -1,11 +1,12 @@
 """The cost of a trivial cell with the export of spans on and off, in turns in one run.
 
-    python -m benchmarks.spans [--rounds N] [--cells N] [--receiver good|slow|lying|down]
+    python -m benchmarks.spans [--pairs N] [--rounds N] [--cells N] [--receiver good|slow|lying|down]
 
 Two servers run at the same time, one of which exports spans to a receiver in this process. A slow one never answers, a
 lying one answers with a page, and where one is down, nothing listens. Blocks of cells alternate
 between them. The figure is the CPU time of the server's process (schedstat, in nanoseconds) for each cell, because wall
 times differ by more than a per cent on any machine that does something else. The exporter's own CPU time is separate.
+Two servers with the same settings differ by some per cent, too, so several pairs are measured.
 """
 
 from __future__ import annotations
@@ -95,17 +96,14 @@ def cpu_seconds(pid: int) -> float:
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
-def main() -> int:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20, help="blocks of each server")
-    parser.add_argument("--cells", type=int, default=300, help="cells of a block")
-    parser.add_argument("--receiver", choices=["good", "slow", "lying", "down"], default="good")
-    chosen = parser.parse_args()
+def measure(url: str, root: Path, rounds: int, cells: int) -> tuple[float, float, float, int]:
+    """One pair of servers.
+
+    Returns:
+        Microseconds of CPU for a cell without and with spans (medians of the blocks), the exporter's own, and its MiB.
+    """
     found: dict[str, list[float]] = {"off": [], "on": []}
     with contextlib.ExitStack() as stack:
-        root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="k")))
-        url = stack.enter_context(receiver(chosen.receiver))
         started = {
             "off": stack.enter_context(server(root / "off")),
             "on": stack.enter_context(server(root / "on", "--telemetry-endpoint", url)),
@@ -114,25 +112,45 @@ def main() -> int:
         for name, (address, _) in started.items():
             client = stack.enter_context(Client(address, TOKEN))
             sessions[name] = stack.enter_context(client.create_session())
-            for _ in range(chosen.cells):
+            for _ in range(cells):
                 sessions[name].run("1+1")
         exporter = holder(root / "on" / "data" / "traces.lock")
         assert exporter
         began = cpu_seconds(exporter)
-        for number in range(chosen.rounds):
+        for number in range(rounds):
             # The order alternates, too.
             for name in ("off", "on") if number % 2 else ("on", "off"):
                 before = cpu_seconds(started[name][1])
-                for _ in range(chosen.cells):
+                for _ in range(cells):
                     sessions[name].run("1+1")
-                found[name].append((cpu_seconds(started[name][1]) - before) / chosen.cells * 1e6)
+                found[name].append((cpu_seconds(started[name][1]) - before) / cells * 1e6)
         memory = int(Path(f"/proc/{exporter}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
-        spent = (cpu_seconds(exporter) - began) / chosen.cells / chosen.rounds * 1e6
-    off, on = statistics.median(found["off"]), statistics.median(found["on"])
-    print(f"{chosen.rounds} blocks of {chosen.cells} cells each, CPU of the server for a trivial cell, medians")
-    print(f"spans off  {off:7.1f} us")
-    print(f"spans on   {on:7.1f} us  ({(on / off - 1) * 100:+.1f} %)")
-    print(f"exporter   {spent:7.1f} us for a cell, in its own process, {memory} MiB ({_Sink.requests} requests)")
+        spent = (cpu_seconds(exporter) - began) / cells / rounds * 1e6
+    return statistics.median(found["off"]), statistics.median(found["on"]), spent, memory
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=6, help="pairs of servers")
+    parser.add_argument("--rounds", type=int, default=20, help="blocks of each server")
+    parser.add_argument("--cells", type=int, default=100, help="cells of a block")
+    parser.add_argument("--receiver", choices=["good", "slow", "lying", "down"], default="good")
+    chosen = parser.parse_args()
+    ratios = []
+    print(f"CPU of the server for a trivial cell, {chosen.rounds} blocks of {chosen.cells} cells on each server")
+    with receiver(chosen.receiver) as url:
+        for _ in range(chosen.pairs):
+            with tempfile.TemporaryDirectory(prefix="k") as root:
+                off, on, spent, memory = measure(url, Path(root), chosen.rounds, chosen.cells)
+            ratios.append((on / off - 1) * 100)
+            print(
+                f"spans off {off:7.1f} us, on {on:7.1f} us ({ratios[-1]:+.1f} %); "
+                f"exporter {spent:.1f} us for a cell, in its own process, {memory} MiB",
+                flush=True,
+            )
+    error = statistics.stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else float("nan")
+    print(f"mean {statistics.mean(ratios):+.1f} % ± {error:.1f} (standard error of {len(ratios)} pairs)")
     return 0
 
 
