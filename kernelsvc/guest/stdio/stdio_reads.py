@@ -14,11 +14,28 @@ import termios
 from collections import deque
 from collections.abc import Sequence
 
-from kernelsvc.guest.private_modules import fcntl, os, select
+from kernelsvc.guest.private_modules import fcntl, os, select, time
 
 #: Most bytes of each pipe that are taken at once: a process that still writes must not hold up the kernel.
 _MOST = 1 << 20
 _INT = bytes(4)
+#: Attempts to lock a pipe, a millisecond apart.
+_LOCK_TRIES = 50
+
+
+def _lock(fd: int) -> None:
+    """Lock a pipe against the server (flock(2)), which must not find text in it that follows the frames it has read.
+
+    The server's lock is on another open file description and lasts for microseconds. User code can lock a third one and
+    keep it, so this gives up in the end. Then only the order of that code's text is lost.
+    """
+    for _ in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.001)
+        else:
+            return
 
 
 class StdioReads:
@@ -46,16 +63,14 @@ class StdioReads:
         return bool(self._poll.poll(0))
 
     def take(self) -> None:
-        """Read what is in the pipes at this moment. Waits only while the server reads from the same pipe."""
+        """Read what is in the pipes at this moment. Waits while the server reads, and at most ``_LOCK_TRIES`` ms."""
         for number, fd in enumerate(self.fds):
             try:
                 if os.fstat(fd).st_ino != self._inodes[number]:
                     raise OSError("user code has closed the descriptor, and the number is another file's now")
                 # The server shares the pipe but not the flags, which are this process's to set (fcntl(2)).
                 os.set_blocking(fd, False)
-                # The server reads after a look at its socket and must not find later text in the pipe. Its open file
-                # description is another, so the lock (flock(2)) is between both processes.
-                fcntl.flock(fd, fcntl.LOCK_EX)
+                _lock(fd)
                 try:
                     left = min(_MOST, int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, _INT), sys.byteorder))
                     data = os.read(fd, left) if left else b""

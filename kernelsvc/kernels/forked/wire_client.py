@@ -136,7 +136,7 @@ class WireClient:
         self._unacknowledged_bytes = 0  # bytes received since the last acknowledgement
         self._only_text = False  # in the last batch
         self._mid_line = False  # the last batch ends within a line
-        self._line_waits = 0  # pauses of a pipe's reader for the rest of that line
+        self._line_waits = 0  # how often text in a pipe has waited for the rest of that line, or for frames before it
         self._ack_timer: asyncio.TimerHandle | None = None
         self._controls: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._control_number = 0
@@ -397,9 +397,9 @@ class WireClient:
     def _read_before_frames(self, pipe: StdioPipe) -> StreamText | None:
         """Return text that was in the pipe before any frame that is still in the socket.
 
-        The kernel reads the pipe, too, and goes on meanwhile. So the order is: lock the pipe, count its bytes, see that
-        the socket is empty, and read no more than was counted. A kernel that keeps the lock or always fills the socket
-        delays only its own text, and not for ever.
+        The kernel reads the pipe, too, and runs meanwhile. So the order is: lock the pipe, count its bytes, check that
+        the socket is empty, and read no more than was counted. After ``MAX_LINE_WAITS`` further attempts the text is
+        read in any case: the kernel may keep the lock, or write to the socket all the time.
         """
         with pipe.locked() as locked:
             size = pipe.available()
