@@ -58,6 +58,7 @@ from kernelsvc.guest.content_json import encode  # noqa: E402
 from kernelsvc.guest.data import value_data  # noqa: E402
 from kernelsvc.guest.debugger import KernelDebugger, available  # noqa: E402
 from kernelsvc.guest.display import DisplayHook, DisplayPublisher, SelectiveFormatter  # noqa: E402
+from kernelsvc.guest.kept_builtins import KeptBuiltins  # noqa: E402
 from kernelsvc.guest.model_view.changes import Changes  # noqa: E402
 from kernelsvc.guest.model_view.shell_errors import ErrorReports  # noqa: E402
 from kernelsvc.guest.plain_cells import PlainCellDetector  # noqa: E402
@@ -233,7 +234,7 @@ class WireSession(Session):  # type: ignore[misc]
 _TOOLS = ToolNamespace()
 
 
-class Shell(ErrorReports, shell_commands.ShellCommands, ZMQInteractiveShell):  # type: ignore[misc]
+class Shell(KeptBuiltins, ErrorReports, shell_commands.ShellCommands, ZMQInteractiveShell):  # type: ignore[misc]
     """The shell of a session."""
 
     displayhook_class = Type(DisplayHook)
@@ -605,9 +606,7 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
     def _exit_user_fork(self, reply: dict[str, Any]) -> None:
         """End a process that user code forked when it leaves its cell, as a script would end."""
         error = getattr(self.shell.last_execution_result, "error_in_exec", None)
-        code = 1 if reply["status"] == "error" else 0
-        if isinstance(error, SystemExit):
-            code = exit_calls.status_of(error)[0]
+        code = exit_calls.status_of(error)[0] if isinstance(error, SystemExit) else int(reply["status"] == "error")
         self.streams.flush()
         os._exit(code)
 

@@ -1,7 +1,7 @@
-"""Names that a cell deletes from ``builtins``: they are back when its code ends.
+"""Builtins that a cell deletes. They are back when its code ends.
 
-Every module reads that dictionary, IPython and this package included. Without ``isinstance`` or ``__import__`` no later
-cell could run, and no traceback could say why. What a cell puts in the place of a builtin stays: programs do that.
+All modules read the dictionary of ``builtins``, also IPython and this package. Without ``isinstance`` or ``__import__``
+later cells can't run, and no traceback says why. A cell may replace a builtin: the replacement stays.
 """
 
 from __future__ import annotations
@@ -14,27 +14,38 @@ _ORIGINALS = dict(_LIVE)
 
 
 def replace(name: str, value: Any) -> None:
-    """Replace a builtin for all code of this process, also after a cell has deleted it."""
+    """Replace a builtin for all code of this process. If a cell deletes it, ``value`` comes back.
+
+    Args:
+        name: The builtin's name.
+        value: The new builtin.
+    """
     _ORIGINALS[name] = _LIVE[name] = value
 
 
 class KeptBuiltins:
-    """Mix it into IPython's shell."""
+    """The part of IPython's shell that puts deleted builtins back. It precedes every other part."""
 
     async def run_code(self, code_obj: Any, result: Any = None, *, async_: bool = False) -> bool:
         """See ``InteractiveShell.run_code``."""
         base: Any = super()
-        size = _LIVE.__len__()
         try:
             failed: bool = await base.run_code(code_obj, result, async_=async_)
             return failed
         finally:
-            if _LIVE.__len__() != size:
-                self.restore_builtins()
+            self._restore()
 
-    def restore_builtins(self) -> None:
-        """Put deleted names back, also IPython's own. Uses no builtin itself: only operators and methods."""
+    def showtraceback(self, *args: Any, **kwargs: Any) -> None:
+        """See ``InteractiveShell.showtraceback``. It is called before ``run_code`` ends."""
+        self._restore()
+        base: Any = super()
+        base.showtraceback(*args, **kwargs)
+
+    def _restore(self) -> None:
+        # Only operators and methods: a function that this calls could be a deleted builtin. IPython adds some names for
+        # the time of a cell, and removes them after it.
         shell: Any = self
         for kept in (_ORIGINALS, shell.builtin_trap.auto_builtins):
-            for name in kept.keys() - _LIVE.keys():
-                _LIVE[name] = kept[name]
+            if not kept.keys() <= _LIVE.keys():
+                for name in kept.keys() - _LIVE.keys():
+                    _LIVE[name] = kept[name]

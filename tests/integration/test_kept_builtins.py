@@ -14,6 +14,7 @@ async def test_a_deleted_builtin_is_back_for_the_next_cell(k: Client, name: str)
     before = await k.run(f"import builtins; kept = builtins.{name}; del builtins.{name}; 42")
     assert (before.result, before.error) == ("42", None)
     assert (await k.run(f"builtins.{name} is kept")).result == "True"
+    assert (await k.run(f"builtins.another = 1; del builtins.{name}; 42")).result == "42"
     failed = await k.run("1 / 0")
     assert failed.error == "ZeroDivisionError"
     assert failed.messages("error")[0].content["traceback"]

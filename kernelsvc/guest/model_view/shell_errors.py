@@ -14,12 +14,11 @@ from IPython.core.error import UsageError
 from jupyter_client.jsonutil import json_clean
 
 from kernelsvc.guest import exit_calls, tracebacks
-from kernelsvc.guest.kept_builtins import KeptBuiltins
 from kernelsvc.guest.model_view import errors, hints
 from kernelsvc.guest.private_modules import current_directory, os, threading
 
 
-class ErrorReports(KeptBuiltins):
+class ErrorReports:
     """The part of IPython's shell that shows exceptions. Mix it into a ``ZMQInteractiveShell``."""
 
     #: Whether the running cell belongs to a model, which makes IPython's slow and coloured form unnecessary.
@@ -39,7 +38,6 @@ class ErrorReports(KeptBuiltins):
         running_compiled_code: bool = False,
     ) -> None:
         """See ``InteractiveShell.showtraceback``."""
-        self.restore_builtins()
         shell: Any = self
         base: Any = super()
         try:
