@@ -47,9 +47,9 @@ from kernelsvc.service.directories import (
     missing_mounts,
     node_name,
     prepare_directories,
-    remove_interrupted_copies,
     with_kept_token,
 )
+from kernelsvc.store.backups.restore import remove_unfinished
 from kernelsvc.telemetry import operator_log
 
 #: Interval of the check whether the first template is ready.
@@ -94,7 +94,7 @@ def main(args: argparse.Namespace, terminal: Terminal) -> int:
         key = cluster_key(settings, os.environ)
         settings = msgspec.structs.replace(settings, node=node_name(settings))
     with _data_dir_lock(settings):
-        remove_interrupted_copies(settings.data_path())
+        remove_unfinished(settings.data_path())
         return asyncio.run(
             _ServerRun(
                 settings,

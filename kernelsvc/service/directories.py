@@ -17,7 +17,6 @@ import msgspec
 from kernelsvc.errors import BadRequest
 from kernelsvc.linux import atomic_file
 from kernelsvc.linux.clock import SteadyClock
-from kernelsvc.linux.remove_tree import remove_tree
 from kernelsvc.model.cluster.ids import NODE_DIGITS, is_node
 from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.tokens import record_for, weakness
@@ -204,26 +203,8 @@ async def follow_clock(settings: Settings) -> None:
 
 #: The file below the data directory with the name of a node, and most bytes of a cluster's key.
 NODE_FILE = Path("node")
-#: Names of the directories of ``store.backups.restore`` and ``cli.cluster.giving`` for unfinished copies of sessions.
-INTERRUPTED = (".restore-*", ".move-*")
 MAX_KEY, MIN_KEY = 1024, 16
 KEY_ENV = "KERNELSVC_CLUSTER_KEY"
-
-
-def remove_interrupted_copies(data: Path) -> None:
-    """Remove copies of sessions whose move or restore was interrupted. Call it with the directory's lock held.
-
-    The sessions themselves are still where they were: only a complete copy replaces them. What can't be removed is
-    logged.
-    """
-    for pattern in INTERRUPTED:
-        for path in data.glob(pattern):
-            try:
-                remove_tree(path)
-            except OSError as error:
-                log.warning("can't remove %s, a copy of sessions: %s", path, error.strerror)
-            else:
-                log.info("removed %s: a copy of sessions was interrupted", path)
 
 
 def node_name(settings: Settings) -> str:

@@ -17,6 +17,7 @@ from kernelsvc.linux.remove_tree import remove_tree
 from kernelsvc.server.moving import PATH, PUBLIC_KEY
 from kernelsvc.server.ws.client import endpoint
 from kernelsvc.store.backups.backup import SESSIONS, write_backup
+from kernelsvc.store.backups.restore import SENDING
 from kernelsvc.store.heads import HeadFile
 from kernelsvc.store.keys import SigningKey
 
@@ -67,7 +68,7 @@ def _give_one(
     """Send one family to the first node that takes it. Return why none did."""
     why = "there is no other node"
     # In the data directory: the service may write nowhere else (systemd), and an encrypted one stays so.
-    with tempfile.TemporaryDirectory(dir=data, prefix=".move-") as place:
+    with tempfile.TemporaryDirectory(dir=data, prefix=SENDING) as place:
         archive = Path(place) / "family"
         try:
             report = write_backup(data, archive, key, only=family)

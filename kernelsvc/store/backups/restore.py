@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import logging
 import os
 import secrets
 import shutil
@@ -36,7 +37,11 @@ from kernelsvc.store.keys import NAME as KEY_NAME
 from kernelsvc.store.keys import SigningKey, is_good
 from kernelsvc.store.verify import verify_journal
 
+log = logging.getLogger(__name__)
+
 _STAGE, _ABOUT = ".restore", "session.json"
+#: How the name of a directory begins that holds an archive of sessions for another server.
+SENDING = ".move-"
 #: Names in a directory that counts as empty: mke2fs(8) creates lost+found in the root of a new file system.
 _EMPTY = {"lost+found"}
 #: Most bytes that are read at once, and of a file that is read whole. A pax header states its own size.
@@ -142,6 +147,23 @@ def unpack_sessions(archive: Path, data: Path, public_key: str) -> tuple[Path, d
 
 
 # --- checks of the archive ---------------------------------------------------
+
+
+def remove_unfinished(data: Path) -> None:
+    """Remove copies of sessions that a crash interrupted. Call it with the lock of the data directory.
+
+    The sessions are also in the place that they were copied from. A directory that can't be removed is logged.
+
+    Args:
+        data: The data directory.
+    """
+    for path in (*data.glob(f"{_STAGE}-*"), *data.glob(f"{SENDING}*")):
+        try:
+            remove_tree(path)
+        except OSError as error:
+            log.warning("can't remove %s, an unfinished copy of sessions: %s", path, error.strerror)
+        else:
+            log.info("removed %s, an unfinished copy of sessions", path)
 
 
 @contextlib.contextmanager

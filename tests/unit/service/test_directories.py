@@ -21,7 +21,6 @@ from kernelsvc.service.directories import (
     follow_clock,
     missing_mounts,
     prepare_directories,
-    remove_interrupted_copies,
     with_kept_token,
 )
 
@@ -129,19 +128,3 @@ def test_a_mount_that_is_missing_is_named(tmp_path):
     (line,) = missing_mounts(s.Settings(mounts=mounts))
     assert "'later'" in line
     assert str(tmp_path / "no") in line
-
-
-def test_interrupted_copies_of_sessions_are_removed_and_nothing_else(tmp_path, caplog):
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    (outside / "kept").touch()
-    data = tmp_path / "data"
-    for name in (".restore-0123456789abcdef", ".move-abc", "sessions", ".restore"):
-        (data / name / "s_1").mkdir(parents=True)
-        (data / name / "s_1" / "journal").write_text("secret")
-    (data / ".move-abc" / "link").symlink_to(outside)
-    (data / ".move-link").symlink_to(outside)
-    remove_interrupted_copies(data)
-    assert {each.name for each in data.iterdir()} == {"sessions", ".restore", ".move-link"}
-    assert (outside / "kept").exists()
-    assert ".move-link" in caplog.text

@@ -20,7 +20,7 @@ import pytest
 from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, NotSupported
 from kernelsvc.model import events as ev
 from kernelsvc.store.backups.backup import FORM, MANIFEST, Manifest, write_backup
-from kernelsvc.store.backups.restore import restore_backup
+from kernelsvc.store.backups.restore import remove_unfinished, restore_backup
 from kernelsvc.store.heads import HeadFile
 from kernelsvc.store.keys import SigningKey
 from kernelsvc.store.sessions import SessionDirectories
@@ -322,3 +322,21 @@ def test_no_pipe_is_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(BadRequest, match="regular file"):
         restore_backup(tmp_path / "pipe", tmp_path / "new")
+
+
+def test_unfinished_copies_of_sessions_are_removed_and_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").touch()
+    data = tmp_path / "data"
+    for name in (".restore-0123456789abcdef", ".move-abc", "sessions", ".restore"):
+        (data / name / "s_1").mkdir(parents=True)
+        (data / name / "s_1" / "journal").write_text("secret")
+    (data / ".move-abc" / "link").symlink_to(outside)
+    (data / ".move-link").symlink_to(outside)
+    remove_unfinished(data)
+    assert {each.name for each in data.iterdir()} == {"sessions", ".restore", ".move-link"}
+    assert (outside / "kept").exists()
+    assert ".move-link" in caplog.text
