@@ -258,7 +258,10 @@ FORGED = "k = get_ipython().kernel; k.iopub_socket.send_multipart({parts})"
         (FORGED.format(parts="[b'<IDS|MSG>', b'', b'{}', b'{}', b'{}', b'{}']"), "signature"),
         (FORGED.format(parts="[b'x'] * 5000"), "parts"),
         ("print('x' * 3_000_000)", "above"),
-        ("get_ipython().kernel.shell_stream.socket.close(linger=0)\nimport time; time.sleep(60)", "closed"),
+        (
+            "get_ipython().kernel.shell_stream.socket.close(linger=0)\nimport threading; threading.Event().wait()",
+            "closed",
+        ),
     ],
     ids=["forged", "parts", "huge", "closed"],
 )
