@@ -98,6 +98,15 @@ async def test_a_server_that_is_slow_between_two_reads_keeps_the_order(k: Client
     assert answer.stdout.replace("\r", "").splitlines() == expected
 
 
+async def test_writes_that_almost_fill_the_pipe_stay_in_order(k: Client) -> None:
+    code = (
+        "import os\nfor n in range(600):\n    print('py', n)\n    data = b'.' * 60_000 + b'\\nchild %d\\n' % n\n"
+        "    while data: data = data[os.write(1, data):]"
+    )
+    lines = (await k.run(code)).stdout.splitlines()
+    assert [line for line in lines if line[:1] != "."] == [f"{who} {n}" for n in range(600) for who in ("py", "child")]
+
+
 @pytest.mark.parametrize("opened", ["fd", "os.open(f'/proc/self/fd/{fd}', os.O_RDONLY)"], ids=["same", "reopened"])
 async def test_code_that_locks_the_pipes_and_keeps_the_lock_gets_all_its_text(k: Client, opened: str) -> None:
     """The kernel's process has the read ends. The lock of a reopened one is against the kernel's own code, too."""

@@ -407,7 +407,7 @@ class WireClient:
                 self._line_waits = 0
                 pipe.check_end()
                 return None
-            late = self._line_waits >= 2 * MAX_LINE_WAITS or size >= LARGE
+            late = self._line_waits >= 2 * MAX_LINE_WAITS
             if not late and (not locked or self._connection is None or _readable_bytes(self._connection.sock)):
                 self._line_waits += 1
                 return None
