@@ -1,7 +1,8 @@
 """Builtins that a cell deletes. They are back when its code ends.
 
 All modules read the dictionary of ``builtins``, also IPython and this package. Without ``isinstance`` or ``__import__``
-later cells can't run, and no traceback says why. A cell may replace a builtin: the replacement stays.
+later cells can't run, and no traceback says why. A cell may also replace builtins. Replacements stay, and a wrong one
+can end the kernel. What a thread deletes while no cell runs is back after the next cell, if that one can run.
 """
 
 from __future__ import annotations
@@ -25,6 +26,12 @@ def replace(name: str, value: Any) -> None:
 
 class KeptBuiltins:
     """The part of IPython's shell that puts deleted builtins back. It precedes every other part."""
+
+    def init_builtins(self) -> None:
+        """See IPython, which adds names for good here."""
+        base: Any = super()
+        base.init_builtins()
+        _ORIGINALS.update(_LIVE)
 
     async def run_code(self, code_obj: Any, result: Any = None, *, async_: bool = False) -> bool:
         """See ``InteractiveShell.run_code``."""

@@ -6,7 +6,17 @@ import pytest
 from kernel_processes import Client
 
 #: Names without which IPython, the traceback or the end of a cell would fail, and one that only user code needs.
-NAMES = ["__import__", "__build_class__", "BaseException", "SystemExit", "getattr", "isinstance", "len", "type", "abs"]
+NAMES = [
+    "__import__",
+    "__build_class__",
+    "BaseException",
+    "SystemExit",
+    "getattr",
+    "isinstance",
+    "len",
+    "type",
+    "display",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -14,7 +24,8 @@ async def test_a_deleted_builtin_is_back_for_the_next_cell(k: Client, name: str)
     before = await k.run(f"import builtins; kept = builtins.{name}; del builtins.{name}; 42")
     assert (before.result, before.error) == ("42", None)
     assert (await k.run(f"builtins.{name} is kept")).result == "True"
-    assert (await k.run(f"builtins.another = 1; del builtins.{name}; 42")).result == "42"
+    assert (await k.run(f"if 1:\n    builtins.another = 1; del builtins.{name}\n42")).result == "42"
+    assert (await k.run(f"del builtins.another\nbuiltins.{name} is kept")).result == "True"
     failed = await k.run("1 / 0")
     assert failed.error == "ZeroDivisionError"
     assert failed.messages("error")[0].content["traceback"]
