@@ -158,6 +158,8 @@ def remove_unfinished(data: Path) -> None:
         data: The data directory.
     """
     for path in (*data.glob(f"{_STAGE}-*"), *data.glob(f"{SENDING}*")):
+        if path.is_symlink() or not path.is_dir():
+            continue
         try:
             remove_tree(path)
         except OSError as error:
