@@ -35,7 +35,7 @@ def console_server(short_tmp: Any) -> Iterator[Served]:
 
 @pytest.fixture
 def console(browser: Any, console_server: Served) -> Iterator[Callable[..., ConsolePage]]:
-    """Opens pages, and fails a test in which one recorded a fault."""
+    """Opens pages, and fails a test in which one recorded a fault. Afterwards no session waits for an answer."""
     opened: list[ConsolePage] = []
 
     def make(served: Served | None = None, **options: Any) -> ConsolePage:
@@ -43,6 +43,8 @@ def console(browser: Any, console_server: Served) -> Iterator[Callable[..., Cons
         return opened[-1]
 
     yield make
+    for session in console_server.call("GET", "/v1/sessions?state=busy")["sessions"]:
+        console_server.call("DELETE", f"/v1/sessions/{session['id']}")
     for each in opened:
         each.close()
 

@@ -27,7 +27,7 @@ def test_every_screen_is_accessible(console: Any, accessibility: Any, scheme: st
     faults = {}
     for route, text in [
         ("/", "accessible"), (f"/s/{session}", "ZeroDivisionError"), (f"/s/{session}/tree", "Checkpoints"),
-        (f"/s/{session}/log", "session_started"), (f"/s/{session}/resources", "Memory"),
+        (f"/s/{session}/log", "cell_finished"), (f"/s/{session}/resources", "Memory"),
         (f"/s/{session}/files", "The directory is empty"), (f"/s/{session}/about", "Sandbox"),
         ("/waiting", "Nothing waits"), ("/server", "Templates"), ("/nowhere", "no such page"),
     ]:  # fmt: skip
