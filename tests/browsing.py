@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import socket
 import socketserver
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +27,8 @@ SWITCHES = [
     "--js-flags=--expose-gc",  # benchmarks collect garbage before they measure memory
 ]
 WAIT = 20_000
+#: A directory for pictures that a person looks at. Without it none is saved.
+PICTURES = os.environ.get("KERNELSVC_PICTURES")
 
 
 def browser_path() -> str:
@@ -86,6 +90,12 @@ class ConsolePage:
     def violations(self) -> list[str]:
         """The violations of the console's own policy so far. None of an output's frame are among them."""
         return self.page.evaluate("violations")
+
+    def picture(self, name: str) -> None:
+        """Save what the page shows, if the run of tests saves pictures."""
+        if PICTURES:
+            Path(PICTURES).mkdir(parents=True, exist_ok=True)
+            self.page.screenshot(path=f"{PICTURES}/{name}.png")
 
     def close(self) -> None:
         """Close the page, and fail the test that used it if anything was recorded."""

@@ -6,16 +6,13 @@ the server's answer on its way to the page. ``test_states.py`` causes the most i
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 from browsing import run_cells
 
 pytestmark = pytest.mark.timeout(600)
-PICTURES = os.environ.get("KERNELSVC_PICTURES")
 #: Stands for the session's id in an address.
 S = "/s/{session}"
 Change = Callable[[dict[str, Any]], dict[str, Any]]
@@ -102,9 +99,7 @@ def test_every_state_is_named_accessible_and_has_a_picture(console: Any, accessi
                 faults[name] = "the page is wider than the window"
         except Exception as error:
             faults[name] = str(error)[:200]
-        if PICTURES:
-            Path(PICTURES).mkdir(parents=True, exist_ok=True)
-            page.screenshot(path=f"{PICTURES}/{name}-{scheme}.png")
+        view.picture(f"{name}-{scheme}")
         if pattern:
             page.unroute(pattern)
     assert faults == {}

@@ -80,6 +80,7 @@ def test_a_person_takes_over_and_lets_go(console: Any, accessibility: Any) -> No
     first = page.get_by_role("article", name="Cell 2, held")
     first.get_by_label("Reason").fill("not yet")
     assert accessibility(view) == []
+    view.picture("taken-over")
     # The person's own cell runs at once.
     page.get_by_label("Run a cell by hand").fill("print('by hand', x)")
     page.get_by_role("button", name="Run", exact=True).click()
@@ -89,6 +90,7 @@ def test_a_person_takes_over_and_lets_go(console: Any, accessibility: Any) -> No
     page.goto(f"{served.url}/console/#/waiting")
     page.get_by_role("article", name="Held cell in taken over").get_by_text("x += 100").wait_for()
     assert accessibility(view) == []
+    view.picture("held-cell")
     page.get_by_role("button", name="Approve").click()
     page.get_by_text("Nothing waits").wait_for()
     page.goto(f"{served.url}/console/#/s/{session}")
@@ -113,6 +115,7 @@ def test_a_rollback_says_what_it_undoes_and_a_branch_is_a_session(console: Any, 
     row.get_by_role("button", name="Roll back").click()
     page.get_by_role("dialog").get_by_text("to be undone").wait_for()
     assert accessibility(view) == []
+    view.picture("rollback")
     page.get_by_role("dialog").get_by_role("button", name="Roll back").click()
     page.get_by_text("· undone").wait_for()
     assert [event["by"] for event in events(served, session, "rolled_back")] == ["local"]

@@ -60,6 +60,7 @@ def test_a_wrong_token_is_refused_and_asked_for_again(console: Any, accessibilit
     page.keyboard.press("Enter")
     page.get_by_text("This token is unknown").wait_for()
     assert accessibility(view) == []
+    view.picture("wrong-token")
     page.get_by_label("Token", exact=True).fill(view.served.token)
     page.keyboard.press("Enter")
     page.get_by_role("heading", name="Sessions").wait_for()
@@ -86,6 +87,7 @@ def test_an_expired_token_asks_again_and_loses_nothing_that_was_typed(console: A
     page.get_by_role("button", name="Run", exact=True).click()
     page.get_by_role("dialog").wait_for()
     assert accessibility(view) == []
+    view.picture("expired-token")
     page.get_by_label("Token", exact=True).fill(view.served.token)
     page.keyboard.press("Enter")
     page.get_by_text("typed before").last.wait_for()
@@ -118,10 +120,13 @@ def test_output_that_was_cut_can_be_read_to_its_end(console: Any, accessibility:
     view = console()
     session = run_cells(view.served, "for n in range(200_000): print('line', n)")
     page = view.open(f"/s/{session}")
+    page.get_by_role("button", name="All of the text").click(trial=True)
+    view.picture("truncated")
     page.get_by_role("button", name="All of the text").click()
     page.get_by_role("button", name="Last", exact=True).click()
     page.get_by_text("line 199999").last.wait_for()
     assert accessibility(view) == []
+    view.picture("all-of-the-text")
     page.keyboard.press("Escape")
     wait_for(lambda: page.get_by_role("dialog").count() == 0, what="the dialog's end")
     assert (
@@ -182,11 +187,28 @@ def test_a_lost_connection_is_named_and_the_page_stays_usable(console: Any, acce
         view = console(served)
         page = view.open(f"/s/{session}")
         page.get_by_text("● live").wait_for()
+        page.get_by_text("still here").last.wait_for()
         served.stop()
         page.get_by_text("The connection is lost").wait_for()
+        view.picture("lost")
         assert accessibility(view) == []
         page.keyboard.press("k")
         assert page.get_by_text("still here").count()
+
+
+def test_a_notebook_that_could_not_be_loaded_is_loaded_again_and_a_draft_stays(console: Any) -> None:
+    view = console()
+    session = run_cells(view.served, "print('found')")
+    view.page.route("**/outline?*", lambda route: route.fulfill(status=500, json=REFUSED), times=1)
+    page = view.open(f"/s/{session}")
+    page.get_by_text("The disk of this server is full.").wait_for()
+    page.get_by_label("Run a cell by hand").fill("a draft")
+    view.served.call("POST", f"/v1/sessions/{session}/cells", {"code": "print('while it failed')"})
+    page.get_by_role("button", name="Try again").click()
+    page.get_by_text("found").last.wait_for()
+    page.get_by_text("while it failed").last.wait_for()
+    assert page.get_by_role("article").count() == 2
+    assert page.get_by_label("Run a cell by hand").input_value() == "a draft"
 
 
 REFUSED = {"code": "at_capacity", "message": "The disk of this server is full.", "retryable": False, "details": {}}

@@ -15,7 +15,7 @@ const LONG = 200_000;
 /** What an event says, in one line. @param {any} event */
 function summary(event) {
   const { type, session: _, seq, at, prev, cell, frame, ...rest } = event;
-  return still(event.text ?? event.code ?? event.message ?? JSON.stringify(rest)).replaceAll("\n", " ⏎ ").slice(0, SHORT);
+  return still(event.text ?? event.code ?? event.message ?? JSON.stringify(rest)).replaceAll("\n", " ↵ ").slice(0, SHORT);
 }
 
 /** @param {HTMLElement} body @param {import("./session.js").Shared} shared @returns {import("./main.js").Screen} */

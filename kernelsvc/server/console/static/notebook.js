@@ -72,7 +72,7 @@ class Live {
   }
 }
 
-const SIGNS = /** @type {Record<string, string>} */ ({ ok: "✓", error: "✗", running: "●", queued: "·", held: "⏸" });
+const SIGNS = /** @type {Record<string, string>} */ ({ ok: "✓", error: "✗", running: "●", queued: "·", held: "‖" });
 /** @param {any} row */
 const status = (row) => (row.state === "finished" ? row.reason : row.state === "queued" && row.held ? "held" : row.state);
 /** @param {any} row */
@@ -392,9 +392,11 @@ export function notebookTab(body, shared, rest) {
     list.space.setAttribute("aria-label", "Cells");
   }
 
+  // Events that come while the cells are read. A second try reads the cells with them.
+  const early = /** @type {any[]} */ ([]);
+  const keep = (/** @type {any} */ event) => early.push(event);
   async function begin() {
-    const early = /** @type {any[]} */ ([]);
-    const keep = (/** @type {any} */ event) => early.push(event);
+    early.length = 0;
     shared.listeners.add(keep);
     const path = session(id, "/outline");
     const first = await get(path, { limit: PAGE });
@@ -442,10 +444,15 @@ export function notebookTab(body, shared, rest) {
     jump(rows[Math.min(rows.length - 1, Math.max(0, from + step))].id);
   }
 
-  begin().catch((error) => { if (!closed) show(scroller, h("p", { class: "error", role: "alert" }, error.message, " ", button("Try again", () => location.reload()))); });
+  /** Load the cells. What a person has typed stays if it has to be tried again. */
+  function start() {
+    show(scroller);
+    begin().catch((error) => { if (!closed) show(scroller, h("p", { class: "error", role: "alert" }, error.message, " ", button("Try again", start))); });
+  }
+  start();
 
   return {
-    close: () => { closed = true; shared.listeners.delete(onEvent); shared.turns.delete(turn); list?.close(); },
+    close: () => { closed = true; shared.listeners.delete(keep); shared.listeners.delete(onEvent); shared.turns.delete(turn); list?.close(); },
     route: ([cell]) => { wanted = cell ?? ""; if (cell) jump(cell); return true; },
     search: () => words.focus(),
     key: (key) => {
