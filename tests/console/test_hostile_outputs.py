@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import html
+import json
 import random
+import re
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +22,14 @@ from kernelsvc.cli.terminal.filter import safe
 pytestmark = pytest.mark.timeout(180)
 #: Outputs in one cell. Each gets a frame of its own.
 AT_ONCE = 16
+
+
+#: Public lists of hostile strings, which "scripts/bootstrap console" fetches.
+NAUGHTY = Path(sys.prefix) / "lists" / "package" / "resources" / "blns.json"
+WFUZZ = [
+    Path(root) / "share" / "wfuzz" / "wordlist" / "Injections" / "XSS.txt"
+    for root in (Path(sys.prefix) / "unpacked" / "usr", "/usr")
+]
 
 
 def shown(documents: list[str]) -> str:
@@ -55,6 +67,47 @@ def test_the_outputs_that_exports_are_tested_with(console: Any, collector: Any, 
     settle(page, len(documents))
     assert page.evaluate("hits") == []
     assert collector.asked == []
+
+
+def listed(name: str) -> list[str]:
+    """The documents of a public list. The test is skipped where it could not be had."""
+    found = [NAUGHTY] if name == "naughty strings" else WFUZZ
+    path = next((each for each in found if each.exists()), None)
+    if path is None:
+        pytest.skip(f"needs the list of {name} (scripts/bootstrap console)")
+    text = path.read_text("utf-8", errors="replace")
+    return [each for each in (json.loads(text) if path.suffix == ".json" else text.splitlines()) if "<" in each]
+
+
+def reporting(documents: list[str], host: str) -> list[str]:
+    """Documents that report in place of alert(), and that load from this host what they load from elsewhere."""
+    return [
+        re.sub(r"(?i)https?://[^/'\"\s>)]+|(?<=['\"=])//[^/'\"\s>)]+", f"http://{host}", each).replace(
+            "alert(", f"{report(n)},("
+        )
+        for n, each in enumerate(documents)
+    ]
+
+
+@pytest.mark.parametrize("name", ["naughty strings", "injections of wfuzz"])
+def test_public_lists_of_hostile_strings(console: Any, browser: Any, collector: Any, name: str) -> None:
+    documents = reporting(listed(name), collector.host)
+    view = console()
+    for start in range(0, len(documents), 40):
+        part = documents[start : start + 40]
+        page = view.open(f"/s/{run_cells(view.served, shown(part))}")
+        settle(page, len(part))
+        assert page.evaluate("hits") == []
+        assert collector.asked == []
+        assert len(view.context.pages) == 1
+    # The control: in plain frames some of them run. Most are for browsers of long ago.
+    frames = "".join(f'<iframe srcdoc="{html.escape(each)}"></iframe>' for each in documents)
+    listen = "<!doctype html><script>hits=[];onmessage=e=>hits.push(e.data.hit)</script>"
+    collector.pages["/page"] = (listen + frames).encode()
+    plain = browser.new_page()
+    plain.goto(f"http://{collector.host}/page", wait_until="commit")
+    wait_for(lambda: len(set(plain.evaluate("hits"))) >= 8, what="scripts in plain frames", deadline=20)
+    plain.close()
 
 
 def test_scripts_that_a_person_allowed_reach_neither_the_page_nor_a_network(console: Any, collector: Any) -> None:
