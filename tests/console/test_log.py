@@ -107,7 +107,7 @@ def test_the_log_is_shown_verified_and_a_fault_is_named(console: Any, accessibil
     page.get_by_role("button", name="Verify in this page").click()
     page.get_by_text("Not as it was written").wait_for()
     page.get_by_role("button", name="Go to entry").click()
-    page.get_by_label("Type").fill("cell_finished")
+    page.get_by_label("Type, cell or principal").fill("cell_finished")
     page.get_by_text("cell_finished").first.wait_for()
     page.get_by_text("cell_finished").first.click()
     page.get_by_role("group", name="The event as JSON").first.wait_for()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from functools import cache
 from typing import Any
 
 import pytest
@@ -125,6 +127,63 @@ def test_a_rollback_says_what_it_undoes_and_a_branch_is_a_session(console: Any, 
     wait_for(lambda: session not in page.evaluate("location.href"), deadline=40, what="the branch")
     page.get_by_role("link", name="Tree").click()
     page.get_by_text("branched at entry").wait_for()
+
+
+def test_two_branches_and_two_cells_are_compared(console: Any, accessibility: Any) -> None:
+    view = console()
+    served = view.served
+    session = run_cells(served, "x = 1")
+    (branch,) = served.call("POST", f"/v1/sessions/{session}/branches", {"count": 1})
+    for id, code in ((session, "print(x)\nprint('one')"), (branch["id"], "print(x)\nprint('two')"), (session, "y = 1")):
+        served.call("POST", f"/v1/sessions/{id}/cells", {"code": code})
+    page = view.open(f"/s/{session}/tree")
+    page.get_by_role("button", name="Compare with").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("region", name="Cell 3").get_by_text("ok and no such cell").wait_for()
+    assert dialog.get_by_role("region").count() == 2  # The cell before the branch is not among them.
+    code = dialog.get_by_role("group", name="Code, compared").first
+    assert code.inner_text().splitlines() == ["  print(x)", "- print('one')", "+ print('two')"]
+    assert dialog.get_by_role("group", name="Output, compared").first.inner_text().split() == [
+        "1",
+        "-",
+        "one",
+        "+",
+        "two",
+    ]
+    assert accessibility(view) == []
+    view.picture("compared")
+    dialog.get_by_role("button", name="Close").click()
+    page.goto(f"{served.url}/console/#/s/{session}")
+    page.get_by_role("article", name="Cell 1, ok").get_by_role("button", name="Compare").click()
+    page.get_by_role("article", name="Cell 3, ok").get_by_role("button", name="Compare with this").click()
+    dialog.get_by_text("Output: the same in both").wait_for()
+    assert dialog.get_by_role("group").inner_text().splitlines() == ["- x = 1", "+ y = 1"]
+
+
+def test_a_comparison_has_both_texts_and_is_no_longer_than_needed(console: Any) -> None:
+    page = console().open()
+    page.get_by_role("heading", name="Sessions").wait_for()
+    choose = random.Random(7)
+    pairs = [[choose.choices("abc", k=choose.randrange(12)) for _ in range(2)] for _ in range(60)]
+    script = """async (pairs) => { const { difference } = await import("/console/compare.js");
+        return pairs.map(([one, other]) => difference(one, other)); }"""
+    for (before, after), found in zip(pairs, page.evaluate(script, pairs), strict=True):
+        assert [line["text"] for line in found if line["sign"] != "+"] == before
+        assert [line["text"] for line in found if line["sign"] != "-"] == after
+        assert sum(line["sign"] == " " for line in found) == longest(tuple(before), tuple(after))
+
+
+@cache
+def longest(before: tuple[str, ...], after: tuple[str, ...]) -> int:
+    """The length of the longest common subsequence, by its definition."""
+    if not before or not after:
+        return 0
+    both = before[-1] == after[-1]
+    return (
+        both + longest(before[:-1], after[:-1])
+        if both
+        else max(longest(before[:-1], after), longest(before, after[:-1]))
+    )
 
 
 def test_files_go_up_and_down_and_a_hostile_one_is_text(console: Any, accessibility: Any, tmp_path: Any) -> None:

@@ -12,6 +12,9 @@ const PAGE = 500;
 const SHORT = 160;
 const LONG = 200_000;
 
+/** Whether an event is of a type, a cell or a principal. @param {any} event @param {string} wanted */
+const fits = (event, wanted) => event.type.includes(wanted) || [event.cell, event.principal, event.by].includes(wanted);
+
 /** What an event says, in one line. @param {any} event */
 function summary(event) {
   const { type, session: _, seq, at, prev, cell, frame, ...rest } = event;
@@ -36,7 +39,7 @@ export function logTab(body, shared) {
   const key = /** @type {HTMLInputElement} */ (h("input", { id: "key", type: "text", size: 34, spellcheck: "false", autocomplete: "off" }));
   const head = /** @type {HTMLInputElement} */ (h("input", { id: "head", type: "text", size: 20, spellcheck: "false", autocomplete: "off" }));
   show(body,
-    h("div", { class: "row" }, h("label", { for: "seq" }, "Go to"), seq, h("label", { for: "kind" }, "Type"), kind, count, h("span", { class: "grow" }),
+    h("div", { class: "row" }, h("label", { for: "seq" }, "Go to"), seq, h("label", { for: "kind" }, "Type, cell or principal"), kind, count, h("span", { class: "grow" }),
       button("Save the log", () => download(session(id, "/journal"), `${id}.jsonl`))),
     h("form", { class: "row", onsubmit: (/** @type {Event} */ event) => { event.preventDefault(); verify(); } },
       h("label", { for: "key" }, "Public key"), key, h("label", { for: "head" }, "A digest that you know"), head, h("button", { type: "submit" }, "Verify in this page")),
@@ -97,7 +100,7 @@ export function logTab(body, shared) {
     const event = events[place];
     if (!event) { readShown(); return h("div", { class: "event" }, `${place + 1} …`); }
     const wanted = kind.value.trim();
-    const element = h("details", { class: `event${wanted && !event.type.includes(wanted) ? " other" : ""}`, open: open.has(place) },
+    const element = h("details", { class: `event${wanted && !fits(event, wanted) ? " other" : ""}`, open: open.has(place) },
       h("summary", {}, h("span", { class: "seq" }, event.seq), h("span", { class: "facts" }, clock(event.at)), h("strong", {}, event.type), h("span", { class: "text" }, summary(event))));
     element.addEventListener("toggle", () => {
       if (/** @type {HTMLDetailsElement} */ (element).open) open.add(place); else open.delete(place);
@@ -118,7 +121,7 @@ export function logTab(body, shared) {
   }
 
   const find = settled(150, async () => {
-    // The next event of this type, from the one in sight on.
+    // The next event that fits, from the one in sight on.
     if (!list) return;
     for (const place of [...list.shown.keys()]) list.renew(place);
     const wanted = kind.value.trim();
@@ -127,7 +130,7 @@ export function logTab(body, shared) {
     for (let start = Math.floor(from / PAGE) * PAGE; start < events.length && !closed; start += PAGE) {
       if (!events[start] || !events[Math.min(events.length, start + PAGE) - 1]) await read(start);
       for (let place = Math.max(start, from); place < Math.min(events.length, start + PAGE); place++) {
-        if (events[place]?.type.includes(wanted)) { list.jump(place); return; }
+        if (events[place] && fits(events[place], wanted)) { list.jump(place); return; }
       }
     }
   });

@@ -3,6 +3,7 @@
 
 import { announce, button, clock, duration, h, link, open, settled, show, size } from "./dom.js";
 import { call, get, may, session } from "./api.js";
+import { compareCells } from "./compare.js";
 import { bundle, outputElement } from "./outputs.js";
 import { address } from "./sessions.js";
 import { TextView, codeElement, still } from "./text.js";
@@ -204,7 +205,7 @@ export function notebookTab(body, shared, rest) {
       link(`[${number}]`, address(id, `c/${encodeURIComponent(row.id)}`), { "aria-label": `Link to cell ${place + 1}` }),
       h("span", { class: `state ${state}` }, `${SIGNS[state] ?? "!"} ${state}`), row.undone && h("span", { class: "state" }, "undone"),
       h("span", { class: "facts" }, [duration(row.wall_ms), still(row.principal), clock(row.at), `seq ${row.first}–${row.last}`].filter(Boolean).join(" · ")),
-      h("span", { class: "grow" }), button("Copy code", () => copy(row.id), { class: "quiet" })));
+      h("span", { class: "grow" }), compareButton(row.id), button("Copy code", () => copy(row.id), { class: "quiet" })));
     element.append(detail?.code !== undefined ? codeElement(detail.code)
       : h("pre", { class: "code", tabindex: "0", role: "group", "aria-label": "Code" }, still(row.first_line), row.lines > 1 ? `\n… ${row.lines - 1} more lines` : ""));
     const running = lives.get(row.id);
@@ -247,6 +248,19 @@ export function notebookTab(body, shared, rest) {
     const code = details.get(cell)?.code ?? (await get(session(id, `/cells/${encodeURIComponent(cell)}`))).code;
     await navigator.clipboard.writeText(code);
     announce("The code is copied.");
+  }
+
+  let chosen = "";
+  /** The first press chooses a cell, the second one compares it with another. @param {string} cell */
+  function compareButton(cell) {
+    const press = async () => {
+      const other = chosen;
+      chosen = other ? "" : cell;
+      list?.renew(...list.shown.keys());
+      if (other && other !== cell) await compareCells(id, other, cell);
+      else if (chosen) announce("Choose a second cell to compare with.");
+    };
+    return button(!chosen ? "Compare" : chosen === cell ? "Compare with …" : "Compare with this", press, { class: "quiet", "aria-pressed": String(chosen === cell) });
   }
 
   /** Page through all text of a cell, which the log has. @param {string} cell */

@@ -2,6 +2,7 @@
 
 import { button, clock, h, link, open, show, size, table } from "./dom.js";
 import { call, get, may, session } from "./api.js";
+import { compareSessions } from "./compare.js";
 import { address, allSessions, title } from "./sessions.js";
 import { still } from "./text.js";
 
@@ -22,6 +23,7 @@ export function treeTab(body, shared) {
       const children = depth < 40 ? all.filter((each) => each.parent?.session === info.id) : [];
       return /** @type {HTMLElement} */ (h("li", {}, link(title(info), address(info.id, "tree"), { "aria-current": info.id === id ? "true" : null }), " ",
         h("span", { class: `state ${info.state}` }, info.state), h("span", { class: "facts" }, ` ${info.parent ? `branched at entry ${info.parent.seq} · ` : ""}${info.execution_count} cells`),
+        info.id !== id && [" ", button("Compare", () => compareSessions(shared.info, info), { class: "quiet", "aria-label": `Compare with ${title(info)}` })],
         children.length > 0 && h("ul", {}, children.reverse().map((each) => below(each, depth + 1)))));
     };
     return h("ul", { class: "family" }, below(root, 0));
