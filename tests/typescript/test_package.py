@@ -35,6 +35,12 @@ def test_types_are_strict_and_wrong_programs_are_refused(run: Run) -> None:
     run("tsc", "--noEmit")
 
 
+def test_the_types_in_the_consoles_comments_are_right(run: Run) -> None:
+    main = suite.ROOT / "kernelsvc" / "server" / "console" / "static" / "main.js"
+    options = ["--allowJs", "--checkJs", "--noEmit", "--strict", "--ignoreConfig", "--skipLibCheck"]
+    run("tsc", *options, "--module", "nodenext", "--target", "es2023", "--lib", "es2023,esnext,dom,dom.iterable", main)
+
+
 @pytest.fixture(scope="module")
 def packed(built: Path, run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package as npm packs it, unpacked in an empty project."""

@@ -19,12 +19,13 @@ export function treeTab(body, shared) {
     let root = byId.get(id) ?? shared.info;
     const seen = new Set();
     while (root.parent?.session && byId.has(root.parent.session) && !seen.has(root.id)) { seen.add(root.id); root = byId.get(root.parent.session); }
+    /** @type {(info: any, depth: number) => HTMLElement} */
     const below = (/** @type {any} */ info, /** @type {number} */ depth) => {
       const children = depth < 40 ? all.filter((each) => each.parent?.session === info.id) : [];
-      return /** @type {HTMLElement} */ (h("li", {}, link(title(info), address(info.id, "tree"), { "aria-current": info.id === id ? "true" : null }), " ",
+      return h("li", {}, link(title(info), address(info.id, "tree"), { "aria-current": info.id === id ? "true" : null }), " ",
         h("span", { class: `state ${info.state}` }, info.state), h("span", { class: "facts" }, ` ${info.parent ? `branched at entry ${info.parent.seq} · ` : ""}${info.execution_count} cells`),
         info.id !== id && [" ", button("Compare", () => compareSessions(shared.info, info), { class: "quiet", "aria-label": `Compare with ${title(info)}` })],
-        children.length > 0 && h("ul", {}, children.reverse().map((each) => below(each, depth + 1)))));
+        children.length > 0 && h("ul", {}, children.reverse().map((each) => below(each, depth + 1))));
     };
     return h("ul", { class: "family" }, below(root, 0));
   }
