@@ -270,17 +270,19 @@ class ClientDetached(Event):
 
 
 class FilesChanged(Event):
-    """A client wrote or deleted files through the API."""
+    """The principal ``by`` wrote or deleted files through the API."""
 
     files: list[dict[str, Any]] = []
+    by: str = ""
 
 
 class ProgramStarted(Event):
-    """A program started in the kernel's sandbox. ``program`` is its pid as seen inside."""
+    """The principal ``by`` started a program in the sandbox. ``program`` is its pid as seen inside."""
 
     program: int = 0
     argv: list[str] = []
     cwd: str = ""
+    by: str = ""
 
 
 class ProgramEnded(Event):
@@ -631,6 +633,7 @@ class CheckpointMade(Event):
         cost_ms: How long the kernel was blocked.
         private_bytes: Memory that the fork did not share at the start, from its page faults.
         warnings: Resources that both processes use, or that ``force`` lost.
+        by: The name of the principal who requested it, or empty.
     """
 
     checkpoint: str = ""
@@ -641,6 +644,7 @@ class CheckpointMade(Event):
     cost_ms: float = 0.0
     private_bytes: int | None = None
     warnings: list[str] = []
+    by: str = ""
 
 
 class CheckpointSkipped(Event):
@@ -650,10 +654,11 @@ class CheckpointSkipped(Event):
 
 
 class CheckpointDropped(Event):
-    """A checkpoint no longer exists."""
+    """A checkpoint no longer exists. ``by`` is the principal who dropped it, or empty."""
 
     checkpoint: str = ""
     why: str = ""
+    by: str = ""
 
 
 class RolledBack(Event):
@@ -694,11 +699,12 @@ class Branching(Event):
 
 
 class Branched(Event):
-    """New sessions were forked from this one."""
+    """The principal ``by`` forked new sessions from this one."""
 
     sessions: list[str] = []
     checkpoint: str | None = None
     warnings: list[str] = []
+    by: str = ""
 
 
 class Hibernated(Event):

@@ -196,7 +196,7 @@ class Programs:
             reader = program.read()
             self._running.setdefault(session, {})[number] = program
             logged = [argument[:MAX_LOGGED_TEXT] for argument in argv[:MAX_LOGGED]]
-            found.try_record(ev.ProgramStarted(program=info.pid, argv=logged, cwd=cwd))
+            found.try_record(ev.ProgramStarted(program=info.pid, argv=logged, cwd=cwd, by=who.name))
             if found.lease is not None and found.lease.paused:  # since the program was asked for
                 self.pause(session, paused=True)
         task = asyncio.get_running_loop().create_task(self._attend(found, program))

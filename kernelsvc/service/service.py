@@ -727,7 +727,7 @@ class Service:
     async def checkpoint(self, who: Principal, session: str, name: str | None = None) -> Checkpoint:
         """Save the state that the session has after everything sent so far, as a forked process that waits."""
         found = self._registry.find_open(who, session)
-        return await found.make_checkpoint(name)
+        return await found.make_checkpoint(name, who.name)
 
     def checkpoints(self, who: Principal, session: str) -> Checkpoints:
         """Return the checkpoints."""
@@ -735,7 +735,7 @@ class Service:
 
     async def drop_checkpoint(self, who: Principal, session: str, checkpoint: str) -> None:
         """End a checkpoint."""
-        await self._registry.find_open(who, session).drop_checkpoint(checkpoint)
+        await self._registry.find_open(who, session).drop_checkpoint(checkpoint, who.name)
 
     async def rollback(self, who: Principal, session: str, to: str | None = None, replay: bool = True) -> SessionInfo:
         """Set the variables back to a checkpoint. The journal keeps everything."""

@@ -246,12 +246,13 @@ class Checkpoints:
 
     # -- making ---------------------------------------------------------------------------
 
-    async def make(self, name: str | None = None, *, force: bool = False) -> Checkpoint:
+    async def make(self, name: str | None = None, *, force: bool = False, by: str = "") -> Checkpoint:
         """Fork the kernel after all operations sent so far, and return the checkpoint.
 
         Args:
             name: unique in the session, or None.
             force: fork although the fork loses resources.
+            by: the name of the principal who requests it.
 
         Raises:
             CannotFork, NotSupported, KernelDead, Timeout: the kernel was not forked.
@@ -264,7 +265,7 @@ class Checkpoints:
         names = {name} if name is not None else set()
         self._names |= names
         try:
-            return await self._operations.request(lambda: self._fork(new_id("p"), name, False, after, force))
+            return await self._operations.request(lambda: self._fork(new_id("p"), name, False, after, force, by))
         except (CannotFork, Timeout) as error:
             self.record_skipped(error)
             raise
@@ -272,18 +273,18 @@ class Checkpoints:
             self._names -= names
 
     async def _fork(
-        self, checkpoint: str, name: str | None, auto: bool, after: str | None, force: bool = False
+        self, checkpoint: str, name: str | None, auto: bool, after: str | None, force: bool = False, by: str = ""
     ) -> Checkpoint:
         made: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._forks.add(made)
         try:
-            return await self._fork_and_record(checkpoint, name, auto, after, force)
+            return await self._fork_and_record(checkpoint, name, auto, after, force, by)
         finally:
             self._forks.discard(made)
             made.set_result(None)
 
     async def _fork_and_record(
-        self, checkpoint: str, name: str | None, auto: bool, after: str | None, force: bool
+        self, checkpoint: str, name: str | None, auto: bool, after: str | None, force: bool, by: str
     ) -> Checkpoint:
         kernel = self._session.kernel
         if kernel is None:
@@ -306,6 +307,7 @@ class Checkpoints:
             cost_ms=round(forked.cost_ms, 3),
             private_bytes=forked.private_bytes,
             warnings=forked.warnings,
+            by=by,
         )
         try:
             self._session.record(made)
@@ -324,17 +326,17 @@ class Checkpoints:
             if machine.kernel_of(old.id) not in self._resumed:
                 await self._drop(old.id, "replaced by a newer one")
 
-    async def drop(self, which: str) -> None:
-        """Drop a checkpoint by id or name.
+    async def drop(self, which: str, by: str = "") -> None:
+        """Drop a checkpoint by id or name, which the principal ``by`` requests.
 
         Raises:
             NotFound: no checkpoint has this id or name.
         """
-        await self._drop(self.find(which).id, "requested")
+        await self._drop(self.find(which).id, "requested", by)
 
-    async def _drop(self, checkpoint: str, why: str) -> None:
+    async def _drop(self, checkpoint: str, why: str, by: str = "") -> None:
         kernel = self._machine.kernel_of(checkpoint)
-        self._session.record(ev.CheckpointDropped(checkpoint=checkpoint, why=why))
+        self._session.record(ev.CheckpointDropped(checkpoint=checkpoint, why=why, by=by))
         if kernel is not None and kernel not in self._resumed:
             await self._launcher.discard(kernel)
 

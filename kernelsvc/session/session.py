@@ -364,14 +364,14 @@ class Session(SessionRuntime):
         """
         return self.checkpoints.find(which)
 
-    async def make_checkpoint(self, name: str | None = None) -> Checkpoint:
+    async def make_checkpoint(self, name: str | None = None, by: str = "") -> Checkpoint:
         """Fork the kernel after all operations sent so far. See ``Checkpoints.make``."""
         await self.ensure_running()
-        return await self.checkpoints.make(name)
+        return await self.checkpoints.make(name, by=by)
 
-    async def drop_checkpoint(self, which: str) -> None:
+    async def drop_checkpoint(self, which: str, by: str = "") -> None:
         """Drop a checkpoint by id or name. See ``Checkpoints.drop``."""
-        await self.checkpoints.drop(which)
+        await self.checkpoints.drop(which, by)
 
     async def rollback(self, to: str | None = None, *, replay: bool = True, by: str = "") -> None:
         """Return to an earlier state of the variables. See ``KernelLifecycle.rollback``."""

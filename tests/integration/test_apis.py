@@ -198,7 +198,7 @@ async def test_metrics_count_cells_and_name_nobody(served, rpc, session):
     assert session not in text
 
 
-async def test_the_log_names_who_interrupted_answered_rolled_back_and_closed(served):
+async def test_the_log_names_who_did_what(served):
     async with AsyncClient(served.url, served.token) as client, await client.create_session() as session:
         await session.run("x = 1")
         stream = session.stream("input()\nwhile True: pass", allow_stdin=True)
@@ -208,10 +208,18 @@ async def test_the_log_names_who_interrupted_answered_rolled_back_and_closed(ser
             elif isinstance(event, ev.InputGiven):
                 await session.interrupt()
         await session.rollback()
+        await session.checkpoint("one")
+        await session.drop_checkpoint("one")
+        await session.upload(b"x", "file")
+        await session.start_program(["true"])
+        await session.branch()
         await session.close()
         log = [json.loads(line) for line in (await session.journal()).splitlines()]
-    authors = {event["type"]: event["by"] for event in log if "by" in event}
-    assert authors == dict.fromkeys(["input_given", "interrupted", "rolled_back", "session_closed"], "local")
+    authors = {event["type"]: event["by"] for event in log if event.get("by")}
+    acts = (
+        "input_given interrupted rolled_back checkpoint_made checkpoint_dropped files_changed program_started branched"
+    )
+    assert authors == dict.fromkeys([*acts.split(), "session_closed"], "local")
 
 
 def test_what_one_principal_makes_the_other_does_not_see(short_tmp):

@@ -8,12 +8,13 @@ export interface Attached {
   last_seq: number;
 }
 
-/** New sessions were forked from this one. */
+/** The principal `by` forked new sessions from this one. */
 export interface BranchedEvent {
   type: "branched";
   sessions: string[];
   checkpoint: string | null;
   warnings: string[];
+  by: string;
   session: string;
   seq: number;
   at: string;
@@ -313,11 +314,12 @@ export interface Checkpoint {
   warnings: string[];
 }
 
-/** A checkpoint no longer exists. */
+/** A checkpoint no longer exists. `by` is the principal who dropped it, or empty. */
 export interface CheckpointDroppedEvent {
   type: "checkpoint_dropped";
   checkpoint: string;
   why: string;
+  by: string;
   session: string;
   seq: number;
   at: string;
@@ -346,6 +348,8 @@ export interface CheckpointMadeEvent {
   private_bytes: number | null;
   /** Resources that both processes use, or that `force` lost. */
   warnings: string[];
+  /** The name of the principal who requested it, or empty. */
+  by: string;
   session: string;
   seq: number;
   at: string;
@@ -582,10 +586,11 @@ export interface FileList {
   truncated: boolean;
 }
 
-/** A client wrote or deleted files through the API. */
+/** The principal `by` wrote or deleted files through the API. */
 export interface FilesChangedEvent {
   type: "files_changed";
   files: Record<string, unknown>[];
+  by: string;
   session: string;
   seq: number;
   at: string;
@@ -1114,12 +1119,13 @@ export interface ProgramEndedEvent {
   prev: string;
 }
 
-/** A program started in the kernel's sandbox. `program` is its pid as seen inside. */
+/** The principal `by` started a program in the sandbox. `program` is its pid as seen inside. */
 export interface ProgramStartedEvent {
   type: "program_started";
   program: number;
   argv: string[];
   cwd: string;
+  by: string;
   session: string;
   seq: number;
   at: string;

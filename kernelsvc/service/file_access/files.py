@@ -123,7 +123,7 @@ class SessionFiles:
         return RootedDirectory(self._store.directory(found.id).working())
 
     def _record(self, who: Principal, session: str, change: dict[str, Any]) -> None:
-        self._registry.find(who, session, "run").record(ev.FilesChanged(files=[change]))
+        self._registry.find(who, session, "run").record(ev.FilesChanged(files=[change], by=who.name))
 
     async def stat(self, who: Principal, session: str, path: bytes, *, attributes: bool = False) -> FileStatus:
         """Describe an entry, with its extended attributes if ``attributes``. Safe to cancel.
