@@ -38,6 +38,13 @@ def test_the_console_opens_with_a_ticket_and_shows_a_session(browser: Any, serve
     assert served.token not in page.content()
     served.call("POST", f"/v1/sessions/{session}/cells", {"code": "print('it is live')"})
     page.get_by_text("it is live").last.wait_for()
+    for route, text in (
+        (f"s/{session}/tree", "Checkpoints"),
+        (f"s/{session}/log", "cell_finished"),
+        ("server", "Sandbox"),
+    ):
+        page.goto(f"{served.url}/console/#/{route}")
+        page.locator("main").get_by_text(text).last.wait_for()
     again = ConsolePage(browser, served)
     again.page.goto(address)
     again.page.get_by_text("was used before or has expired").wait_for()
