@@ -48,7 +48,14 @@ class Environment:
         if not stamp.exists() or stamp.read_text() != wanted:
             print(f"benchmarks: installing {', '.join(self.packages)} into {place.name}", file=sys.stderr)
             subprocess.run([sys.executable, "-m", "venv", "--clear", str(place)], check=True)
-            command = [place / "bin" / "python", "-m", "pip", "install", "-qqq", "--disable-pip-version-check"]
+            command: list[str | Path] = [
+                place / "bin" / "python",
+                "-m",
+                "pip",
+                "install",
+                "-qqq",
+                "--disable-pip-version-check",
+            ]
             # A peer that needs another release of a package than ours gets it.
             names = {re.split(r"[^\w.-]", each)[0] for each in self.packages}
             lines = CONSTRAINTS.read_text().splitlines()
@@ -63,7 +70,7 @@ class Environment:
     def versions(self, below: Path) -> dict[str, str]:
         """Return the installed version by package."""
         code = "import sys, importlib.metadata as m\nfor n in sys.argv[1:]: print(n, m.version(n))"
-        command = [below / self.name / "bin" / "python", "-c", code, *self.shows]
+        command = [str(below / self.name / "bin" / "python"), "-c", code, *self.shows]
         out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         return dict(line.split() for line in out.splitlines())
 
