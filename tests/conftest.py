@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -52,18 +53,32 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(config.option.basetemp, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
-def short_tmp() -> Iterator[Path]:
+@contextlib.contextmanager
+def short_directory() -> Iterator[Path]:
     """A directory with a short path, for sockets: unix(7) gives them 108 bytes."""
     path = Path(tempfile.mkdtemp(prefix="k", dir="/tmp"))
     yield path
     shutil.rmtree(path, ignore_errors=True)
 
 
+@pytest.fixture(scope="module")
+def short_tmp() -> Iterator[Path]:
+    """The short directory of one file of tests. Two files may use the same name below theirs."""
+    with short_directory() as path:
+        yield path
+
+
 @pytest.fixture(scope="session")
-def served(short_tmp: Path) -> Iterator[Served]:
+def run_tmp() -> Iterator[Path]:
+    """The short directory of the whole run, for servers that files share."""
+    with short_directory() as path:
+        yield path
+
+
+@pytest.fixture(scope="session")
+def served(run_tmp: Path) -> Iterator[Served]:
     """A server that the tests of one run share; make sessions of your own in it and leave its settings alone."""
-    with serving(short_tmp / "shared", preload=True) as instance:
+    with serving(run_tmp / "shared", preload=True) as instance:
         yield instance
 
 

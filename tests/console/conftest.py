@@ -28,8 +28,8 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def console_server(short_tmp: Any) -> Iterator[Served]:
-    with serving(short_tmp / "console", env=OTHER_PRINCIPAL) as served:
+def console_server(run_tmp: Any) -> Iterator[Served]:
+    with serving(run_tmp / "console", env=OTHER_PRINCIPAL) as served:
         yield served
 
 
