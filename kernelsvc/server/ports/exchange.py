@@ -154,20 +154,24 @@ class PortExchange(HTTPMessageDelegate):
         """Tornado's hook: pass the head on."""
         assert isinstance(start_line, ResponseStartLine)
         code = start_line.code
+        if self._problem is not None:
+            return None
         if code == 101:
             self._upgrade(headers)
             return None
-        if not 200 <= code <= 599:
+        if 100 <= code < 200:
             return None  # RFC 9110, section 15.2: a proxy may drop informational responses
-        self._problem = self._check_length(headers)
+        self._problem = self._check(code, headers)
         if self._problem is not None:
             self._stream.close()
             return None
         self._begun = True
         return self._client.begin_response(code, list(headers.get_all()))
 
-    def _check_length(self, headers: HTTPHeaders) -> Exception | None:
-        """Return what is wrong with the length of a response. Two lengths would be read differently by two readers."""
+    def _check(self, code: int, headers: HTTPHeaders) -> Exception | None:
+        """Return the error of a head that can't pass. Two lengths would be read differently by two readers."""
+        if not 200 <= code <= 599:
+            return PortUnreachable(f"The server on port {self._port} sent the status {code}, which HTTP does not have.")
         lengths = headers.get_list("Content-Length")
         if not lengths:
             return None
@@ -181,6 +185,10 @@ class PortExchange(HTTPMessageDelegate):
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         """Tornado's hook: pass a piece of the body on, as fast as the client reads."""
+        # Tornado reads the body of a refused head, too, as far as it had arrived before the stream was closed. Without
+        # the head, its bytes would be a page of this service's own origin.
+        if not self._begun:
+            return None
         self._note_progress()
         self._connection.count(sent=len(chunk))
         return self._client.pass_on(chunk)
