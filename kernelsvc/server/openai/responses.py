@@ -94,7 +94,7 @@ class ResponseHandler(OpenAiHandler):
                 raise BadRequest(f"'include' can be {OUTPUTS!r}.", param="include")
             self.answer(await self.answers.response(self.who, response, outputs=bool(include)))
             return
-        first = self.get_query_argument("starting_after", "-1") == "-1"
+        first = self.get_query_argument("starting_after", None) is None
         number = 0 if first else self.number("starting_after", "", MAX_NUMBER) + 1
         await self.while_connected(self._replay(self.answers.events(self.who, response, number), number))
 

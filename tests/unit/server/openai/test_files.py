@@ -100,7 +100,7 @@ LONG = "1" * 5000
         "/v1/files?limit=0",
         "/v1/responses/resp_" + "0" * 32 + "?stream=true&starting_after=" + LONG,
         "/v1/responses/resp_" + "0" * 32 + "?stream=true&starting_after=%D9%A3",
-        "/v1/responses/resp_" + "0" * 32 + "?stream=true&starting_after=-2",
+        "/v1/responses/resp_" + "0" * 32 + "?stream=true&starting_after=-1",
     ],
 )
 async def test_a_number_that_is_none_is_refused(lab: Any, path: str) -> None:
