@@ -211,6 +211,9 @@ class SessionCreator:
                 await session.start(copy=forked is not None, load=fill is not None)
             if fill is not None:  # the warnings of the load
                 prepared.directory.write_about(msgspec.to_builtins(spec))
+            # Before anyone can find it: a client whose cells wait must not run them in a copy.
+            if origin := self._registry.get(spec.beside or str((spec.parent or {}).get("session"))):
+                session.hold_as(origin)
         except BaseException as error:
             session.detach()
             if member is not None:

@@ -228,6 +228,11 @@ class Session(SessionRuntime):
         self.require_writable()
         self.handle(wanted)
 
+    def hold_as(self, other: Session) -> None:
+        """Hold this session's cells back as another session does. Do nothing if that is not held."""
+        if (hold := other.machine.hold) is not None:
+            self.hold(Hold(hold.mode, hold.seconds, hold.then, hold.by))
+
     def decide_cells(self, decision: DecideCells) -> None:
         """Approve or refuse held cells, all or none.
 

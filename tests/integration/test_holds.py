@@ -44,3 +44,19 @@ def test_cells_wait_for_a_person_and_each_decision_is_on_record(served: Served) 
         wait_for(lambda: len(metadata(session)) == 3, what="the notebook")
         decided = {(each["decision"], each["by"], each["reason"]) for each in metadata(session)}
         assert decided == {("approve", "local", None), ("refuse", "local", "not that file")}
+
+
+@pytest.mark.parametrize("kind", ["branch", "isolated branch", "sidecar"])
+def test_a_copy_of_a_held_session_is_held(served: Served, kind: str) -> None:
+    with Client(served.url, served.token) as client, client.create_session() as session:
+        session.hold(seconds=300)
+        if kind == "sidecar":
+            copy = client.create_session(sidecar_of=session.id)
+        else:
+            (copy,) = session.branch(isolate=kind != "branch")
+        with copy:
+            held = copy.run("1", wait="queued").id
+            hold = copy.info().hold
+            assert (hold.by, hold.seconds, hold.cells) == ("local", 300, [held])
+            session.let_go()
+            assert copy.info().hold.cells == [held]
