@@ -5,8 +5,10 @@ They have the ports 80 and 443, so they need root or CAP_NET_BIND_SERVICE.
 
 from __future__ import annotations
 
+import base64
 import datetime
 import gzip
+import hashlib
 import http.server
 import json
 import os
@@ -124,6 +126,9 @@ def _handler(servers: Servers) -> type[http.server.BaseHTTPRequestHandler]:
             servers.requests.append(f"{self.command} {self.path}")
             servers.headers[self.path] = dict(self.headers.items())
             echo = f"{self.command} {self.path} {len(body)}".encode()
+            if self.path.startswith("/ws") and self.headers.get("Upgrade") == "websocket":
+                self.accept_websocket()
+                return
             kind, said = servers.files.get(self.path, ("text/plain", echo))
             if self.path.startswith("/echo"):
                 said = self.answer_headers()
@@ -158,6 +163,24 @@ def _handler(servers: Servers) -> type[http.server.BaseHTTPRequestHandler]:
                 self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
                 self.wfile.flush()
             self.wfile.write(b"0\r\nX-Trailer: %s\r\n\r\n" % self.headers.get("Authorization", "").encode())
+
+        def accept_websocket(self) -> None:
+            """Send the request's headers as a message, and then each message back."""
+            key = f"{self.headers['Sec-WebSocket-Key']}258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+            self.send_response(101)
+            self.send_header("Connection", "Upgrade")
+            self.send_header("Upgrade", "websocket")
+            self.send_header("Sec-WebSocket-Accept", base64.b64encode(hashlib.sha1(key.encode()).digest()).decode())
+            self.end_headers()
+            text = "".join(f"{name}: {value}\n" for name, value in self.headers.items()).encode()
+            self.wfile.write(b"\x81\x7e" + len(text).to_bytes(2) + text)
+            while head := self.rfile.read(2):  # messages of a test have less than 126 bytes
+                mask = self.rfile.read(4)
+                data = bytes(byte ^ mask[at % 4] for at, byte in enumerate(self.rfile.read(head[1] & 0x7F)))
+                self.wfile.write(bytes([head[0], len(data)]) + data)
+                if head[0] == 0x88:  # Close
+                    break
+            self.close_connection = True
 
         def send_header(self, keyword: str, value: str) -> None:
             if keyword == "Content-Type" and self.path == "/redirect":

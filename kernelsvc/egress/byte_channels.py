@@ -22,6 +22,9 @@ class ByteChannel(Protocol):
     async def send(self, data: bytes) -> None:
         """Send all bytes."""
 
+    def finish(self) -> None:
+        """Send the end after all bytes. The other direction ends, too, if the connection is over TLS."""
+
     def abort(self) -> None:
         """End the connection now. A task that receives gets the end."""
 
@@ -47,6 +50,11 @@ class PlainChannel:
     async def send(self, data: bytes) -> None:
         """See ``ByteChannel``."""
         await self._loop.sock_sendall(self._sock, data)
+
+    def finish(self) -> None:
+        """See ``ByteChannel``."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
 
     def abort(self) -> None:
         """See ``ByteChannel``."""
@@ -113,6 +121,10 @@ class TlsChannel:
         """See ``ByteChannel``."""
         self._writer.write(data)
         await self._writer.drain()
+
+    def finish(self) -> None:
+        """See ``ByteChannel``. Python's TLS has no end of one direction alone (``StreamWriter.can_write_eof``)."""
+        self._writer.close()
 
     def abort(self) -> None:
         """See ``ByteChannel``."""

@@ -8,11 +8,11 @@ import socket
 from typing import Any, Protocol
 
 from kernelsvc.egress.byte_channels import ByteChannel, PlainChannel
-from kernelsvc.egress.http_relay import REFUSED, BadHttp, HttpExchange, HttpRelay, refusal
+from kernelsvc.egress.http_relay import HTTP_1_ONLY, REFUSED, BadHttp, HttpExchange, HttpRelay, refusal
 from kernelsvc.egress.interception import Interception
 from kernelsvc.egress.relay import Idle, relay
 from kernelsvc.model.network.hosts import DNS_PORT, HTTP_PORT, HTTPS_PORT
-from kernelsvc.model.network.policy import Refused
+from kernelsvc.model.network.policy import Refused, rule_for_request
 from kernelsvc.model.network.rules import ParsedRule
 from kernelsvc.protocol.egress import client_hello
 
@@ -21,13 +21,20 @@ FIRST_BYTES_SECONDS = 10.0
 #: Seconds in which a refused client may read the reason, and its longest name in a report.
 FAREWELL_SECONDS, MAX_SHOWN = 0.5, 253
 _DENIED = client_hello.alert(client_hello.ALERT_ACCESS_DENIED)
+_NO_PROTOCOL = client_hello.alert(client_hello.ALERT_NO_APPLICATION_PROTOCOL)
 _FAILED = client_hello.alert(client_hello.ALERT_INTERNAL_ERROR)
+
+_HTTP_1 = b"http/1.1"
 
 _Rules = tuple[ParsedRule, ...]
 
 
 class QuotaUsed(Exception):
     """The session has sent and received the bytes that it may."""
+
+
+class NoCommonProtocol(Refused):
+    """The client offers no protocol that is read."""
 
 
 class ConnectionPolicy(Protocol):
@@ -76,7 +83,8 @@ class EgressConnection:
         self._sent = self._received = 0
         self._address = ""
         self._destination, self._port = "", 0
-        self._answered, self._cut = False, ""
+        self._http: HttpRelay | None = None
+        self._cut = ""
 
     async def run(self) -> None:
         """Serve the connection until its end. Safe to cancel."""
@@ -95,9 +103,9 @@ class EgressConnection:
                 await self._bytes(rules[0], destination, port)
         except Refused as error:
             self._denied(destination, port, error)
-            if not self._answered:
-                http = port == HTTP_PORT
-                await self._farewell(refusal(403, REFUSED.format(why=error)) if http else _DENIED)
+            if self._http is None:
+                tls = _NO_PROTOCOL if isinstance(error, NoCommonProtocol) else _DENIED
+                await self._farewell(refusal(403, REFUSED.format(why=error)) if port == HTTP_PORT else tls)
 
     def cut_if_refused(self) -> bool:
         """Whether the present rules refuse this connection. The caller then cancels ``run``."""
@@ -107,25 +115,30 @@ class EgressConnection:
             rules = self._proxy.rules_for(self._destination, self._port)
             if self._address:
                 self._proxy.check_address(self._address)
+            # Each request gets its own decision. Bytes that are passed on unread have that of the connection, and the
+            # messages of a WebSocket that of its handshake.
+            unread = self._http.unread if self._http is not None else None
+            if unread is not None:
+                changed = rule_for_request(rules, unread.method, unread.path) != unread.rule
+            else:
+                changed = rules[0].reads_requests() and self._http is None
         except Refused:
+            changed = True
+        if changed:
             self._cut = "the rules have changed"
-        else:
-            # Each request gets its own decision. Bytes that are passed on unread can't.
-            if rules[0].reads_requests() and not self._answered:
-                self._cut = "the rules have changed"
-        return bool(self._cut)
+        return changed
 
     def _denied(self, destination: str, port: int, error: Refused) -> None:
-        via = "http" if self._answered else {HTTP_PORT: "http", HTTPS_PORT: "tls"}.get(port, "tcp")
+        via = "http" if self._http is not None else {HTTP_PORT: "http", HTTPS_PORT: "tls"}.get(port, "tcp")
         self._proxy.report_denied(via, destination, port, str(error))
 
     async def _bytes(self, rule: ParsedRule, destination: str, port: int) -> None:
         end = "failed"
         try:
             if port == HTTPS_PORT:
-                await self._check_server_name(destination)
+                await self._check_hello(destination)
             with await self._connect(destination, port) as server:
-                await relay(self._sock, server, self._count)
+                await relay(PlainChannel(self._sock), PlainChannel(server), self._count)
             end = "closed"
         except Idle:
             end = "idle"
@@ -147,11 +160,13 @@ class EgressConnection:
             if port == HTTP_PORT or (port != HTTPS_PORT and not await self._begins_with_tls()):
                 await self._relay_requests(PlainChannel(self._sock), rules, destination, port)
                 return
-            await self._check_server_name(destination)
+            hello = await self._check_hello(destination)
         except (OSError, client_hello.InvalidHello) as error:
             self._report(rules[0], destination, port, end=f"failed: {error}"[:200])
             await self._farewell(b"" if port == HTTP_PORT else _FAILED)
             return
+        if hello.protocols and _HTTP_1 not in hello.protocols:
+            raise NoCommonProtocol(HTTP_1_ONLY)
         try:
             channel = await self._proxy.interception.accept(self._sock, destination)
         except OSError as error:
@@ -181,11 +196,12 @@ class EgressConnection:
             self._sent = self._received = 0
 
         secrets = interception.secrets if tls else None
-        self._answered = True  # the relay answers requests that it refuses
+        # The relay answers requests that it refuses.
+        self._http = HttpRelay(client, destination, port, present, connect, self._count, on_exchange, secrets)
         try:
-            await HttpRelay(client, destination, port, present, connect, self._count, on_exchange, secrets).run()
-        except (QuotaUsed, OSError) as error:
-            end = "quota" if isinstance(error, QuotaUsed) else f"failed: {error}"[:200]
+            await self._http.run()
+        except (QuotaUsed, OSError, Idle) as error:
+            end = {QuotaUsed: "quota", Idle: "idle"}.get(type(error)) or f"failed: {error}"[:200]
             self._report(rules[0], destination, port, end=end)
         except (Refused, BadHttp):
             if not tls:
@@ -209,8 +225,8 @@ class EgressConnection:
         self._received += received
         self._proxy.count(sent + received)
 
-    async def _check_server_name(self, destination: str) -> None:
-        """Look at the ClientHello and leave it in the socket: nothing is passed on before the decision.
+    async def _check_hello(self, destination: str) -> client_hello.ClientHello:
+        """Return the ClientHello, and leave it in the socket: nothing is passed on before the decision.
 
         Raises:
             Refused: its server name is another than that of the address, or can't be read.
@@ -233,6 +249,7 @@ class EgressConnection:
             raise Refused("the ClientHello is encrypted")
         if hello.server_name is not None and hello.server_name.lower() != destination:
             raise Refused(f"the server name {hello.server_name[:MAX_SHOWN]} is not the one that was looked up")
+        return hello
 
     async def _readable(self, size: int) -> None:
         """Wait until ``size`` bytes can be read, or the end (SO_RCVLOWAT, socket(7))."""

@@ -1,7 +1,8 @@
 """HTTP between a session and a server, plain or inside TLS: each request is read, checked and written again.
 
 Two parsers that disagree on where a request ends would let a second request pass unread. So h11 reads the bytes and
-writes others with one framing, and nothing that it does not understand is passed on.
+writes others with one framing, and nothing that it does not understand is passed on. The messages of a WebSocket are
+bytes, from the answer on that accepts its handshake.
 """
 
 from __future__ import annotations
@@ -14,17 +15,19 @@ from dataclasses import dataclass, field
 import h11
 
 from kernelsvc.egress.byte_channels import ByteChannel
-from kernelsvc.egress.relay import CHUNK_BYTES, IDLE_SECONDS, Count
+from kernelsvc.egress.relay import CHUNK_BYTES, IDLE_SECONDS, Count, relay
 from kernelsvc.egress.secret_values import Secret, values_for
 from kernelsvc.model.network.policy import Refused, rule_for_request
 from kernelsvc.model.network.rules import ParsedRule
 from kernelsvc.model.network.secrets import Redactor, as_variable, with_secrets
+from kernelsvc.protocol.egress import websocket
 
 #: Most bytes of a request's head.
 MAX_HEAD = 32 * 1024
 #: Longest path in a report, without its query, which often has keys.
 MAX_PATH = 512
-#: RFC 9110, section 7.6.1: fields for one connection only. Expect is answered here. Upgrade would end the reading.
+#: RFC 9110, section 7.6.1: fields for one connection only. Expect is answered here. Upgrade would end the reading, so
+#: only that of a WebSocket is passed on.
 _HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"proxy-authorization", b"te", b"trailer", b"upgrade")
 )
@@ -36,6 +39,10 @@ _OVERRIDES = frozenset(
 _FRAMING = frozenset((b"host", b"content-length", b"transfer-encoding"))
 #: Text of an answer to a request that the rules refuse.
 REFUSED = "This session's network rules refused the request: {why}"
+#: Why HTTP/2 is refused: streams, compressed headers and continuations are places where two parsers can disagree.
+HTTP_1_ONLY = "requests to this host are read, so the client must use HTTP/1.1 (gRPC and other HTTP/2 do not pass)"
+#: Why an answer is refused after a secret was sent.
+UNREADABLE = "the server's answer is compressed, so it can't be searched for the secret that was sent"
 _REPLIES = {400: b"Bad Request", 403: b"Forbidden", 431: b"Request Header Fields Too Large", 502: b"Bad Gateway"}
 
 
@@ -74,6 +81,8 @@ def check_request(request: h11.Request, name: str, port: int) -> None:
         Refused: it names another server, or it is for a proxy.
         BadHttp: it has two framings.
     """
+    if request.http_version not in (b"1.0", b"1.1"):  # the preface of RFC 9113, section 3.4, looks like a request
+        raise Refused(HTTP_1_ONLY)
     fields = [field for field, _ in request.headers]
     if b"transfer-encoding" in fields and b"content-length" in fields:
         raise BadHttp(400, "a request has both Transfer-Encoding and Content-Length")
@@ -123,6 +132,9 @@ class HttpRelay:
         count: see ``relay.Count``.
         on_exchange: called at the end of each request that was passed on.
         secrets: the operator's secrets if both connections are over TLS, or None. Without TLS none is sent.
+
+    Attributes:
+        unread: the handshake of the WebSocket that the connection has become, or None.
     """
 
     def __init__(
@@ -144,6 +156,8 @@ class HttpRelay:
         self._on_exchange = on_exchange
         self._secrets = secrets
         self._server: ByteChannel | None = None
+        self._key: bytes | None = None
+        self.unread: HttpExchange | None = None
         # A head and a body that came together go together: each write wakes the receiver.
         self._to_client = bytearray()
         self._inner = h11.Connection(h11.SERVER, MAX_HEAD)
@@ -155,6 +169,7 @@ class HttpRelay:
         Raises:
             Refused, BadHttp: a request was not passed on, and the session got the answer.
             OSError: the server can't be reached, or a side was reset.
+            Idle: nothing was sent over a WebSocket for a while.
             Exception: from ``count``.
         """
         try:
@@ -182,6 +197,10 @@ class HttpRelay:
         method, path = request.method.decode("latin-1"), request.target.partition(b"?")[0].decode("latin-1")
         exchange = HttpExchange(rule_for_request(self._rules(), method, path), method, path[:MAX_PATH])
         headers, hidden = self._with_secrets(exchange, forwarded(request.headers, request=True))
+        self._key = websocket.handshake_key(request.method, request.headers)
+        if self._key is not None:
+            compressed = [websocket.EXTENSIONS] if exchange.secrets else []
+            headers = [(field, value) for field, value in headers if field not in compressed] + websocket.UPGRADE
         if self._server is None:
             try:
                 self._server = await self._connect()
@@ -193,7 +212,11 @@ class HttpRelay:
                 await self._send_client(h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue"))
                 await self._flush()
             head = self._outer.send(h11.Request(method=request.method, target=request.target, headers=headers))
-            await self._transfer(exchange, Redactor(hidden), head or b"")
+            redactor = Redactor(hidden)
+            await self._transfer(exchange, redactor, head or b"")
+            if self.unread is not None:
+                await self._relay_messages(redactor)
+                return False
         finally:
             self._on_exchange(exchange)
         return self._inner.states == {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE} == self._outer.states
@@ -287,14 +310,44 @@ class HttpRelay:
                 return
             elif not isinstance(event, h11.InformationalResponse):
                 raise OSError("the server closed the connection without an answer")
+            elif event.status_code == 101:
+                await self._switch(exchange, redactor, event)
+                return
+
+    async def _switch(self, exchange: HttpExchange, redactor: Redactor, response: h11.InformationalResponse) -> None:
+        """Pass on the answer that accepts a WebSocket."""
+        exchange.status = response.status_code
+        if self._key is None or not websocket.is_accepted(self._key, response.headers):
+            why = "the server accepts a WebSocket, but not the one that was asked for"
+        elif exchange.secrets and any(field == websocket.EXTENSIONS for field, _ in response.headers):
+            why = UNREADABLE
+        else:
+            headers = [(field, redactor.text(value)) for field, value in forwarded(response.headers, request=False)]
+            await self._send_client(h11.InformationalResponse(status_code=101, headers=headers + websocket.UPGRADE))
+            await self._flush()
+            self.unread = exchange
+            return
+        await self._refuse(502, f"The answer is not passed on: {why}")
+        raise OSError(why)
+
+    async def _relay_messages(self, redactor: Redactor) -> None:
+        """Relay a WebSocket until its end, first the bytes that came with the handshake."""
+        assert self._server is not None
+        assert self.unread is not None
+        received = websocket.FrameRedactor(redactor).feed if self.unread.secrets else bytes
+        try:
+            await self._server.send(self._inner.trailing_data[0])
+            await self._client.send(received(self._outer.trailing_data[0]))
+            await relay(self._client, self._server, self._count, received)
+        except websocket.InvalidFrame as error:
+            raise OSError(str(error)) from None
 
     async def _require_readable(self, response: h11.Response) -> None:
         """Refuse an answer in a coding in which values could not be found. The request asked for none."""
         coding = [value.strip().lower() for name, value in response.headers if name == b"content-encoding"]
         if set(coding) - {b"", b"identity"}:
-            why = "the server's answer is compressed, so it can't be searched for the secret that was sent"
-            await self._refuse(502, f"The answer is not passed on: {why}")
-            raise OSError(why)
+            await self._refuse(502, f"The answer is not passed on: {UNREADABLE}")
+            raise OSError(UNREADABLE)
 
     async def _receive(self, connection: h11.Connection, channel: ByteChannel, *, sent: bool) -> object:
         while (event := connection.next_event()) is h11.NEED_DATA:

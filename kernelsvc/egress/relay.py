@@ -1,11 +1,11 @@
-"""Copy bytes between two sockets in both directions."""
+"""Copy bytes between two connections in both directions."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
 from collections.abc import Callable
+
+from kernelsvc.egress.byte_channels import ByteChannel
 
 #: Seconds without a byte in either direction, after which a connection ends.
 IDLE_SECONDS = 300.0
@@ -19,23 +19,30 @@ class Idle(Exception):
     """No byte came for ``IDLE_SECONDS``."""
 
 
-async def relay(client: socket.socket, server: socket.socket, count: Count) -> None:
+async def relay(
+    client: ByteChannel, server: ByteChannel, count: Count, received: Callable[[bytes], bytes] = bytes
+) -> None:
     """Copy until both directions have ended. A direction waits while its receiver does not read.
+
+    Args:
+        client: the session's connection.
+        server: the other one.
+        count: see ``Count``.
+        received: returns the bytes that the client gets for those that the server sent.
 
     Raises:
         Idle: nothing was sent for a while.
         OSError: a side was reset.
-        Exception: from ``count``.
+        Exception: from ``count`` and ``received``.
     """
     loop = asyncio.get_running_loop()
 
-    async def copy(source: socket.socket, target: socket.socket, *, sent: bool) -> None:
-        while data := await loop.sock_recv(source, CHUNK_BYTES):
+    async def copy(source: ByteChannel, target: ByteChannel, *, sent: bool) -> None:
+        while data := await source.receive(CHUNK_BYTES):
             count(len(data) if sent else 0, 0 if sent else len(data))
             deadline.reschedule(loop.time() + IDLE_SECONDS)
-            await loop.sock_sendall(target, data)
-        with contextlib.suppress(OSError):
-            target.shutdown(socket.SHUT_WR)
+            await target.send(data if sent else received(data))
+        target.finish()
 
     try:
         async with asyncio.timeout(IDLE_SECONDS) as deadline, asyncio.TaskGroup() as both:

@@ -59,6 +59,34 @@ def write(path):
     except OSError:
         return "refused"
 
+def websocket(host, path="/ws", *fields, then=None):
+    # The message that the server sends first has the headers that it got.
+    upgrade = ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="]
+    lines = [f"GET {path} HTTP/1.1", f"Host: {host}", *(fields or ["Sec-WebSocket-Version: 13"]), *upgrade]
+    try:
+        with connected(host, host) as sock:
+            sock.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
+            got = sock.recv(4096).decode("latin-1")
+            if then is None:
+                sock.sendall(b"\x88\x80abcd")
+            else:
+                sock.sendall(then)
+            return got + read_all(sock).decode("latin-1")
+    except OSError as error:
+        return f"{type(error).__name__} {getattr(error, 'reason', '')}".strip()
+
+def http_2_alone():
+    context, outgoing = ssl.create_default_context(), ssl.MemoryBIO()
+    context.set_alpn_protocols(["h2"])
+    tls = context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="api.test")
+    try:
+        tls.do_handshake()
+    except ssl.SSLWantReadError:
+        pass
+    with socket.create_connection(("api.test", 443), 10) as sock:
+        sock.sendall(outgoing.read())
+        return f"alert {sock.recv(10)[6]}"
+
 def alpn():
     with connected("api.test", "api.test") as sock:
         return str(sock.selected_alpn_protocol())
@@ -95,7 +123,16 @@ verdicts = {
     "h2c": seen(get("api.test", "/echo", "Upgrade: h2c", "Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAA")),
     "the preface of HTTP/2": status(send("api.test", "PRI * HTTP/2.0", "", "SM")),
     "HTTP/2 by ALPN": alpn(),
-    "a WebSocket": seen(get("api.test", "/echo", "Upgrade: websocket", "Connection: Upgrade")),
+    "HTTP/2 alone by ALPN": http_2_alone(),
+    "an incomplete WebSocket": seen(get("api.test", "/echo", "Upgrade: websocket", "Connection: Upgrade")),
+    "a WebSocket": seen(websocket("api.test")),
+    "a WebSocket with an account of its own": "mine" in websocket(
+        "api.test", "/ws", "Sec-WebSocket-Version: 13", "Authorization: mine", "Sec-WebSocket-Protocol: a, key.mine"),
+    "a WebSocket's placeholder": seen(websocket(
+        "hub.test", "/ws", "Sec-WebSocket-Version: 13", "X-Key: kernelsvc-secret-hub")),
+    "a WebSocket on a path without a rule": status(websocket("read.test", "/attack")),
+    "requests after a WebSocket that was refused": status(websocket(
+        "read.test", "/public/x", "Sec-WebSocket-Version: 12", then=b"GET /attack HTTP/1.1\r\nHost: x\r\n\r\n")),
     "plain HTTP": status(get("api.test", "/attack", plain=True)),
     "own account": seen(get("api.test", "/echo", "Authorization: Bearer mine", "X-Api-Key: mine", "X_Api_Key: mine")),
     "own account is gone": "mine" in get("api.test", "/echo", "Authorization: Bearer mine", "X_Api_Key: mine"),
@@ -151,7 +188,13 @@ EXPECTED = {
     "h2c": _HIDDEN,
     "the preface of HTTP/2": "403",
     "HTTP/2 by ALPN": "http/1.1",
-    "a WebSocket": _HIDDEN,
+    "HTTP/2 alone by ALPN": "alert 120",
+    "an incomplete WebSocket": _HIDDEN,
+    "a WebSocket": "101, no key, stars",
+    "a WebSocket with an account of its own": False,
+    "a WebSocket's placeholder": "101, no key, stars",
+    "a WebSocket on a path without a rule": "403",
+    "requests after a WebSocket that was refused": "200 403",
     "plain HTTP": "403",
     "own account": _HIDDEN,
     "own account is gone": False,

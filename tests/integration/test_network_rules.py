@@ -66,7 +66,7 @@ def events(served: Served, session: str, *kinds: str) -> list[dict]:
 
 
 @contextlib.contextmanager
-def session_with(client: Client, servers: Servers, *allow: str, **more: object) -> Iterator:
+def session_with(client: Client, servers: Servers, *allow: str | dict, **more: object) -> Iterator:
     rules = {"allow": list(allow), **more} if allow else None
     with client.create_session(limits={"network": rules} if rules else None) as session:
         session.run(SETUP.format(authority=servers.authority))
@@ -300,6 +300,33 @@ def test_the_rules_of_a_running_session_can_be_replaced(filtered: Served, client
     with client.create_session(limits={"network": "none"}) as closed, pytest.raises(KernelsvcError) as raised:
         closed.update_network({"allow": ["ok.test"]})
     assert raised.value.code == "conflict"
+
+
+#: A WebSocket whose server sends the headers that it got, and then each message back.
+SOCKET = """
+kept = socket.create_connection(("ok.test", 80), 10)
+kept.sendall(b"GET /ws HTTP/1.1\\r\\nHost: ok.test\\r\\nConnection: Upgrade\\r\\nUpgrade: websocket\\r\\n"
+             b"Sec-WebSocket-Version: 13\\r\\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\\r\\n\\r\\n")
+while b"dGhlIH" not in (got := kept.recv(4096)):
+    pass
+"""
+ECHO = "kept.sendall(b'\\x81\\x82\\0\\0\\0\\0hi'); print(kept.recv(10))"
+
+
+def test_a_websocket_passes_and_ends_when_its_handshake_has_no_rule_any_more(
+    filtered: Served, client: Client, servers: Servers
+) -> None:
+    rule = {"host": "ok.test", "ports": [80], "paths": ["/ws"]}
+    with session_with(client, servers, rule, "other.test") as session:
+        assert session.run(SOCKET).ok
+        assert session.run(ECHO).text == "b'\\x81\\x02hi'\n"
+        session.update_network({"allow": [rule]})
+        assert session.run(ECHO).text == "b'\\x81\\x02hi'\n"
+        session.update_network({"allow": [rule | {"paths": ["/other"]}]})
+        assert "x02hi" not in session.run(ECHO).text
+        (recorded,) = wait_for(lambda: events(filtered, session.id, "egress"))
+        assert (recorded["method"], recorded["path"], recorded["status"]) == ("GET", "/ws", 101)
+        assert recorded["end"] == "the rules have changed"
 
 
 def offer_a_package(servers: Servers) -> None:

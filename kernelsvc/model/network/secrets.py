@@ -42,6 +42,9 @@ _RESERVED = frozenset(
 _CREDENTIALS = frozenset(
     (b"api-key", b"authorization", b"cookie", b"private-token", b"x-api-key", b"x-auth-token", b"x-goog-api-key")
 )
+#: Browsers can't set headers of a WebSocket, so some APIs take a key as the name of a subprotocol.
+_SUBPROTOCOLS = b"sec-websocket-protocol"
+_CREDENTIAL = re.compile(rb"key|token|bearer|auth", re.IGNORECASE)
 #: Fields that servers repeat in answers and logs. No placeholder is replaced there.
 _REFLECTED = frozenset(
     (
@@ -141,6 +144,10 @@ def with_secrets(
         plain = as_variable(field)
         if plain in dropped or plain in _PARTS:
             continue
+        if injected and plain == _SUBPROTOCOLS:
+            value = b",".join(name for name in value.split(b",") if not _CREDENTIAL.search(name))
+            if not value:
+                continue
         if plain not in _REFLECTED and (swapped := _swap(value, swaps)) != value:
             hidden += [swapped.partition(b" ")[2]] if swapped[:6].lower() == b"basic " else []
             value = swapped

@@ -1,4 +1,7 @@
-"""The first message of a TLS client: the server name that it sends in clear (RFC 8446, section 4.1.2; RFC 6066)."""
+"""The first message of a TLS client: the server name and the protocols, which it sends in clear.
+
+RFC 8446, section 4.1.2, RFC 6066 and RFC 7301.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ _HANDSHAKE, _CLIENT_HELLO = 22, 1
 FIRST_BYTE = bytes([_HANDSHAKE])
 #: Bytes of one record, and most records of a hello. Clients send one or two. Each new byte costs a look at all.
 _MAX_RECORD, MAX_RECORDS = 16384, 64
-_SERVER_NAME, _ENCRYPTED_CLIENT_HELLO = 0, 0xFE0D
-ALERT_ACCESS_DENIED, ALERT_INTERNAL_ERROR = 49, 80
+_SERVER_NAME, _PROTOCOLS, _ENCRYPTED_CLIENT_HELLO = 0, 16, 0xFE0D
+ALERT_ACCESS_DENIED, ALERT_INTERNAL_ERROR, ALERT_NO_APPLICATION_PROTOCOL = 49, 80, 120
 
 
 class InvalidHello(Exception):
@@ -26,10 +29,12 @@ class ClientHello(NamedTuple):
     Attributes:
         server_name: The server name, or None if there is none.
         encrypted: Whether it carries an encrypted ClientHello, whose inner server name can't be read.
+        protocols: The protocols that the client offers by ALPN. Empty if it does not say.
     """
 
     server_name: str | None
     encrypted: bool
+    protocols: tuple[bytes, ...] = ()
 
 
 class _Reader:
@@ -94,6 +99,7 @@ def _parse_body(hello: _Reader) -> ClientHello:
     hello.vector(2)  # cipher suites
     hello.vector(1)  # compression methods
     name, encrypted, seen = None, False, set()
+    protocols: tuple[bytes, ...] = ()
     extensions = hello.vector(2) if hello.more else _Reader(b"")
     while extensions.more:
         kind, value = extensions.number(2), extensions.vector(2)
@@ -103,8 +109,10 @@ def _parse_body(hello: _Reader) -> ClientHello:
         seen.add(kind)
         if kind == _SERVER_NAME:
             name = _server_name(value)
+        if kind == _PROTOCOLS:
+            protocols = _protocols(value.vector(2))
         encrypted = encrypted or kind == _ENCRYPTED_CLIENT_HELLO
-    return ClientHello(name, encrypted)
+    return ClientHello(name, encrypted, protocols)
 
 
 def _server_name(value: _Reader) -> str:
@@ -117,6 +125,13 @@ def _server_name(value: _Reader) -> str:
         return name.rest().decode("ascii")
     except UnicodeDecodeError:
         raise InvalidHello("the server name is not ASCII") from None
+
+
+def _protocols(names: _Reader) -> tuple[bytes, ...]:
+    found = []
+    while names.more:
+        found.append(names.vector(1).rest())
+    return tuple(found)
 
 
 def alert(description: int) -> bytes:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from kernelsvc.egress.byte_channels import PlainChannel
 from kernelsvc.egress.http_relay import BadHttp, HttpRelay, check_request, forwarded
+from kernelsvc.egress.secret_values import Secret
 from kernelsvc.model.network.policy import Refused
 from kernelsvc.model.network.rules import NetworkRules
 
@@ -322,3 +323,144 @@ WORDS += [
 def test_any_bytes_end_and_no_request_for_another_passes(words):
     _, seen = asyncio.run(exchange(b"".join(words)))
     assert b"evil.test" not in seen
+
+
+KEY, ACCEPT = "dGhlIHNhbXBsZSBub25jZQ==", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+HANDSHAKE = (
+    "GET /ws HTTP/1.1\r\nHost: ok.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
+).encode()
+FIELDS = ["Connection: Upgrade", "Upgrade: websocket", f"Sec-WebSocket-Accept: {ACCEPT}", ""]
+SWITCHED = "\r\n".join(["HTTP/1.1 101 Switching Protocols", *FIELDS])
+INJECT = {"host": NAME, "inject": {"Authorization": "Bearer ${api}"}}
+
+
+@contextlib.asynccontextmanager
+async def handshake(answer: str, rule=NAME, count=lambda *_: None):
+    """Send a handshake and an early frame, answer it, and yield the session's end, the server's, and the relay."""
+    ours, client = socket.socketpair()
+    theirs, server = socket.socketpair()
+    for one in (ours, client, theirs, server):
+        one.setblocking(False)
+    loop = asyncio.get_running_loop()
+
+    async def connect() -> PlainChannel:
+        return PlainChannel(theirs)
+
+    rules = msgspec.convert({"allow": [rule]}, NetworkRules).parsed()
+    exchanges = []
+    secrets = {"api": Secret(b"sk-0123456789", (NAME,))}
+    relay = HttpRelay(PlainChannel(ours), NAME, 443, lambda: rules, connect, count, exchanges.append, secrets)
+    running = asyncio.create_task(relay.run())
+    async with asyncio.timeout(10):
+        await loop.sock_sendall(client, HANDSHAKE + b"early")
+        seen = await loop.sock_recv(server, 4096)
+        await loop.sock_sendall(server, answer.encode("latin-1"))
+        try:
+            yield client, server, running, seen, exchanges
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            for one in (ours, client, theirs, server):
+                one.close()
+
+
+async def read(sock, size):
+    loop, data = asyncio.get_running_loop(), b""
+    while len(data) < size and (more := await loop.sock_recv(sock, size - len(data))):
+        data += more
+    return data
+
+
+async def read_head(sock):
+    data = b""
+    while not data.endswith(b"\r\n\r\n"):
+        data += await read(sock, 1)
+    return data
+
+
+async def test_a_websocket_is_relayed_in_both_directions_until_its_end():
+    async with handshake(SWITCHED + "\r\n\x01\x02hi") as (client, server, running, seen, exchanges):
+        assert b"connection: upgrade\r\nupgrade: websocket\r\n" in seen.lower()
+        assert b"permessage-deflate" in seen
+        head = await read_head(client)
+        assert head.startswith(b"HTTP/1.1 101 ")
+        assert ACCEPT.encode() in head
+        # Bytes that came with a head are passed on, too, and bytes that are no request or answer.
+        assert await read(client, 4) == b"\x01\x02hi"
+        assert await read(server, 5) == b"early"
+        loop = asyncio.get_running_loop()
+        for source, target in ((client, server), (server, client)):
+            await loop.sock_sendall(source, b"\x81\x03abc" * 10_000)
+            assert await read(target, 50_000) == b"\x81\x03abc" * 10_000
+        assert not exchanges
+        server.shutdown(socket.SHUT_WR)
+        assert await read(client, 1) == b""
+        client.shutdown(socket.SHUT_WR)
+        await running
+        assert [(one.method, one.path, one.status) for one in exchanges] == [("GET", "/ws", 101)]
+
+
+async def test_secrets_are_sent_in_a_handshake_and_are_stars_in_frames():
+    answer = SWITCHED + "X-Echo: sk-0123456789\r\n\r\n\x81\x0fa sk-0123456789\x81\x03a s"
+    async with handshake(answer, INJECT) as (client, _, _, seen, _):
+        assert b"authorization: Bearer sk-0123456789\r\n" in seen
+        assert b"permessage-deflate" not in seen
+        got = await read_head(client) + await read(client, 22)
+        assert b"sk-0123456789" not in got
+        assert got.endswith(b"\x81\x0fa " + b"*" * 13 + b"\x81\x03a s")
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (SWITCHED.replace(ACCEPT, "x") + "\r\n", b"not the one that was asked for"),
+        (SWITCHED.replace("websocket", "h2c") + "\r\n", b"not the one that was asked for"),
+        (SWITCHED + "Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n", b"is compressed"),
+    ],
+)
+async def test_an_answer_that_does_not_accept_the_websocket_ends_the_connection(answer, why):
+    async with handshake(answer, INJECT) as (client, server, running, _, _):
+        got = await asyncio.get_running_loop().sock_recv(client, 4096)
+        assert got.startswith(b"HTTP/1.1 502 ")
+        assert why in got
+        with pytest.raises(OSError, match=why.decode()):
+            await running
+        assert await read(server, 5) == b""
+
+
+async def test_requests_are_read_after_a_server_has_refused_a_websocket():
+    """Otherwise a client could pass further requests unread, after a handshake that no server accepts."""
+    raw = HANDSHAKE + b"GET /secret HTTP/1.1\r\nHost: evil.test\r\n\r\n"
+    got, seen = await exchange(raw, b"HTTP/1.1 426 Upgrade Required\r\nContent-Length: 0\r\n\r\n")
+    assert (got.count(b"426 Upgrade"), got.count(b"403 Forbidden")) == (1, 1)
+    assert b"/secret" not in seen
+
+
+async def test_a_switch_that_was_not_asked_for_is_refused():
+    got, _ = await exchange(b"GET / HTTP/1.1\r\nHost: ok.test\r\n\r\n", (SWITCHED + "\r\n").encode())
+    assert b"101" not in got
+
+
+@pytest.mark.parametrize("direction", ["sent", "received"])
+async def test_a_quota_ends_a_websocket(direction):
+    limited = False
+
+    def count(sent: int, received: int) -> None:
+        if limited and (sent if direction == "sent" else received):
+            raise Used
+
+    async with handshake(SWITCHED + "\r\n", count=count) as (client, server, running, _, _):
+        await read_head(client)
+        limited = True
+        (client if direction == "sent" else server).sendall(b"x")
+        with pytest.raises(Used):
+            await running
+        assert await read(server, 6) in (b"early", b"")
+
+
+async def test_http_2_is_refused_in_words():
+    got, seen = await exchange(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+    assert got.startswith(b"HTTP/1.1 403 ")
+    assert b"the client must use HTTP/1.1 (gRPC" in got
+    assert not seen

@@ -198,3 +198,12 @@ def test_bytes_that_begin_no_value_are_not_held_back():
     redactor = Redactor([b"s3cretkey"])
     assert redactor.feed(b"data: token\n\n") == b"data: token\n\n"
     assert Redactor([]).feed(b"s3cret") == b"s3cret"
+
+
+def test_a_rule_that_sets_headers_drops_a_key_in_the_name_of_a_subprotocol():
+    offered = [(b"sec-websocket-protocol", b"realtime, openai-insecure-api-key.mine"), (b"x", b"1")]
+    made, _ = with_secrets(offered, VALUES, API["inject"], ())
+    assert dict(made)[b"sec-websocket-protocol"] == b"realtime"
+    made, _ = with_secrets([(b"sec-websocket-protocol", b"my-token")], VALUES, API["inject"], ())
+    assert b"sec-websocket-protocol" not in dict(made)
+    assert with_secrets(offered, VALUES, {}, ("api",))[0][0] == offered[0]

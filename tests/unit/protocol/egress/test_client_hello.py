@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from kernelsvc.protocol.egress.client_hello import MAX_RECORDS, ClientHello, InvalidHello, alert, parse_client_hello
 
 
-def real_hello(name: str | None) -> bytes:
+def real_hello(name: str | None, *protocols: str) -> bytes:
     context = ssl.create_default_context()
+    if protocols:
+        context.set_alpn_protocols(list(protocols))
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     outgoing = ssl.MemoryBIO()
     tls = context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=name)
@@ -39,6 +41,12 @@ REAL = real_hello("ok.test")
 def test_the_hello_of_openssl():
     assert parse_client_hello(REAL) == ClientHello("ok.test", encrypted=False)
     assert parse_client_hello(real_hello(None)) == ClientHello(None, encrypted=False)
+
+
+@pytest.mark.parametrize("offered", [["h2"], ["h2", "http/1.1"], []])
+def test_the_protocols_that_are_offered(offered):
+    found = parse_client_hello(real_hello("ok.test", *offered))
+    assert found == ClientHello("ok.test", encrypted=False, protocols=tuple(name.encode() for name in offered))
 
 
 def test_a_part_of_a_hello_needs_more():
@@ -82,6 +90,7 @@ def test_an_encrypted_hello_is_seen():
         hello(server_name(b"a.test", kind=1)),
         hello(server_name("\u0444.test".encode())),
         hello(b"\0\0\0\xff"),
+        hello(struct.pack("!HHH", 16, 3, 9) + b"x"),
         struct.pack("!BHH", 22, 0x0301, 0),
         struct.pack("!BHH", 22, 0x0301, 16385) + b"\x01" * 4,
     ],
