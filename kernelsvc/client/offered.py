@@ -127,6 +127,22 @@ def offered(
     return OfferedFunction(offer, function, convert, call_parameter, send_traceback)
 
 
+def require_named(name: str, arguments: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+    """Check the arguments of a call from code, for a function that would take more than the code may give.
+
+    Args:
+        name: the function's name.
+        arguments: of the call.
+        parameters: JSON schema of the arguments.
+
+    Raises:
+        TypeError: the schema does not name one of them.
+    """
+    unknown = arguments.keys() - parameters.get("properties", {}).keys()
+    if unknown and not parameters.get("additionalProperties"):
+        raise TypeError(f"{name}() has no argument {min(unknown)!r}")
+
+
 def _signature_of(function: Callable[..., Any]) -> tuple[str, dict[str, Any], inspect.Signature]:
     """Return the name of the parameter for the call, the annotations, and the signature."""
     target = function if inspect.isroutine(function) else type(function).__call__

@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Iterable
 from typing import Any
 
-from kernelsvc.client.offered import OfferedFunction, offered
+from kernelsvc.client.offered import OfferedFunction, offered, require_named
 from kernelsvc.integrations.tool_calls import AsyncTools, Tools
 from kernelsvc.tools import TOOLS, Tool, ToolResult
 from kernelsvc.tools.schema import described, input_schema
@@ -41,11 +41,15 @@ def offers(tools: Iterable[Any], **options: Any) -> list[OfferedFunction]:
 
 
 def _offer(tool: Any, options: dict[str, Any]) -> OfferedFunction:
+    # Without the arguments that the application gives itself (InjectedToolArg).
+    schema = tool.tool_call_schema
+    parameters = schema if isinstance(schema, dict) else schema.model_json_schema()
+
     async def call(**arguments: Any) -> Any:
+        # ``ainvoke`` takes those, too, and has a meaning of its own for a dictionary that looks like a tool call.
+        require_named(tool.name, arguments, parameters)
         return await tool.ainvoke(arguments)
 
-    schema = tool.args_schema
-    parameters = schema if isinstance(schema, dict) else tool.get_input_schema().model_json_schema()
     return offered(call, name=tool.name, description=tool.description, parameters=parameters, **options)
 
 

@@ -20,13 +20,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kernelsvc.client import Cell, Session
-from kernelsvc.client.offered import OfferedFunction, offered
+from kernelsvc.client.offered import OfferedFunction, offered, require_named
 from kernelsvc.errors import BadRequest
 
 #: The tool that ends the agent's run. Its argument is the agent's answer.
 _FINAL = "final_answer"
 #: Types of smolagents that JSON Schema has, too. Its others (``any``, ``image``, ``audio``) allow every value.
 _JSON_TYPES = frozenset({"string", "boolean", "integer", "number", "array", "object", "null"})
+#: Pillow's names of the formats of pictures.
+_PICTURES = {"image/png": "PNG", "image/jpeg": "JPEG", "image/gif": "GIF", "image/webp": "WEBP"}
 
 # Gives tools their names in the session. final_answer ends the cell, past an `except Exception` of the code.
 _DEFINE = """
@@ -120,15 +122,17 @@ class CodeExecutor:
         properties = {key: _schema(value) for key, value in tool.inputs.items()}
         required = [key for key, value in tool.inputs.items() if not value.get("nullable")]
         schema = {"type": "object", "properties": properties, "required": required}
-        call = self._answered if name == _FINAL else _calling(tool)
+        call = self._answered if name == _FINAL else _calling(name, tool, schema)
         return offered(call, name=name, description=tool.description, parameters=schema)
 
     def _answered(self, answer: Any = None) -> None:
         self._answers.append(answer)
 
 
-def _calling(tool: Any) -> Callable[..., Any]:
+def _calling(name: str, tool: Any, schema: Mapping[str, Any]) -> Callable[..., Any]:
     def call(**arguments: Any) -> Any:
+        # An agent takes those of its method ``run``, too, for example ``max_steps``.
+        require_named(name, arguments, schema)
         return tool(**arguments)
 
     return call
@@ -145,7 +149,9 @@ def _schema(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _output(cell: Cell) -> Any:
-    if cell.images:
-        return importlib.import_module("PIL.Image").open(io.BytesIO(cell.images[-1].data))
+    if pictures := [image for image in cell.images if image.mime in _PICTURES]:
+        found = pictures[-1]
+        # The session wrote the bytes. Pillow would try each of its formats, and run a program for one (EPS).
+        return importlib.import_module("PIL.Image").open(io.BytesIO(found.data), formats=[_PICTURES[found.mime]])
     results = [output for output in cell.outputs if output.get("output_type") == "execute_result"]
     return results[-1]["data"].get("text/plain") if results else None

@@ -120,10 +120,7 @@ def test_langchain_tools_are_functions_for_code(tools):
             return {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
 
     class Tool:
-        name, description, args_schema = "shout", "Louder.", Model
-
-        def get_input_schema(self):
-            return Model
+        name, description, tool_call_schema = "shout", "Louder.", Model
 
         async def ainvoke(self, arguments):
             return arguments["text"].upper()
