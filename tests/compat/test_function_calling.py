@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 CLIENTS = Path(__file__).parent / "clients"
 RUN_SECONDS = 120
 #: What the client side of kernelsvc imports, and no more: a vendor's package brings the rest itself.
-OURS = ("msgspec", "tornado", "platformdirs")
+OURS = ("msgspec", "tornado", "platformdirs", "pillow")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(INSTALL_SECONDS + RUN_SECONDS + 60)]
 

@@ -12,11 +12,20 @@ import sys
 URL, TOKEN = sys.argv[1:3]
 CODE = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()\nprint('said')"
 
+#: An application's own function, which code may call a hundred times in one trip.
+SCHEMA = {"type": "object", "properties": {"customer": {"type": "integer"}}, "required": ["customer"]}
+FIND = {"name": "find_orders", "description": "Orders of a customer."}
+USES = "print(sum(len(tools.find_orders(customer=n)) for n in range(100)))"
+
 from kernelsvc.integrations import AsyncTools, Tools  # noqa: E402
 
 
+def find_orders(customer: int) -> list[int]:
+    return [customer, customer]
+
+
 def anthropic(tools: Tools) -> None:
-    from anthropic.types import Message, MessageParam, ToolParam
+    from anthropic.types import Message, MessageParam, ToolParam, ToolUnionParam
     from pydantic import TypeAdapter
 
     from kernelsvc.integrations import anthropic as ours
@@ -41,6 +50,19 @@ def anthropic(tools: Tools) -> None:
     assert [part["type"] for part in first["content"]] == ["text", "image"], first
     assert second["is_error"]
     assert not third["is_error"]
+
+    definition = {**FIND, "input_schema": SCHEMA, "allowed_callers": ["direct", "code_execution_20260120"]}
+    TypeAdapter(ToolParam).validate_python(definition, strict=True)
+    tools.offer(*ours.offers([definition], {"find_orders": find_orders}))
+    for each in ours.tools(also=[definition]):
+        TypeAdapter(ToolUnionParam).validate_python(each)
+    asked = {"type": "tool_use", "id": "t4", "name": "run_code", "input": {"code": USES}}
+    direct = {"type": "tool_use", "id": "t5", "name": "find_orders", "input": {"customer": 7}}
+    reply = reply.model_validate({**reply.model_dump(), "content": [asked, direct]})
+    (message,) = answers = ours.run(tools, reply, {"find_orders": find_orders})
+    TypeAdapter(list[MessageParam]).validate_python(answers)
+    assert "200" in message["content"][0]["content"][0]["text"]
+    assert message["content"][1]["content"][0]["text"] == "[7, 7]"
 
 
 def openai(tools: Tools) -> None:
@@ -80,6 +102,20 @@ def openai(tools: Tools) -> None:
     TypeAdapter(ResponseInputItemParam).validate_python(item)
     assert item["output"][1]["type"] == "input_image"
 
+    definition = {"type": "function", **FIND, "parameters": SCHEMA, "strict": False}
+    definition["allowed_callers"] = ["direct", "programmatic"]
+    TypeAdapter(FunctionToolParam).validate_python(definition, strict=True)
+    tools.offer(*ours.responses.offers([definition], {"find_orders": find_orders}))
+    for each in ours.responses.tools(also=[definition]):
+        TypeAdapter(FunctionToolParam).validate_python(each)
+    asked = {**call, "arguments": json.dumps({"code": USES})}
+    direct = {**call, "call_id": "c3", "name": "find_orders", "arguments": json.dumps({"customer": 7})}
+    response = Response.model_validate({**response.model_dump(), "output": [asked, direct]})
+    items = ours.responses.run(tools, response, {"find_orders": find_orders})
+    TypeAdapter(list[ResponseInputItemParam]).validate_python(items)
+    assert "200" in str(items[0]["output"])
+    assert items[1]["output"] == "[7, 7]"
+
 
 def gemini(tools: Tools) -> None:
     from google.genai import types
@@ -106,13 +142,13 @@ def gemini(tools: Tools) -> None:
 
 def langchain(tools: Tools) -> None:
     from langchain_core.messages import AIMessage, ToolMessage
-    from langchain_core.tools import BaseTool
+    from langchain_core.tools import BaseTool, tool
     from langchain_core.utils.function_calling import convert_to_openai_tool
 
     from kernelsvc.integrations import langchain as ours
 
-    made = {tool.name: tool for tool in ours.tools(tools)}
-    assert all(isinstance(tool, BaseTool) for tool in made.values())
+    made = {each.name: each for each in ours.tools(tools)}
+    assert all(isinstance(each, BaseTool) for each in made.values())
     shown = convert_to_openai_tool(made["run_code"])["function"]
     assert shown["parameters"]["required"] == ["code"], shown
     call = {"name": "run_code", "args": {"code": CODE}, "id": "l1", "type": "tool_call"}
@@ -125,10 +161,13 @@ def langchain(tools: Tools) -> None:
     failed = made["run_code"].invoke({**call, "args": {"code": "1/0"}})
     assert failed.artifact["error"]["ename"] == "ZeroDivisionError"
 
+    tools.offer(*ours.offers([tool(find_orders, description=FIND["description"])]))
+    assert made["run_code"].invoke({**call, "args": {"code": USES}}).artifact["text"] == "200\n"
+
     async def awaited() -> None:
         async with AsyncTools(URL, TOKEN, session="awaited") as over:
-            (tool,) = ours.tools(over, ["run_code"])
-            message = await tool.ainvoke({**call, "args": {"code": "6 * 7"}})
+            (runs,) = ours.tools(over, ["run_code"])
+            message = await runs.ainvoke({**call, "args": {"code": "6 * 7"}})
             assert message.artifact["text"] == "42\n"
             await over.call("close_session", {"session": "awaited"})
 
