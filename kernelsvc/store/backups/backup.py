@@ -25,7 +25,7 @@ import re
 import stat
 import tarfile
 import tempfile
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -50,6 +50,10 @@ MANIFEST, FORM = ".backup.json", 1
 _LEFT_OUT = ("server.", "host.", "index.sqlite", "traces.", ".")
 #: Where code of sessions writes.
 _THEIRS = re.compile(rf"({SESSIONS}/[^/]+/(?:home|files)|workspaces/[^/]+/[^/]+/files)(?:/|$)")
+#: The path of a link has more names than this: ``workspaces/OWNER/NAME/files/...``, ``environments/NAME/VENV/...``.
+_LINKS_BELOW = {"workspaces": 4, "environments": 3}
+#: Directory of the servers of ``serve --workers``, and the link that each has to the tokens.
+_WORKERS, _TOKENS_LINK = "workers", ["keys", "tokens.json"]
 #: Errors that such code causes with modes, kinds and names of files. Others are the disk's.
 _CAUSED = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENXIO}
 #: Longest path, in bytes, and most names of one. ``restore`` makes it below another directory, and PATH_MAX is 4096
@@ -59,6 +63,29 @@ _MOST_PATH, _MOST_DEPTH = 3000, 200
 _MOST_HOLES = 1 << 30
 #: Latest time of a file, in 2242: 11 octal digits (tar(5)). utime(2) refuses some that a file system has.
 _MOST_TIME = 8**11 - 1
+
+
+def may_be_link(parts: Sequence[str], target: str) -> bool:
+    """Return whether a backup may have a link, which ``restore`` makes. Pure.
+
+    Args:
+        parts: The names in its path.
+        target: Where it leads.
+
+    The server follows no link where sessions or an environment have their files. It follows all others.
+    """
+    if parts[0] == _WORKERS and len(parts) > 2:
+        parts = parts[2:]
+        if list(parts) == _TOKENS_LINK and target == os.path.join("../../..", *_TOKENS_LINK):
+            return True  # a worker has the tokens of the first one
+    if parts[0] != SESSIONS:
+        return len(parts) > _LINKS_BELOW.get(parts[0], len(parts))
+    if len(parts) != 3:
+        return len(parts) > 3
+    # A session's ``files`` leads to a directory below one session's own. The server reads its text only, and passes the
+    # files below it to the session's clients.
+    working = os.path.normpath("/".join((*parts[:2], target))).split("/")
+    return parts[2] == "files" and not target.startswith("/") and len(working) > 3 and working[0] == SESSIONS
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,7 +123,7 @@ class BackupReport(msgspec.Struct, kw_only=True):
     Attributes:
         sessions: Number of sessions.
         left_out: Ids of sessions that began during the backup.
-        skipped: Number of files and directories of sessions that can't be read or restored.
+        skipped: Number of files, links and directories that can't be read or restored.
         first_skipped: Path of the first of them.
         bytes: Size of the backup.
     """
@@ -283,13 +310,15 @@ class _Tree:
                 self._report.first_skipped = self._report.first_skipped or prefix + name
 
     def _add(self, above: int, prefix: str, name: str) -> bool:
-        """Add an entry. Return whether its path can be restored and its holes are few."""
+        """Add an entry. Return whether it can be restored and its holes are few."""
         if len(os.fsencode(prefix + name)) > _MOST_PATH or prefix.count("/") >= _MOST_DEPTH:
             return False
         found = os.stat(name, dir_fd=above, follow_symlinks=False)
         info = _info(prefix + name, found)
         if stat.S_ISLNK(found.st_mode):
             info.type, info.linkname = tarfile.SYMTYPE, os.readlink(name, dir_fd=above)
+            if not may_be_link(f"{prefix}{name}".split("/"), info.linkname):
+                return False
             self._tar.addfile(info)
         elif stat.S_ISDIR(found.st_mode):
             fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)

@@ -30,7 +30,7 @@ from kernelsvc.errors import BadRequest, Conflict, NotSupported
 from kernelsvc.linux.atomic_file import sync_directory, sync_filesystem
 from kernelsvc.linux.remove_tree import remove_tree
 from kernelsvc.model.hash_chain import Head
-from kernelsvc.store.backups.backup import FORM, HEADS, JOURNAL, MANIFEST, SESSIONS, Manifest
+from kernelsvc.store.backups.backup import FORM, HEADS, JOURNAL, MANIFEST, SESSIONS, Manifest, may_be_link
 from kernelsvc.store.heads import HeadFile
 from kernelsvc.store.journal import Journal
 from kernelsvc.store.keys import NAME as KEY_NAME
@@ -46,6 +46,8 @@ SENDING = ".move-"
 _EMPTY = {"lost+found"}
 #: Most bytes that are read at once, and of a file that is read whole. A pax header states its own size.
 _MOST = 16 << 20
+#: Errors that tarfile raises for headers that state impossible values, or that follow each other without end.
+_BY_HEADERS = (ValueError, OverflowError, RecursionError)
 #: Directories that have no entry of their own.
 _IMPLIED = 2
 
@@ -182,7 +184,16 @@ def _reading(archive: Path) -> Iterator[None]:
     """Refuse an archive that is damaged."""
     try:
         yield
-    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, UnicodeError) as error:
+    # tarfile raises the last three for headers that state impossible values, or that follow each other without end.
+    except (
+        tarfile.TarError,
+        gzip.BadGzipFile,
+        EOFError,
+        zlib.error,
+        ValueError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise BadRequest(f"{archive} is no whole backup: {error}. Take another one.") from None
 
 
@@ -210,7 +221,7 @@ def _entries(file: BinaryIO) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]
                 raise tarfile.ReadError(f"{entry.name[:200]!r} is in no directory of the backup")
             if parts[0] == SESSIONS and len(parts) <= _IMPLIED and not entry.isdir():
                 raise tarfile.ReadError(f"{entry.name[:200]!r} is no directory")
-            if implied and entry.issym() and not _is_files_link(parts, entry.linkname):
+            if entry.issym() and not may_be_link(parts, entry.linkname):
                 raise tarfile.ReadError(f"{entry.name[:200]!r} is a link that no backup has")
             seen[entry.name] = entry.isdir()
             if implied:
@@ -219,17 +230,6 @@ def _entries(file: BinaryIO) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]
             yield tar, entry
             # tarfile keeps each entry, and an archive may have millions.
             tar.members.clear()  # type: ignore[attr-defined]
-
-
-def _is_files_link(parts: list[str], target: str) -> bool:
-    """Return whether a link is a session's ``files``, which leads to a directory below one session's own. Pure.
-
-    The server reads its text only, and passes the files below it to the session's clients.
-    """
-    if len(parts) != 3 or parts[2] != "files" or target.startswith("/"):
-        return False
-    working = os.path.normpath("/".join((*parts[:2], target))).split("/")
-    return len(working) > 3 and working[0] == SESSIONS
 
 
 def _check(archive: Path, file: BinaryIO) -> tuple[Manifest, int]:
@@ -372,8 +372,11 @@ def _moved(about: bytes, old: str, new: str, name: str) -> bytes:
             found[field] = moved(path)
             if not os.path.normpath(found[field]).startswith(f"{new}/{SESSIONS}/"):
                 raise BadRequest(f"{name}: {field} is outside of the data directory. Nothing was restored.")
-    for bind in found.get("binds") or []:
-        bind["source"] = moved(str(bind["source"]))
+    try:
+        for bind in found.get("binds") or []:
+            bind["source"] = moved(str(bind["source"]))
+    except (TypeError, KeyError):
+        raise BadRequest(f"{name}: binds are none. Nothing was restored.") from None
     return msgspec.json.format(msgspec.json.encode(found)) + b"\n"
 
 

@@ -152,6 +152,23 @@ def test_a_file_that_changes_its_kind_meanwhile_is_left_out(data: Data, monkeypa
     assert not (data.restored() / "victim").exists()
 
 
+def test_links_where_the_server_follows_them_are_left_out_and_those_of_environments_are_not(data: Data) -> None:
+    venv = data.data / "environments" / "a" / "venv-1" / "bin"
+    tokens = data.data / "workers" / "2" / "keys" / "tokens.json"
+    for directory in (venv, tokens.parent):
+        directory.mkdir(parents=True)
+    (venv / "python").symlink_to("/usr/bin/python3")
+    tokens.symlink_to("../../../keys/tokens.json")
+    (data.data / "archive").symlink_to("/var/tmp")
+    report = data.back_up()
+    assert (report.skipped, report.first_skipped) == (1, "archive")
+    data.restored()
+    new = data.root / "new"
+    assert os.readlink(new / "environments" / "a" / "venv-1" / "bin" / "python") == "/usr/bin/python3"
+    assert os.readlink(new / "workers" / "2" / "keys" / "tokens.json") == "../../../keys/tokens.json"
+    assert not (new / "archive").is_symlink()
+
+
 def test_an_error_of_the_servers_own_files_ends_the_backup(data: Data) -> None:
     (data.data / "sessions" / "s" / "session.json").chmod(0)
     with pytest.raises(PermissionError):

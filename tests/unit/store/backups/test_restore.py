@@ -218,6 +218,13 @@ def entry(name: str, type: bytes = tarfile.REGTYPE, target: str = "") -> tarfile
     return info
 
 
+def worker_tokens(target: str) -> list[tarfile.TarInfo]:
+    return [
+        entry("workers/2/keys", tarfile.DIRTYPE),
+        entry("workers/2/keys/tokens.json", tarfile.SYMTYPE, target),
+    ]
+
+
 @pytest.mark.parametrize(
     "hostile",
     [
@@ -229,7 +236,9 @@ def entry(name: str, type: bytes = tarfile.REGTYPE, target: str = "") -> tarfile
         [entry("x"), entry("x")],
         [entry("none/x")],
         [entry("heads/x")],
-        [entry("link", tarfile.SYMTYPE, OUTSIDE), entry("link/x")],
+        *([entry(name, tarfile.SYMTYPE, OUTSIDE)] for name in ("archive", "keys-2", "workers", "responses", "form")),
+        [entry("environments", tarfile.DIRTYPE), entry("environments/a", tarfile.SYMTYPE, OUTSIDE)],
+        [entry("workers", tarfile.DIRTYPE), entry("workers/2", tarfile.DIRTYPE), *worker_tokens(OUTSIDE)],
         [entry("sessions/s-2", tarfile.SYMTYPE, OUTSIDE)],
         [entry("sessions/s-2/home", tarfile.SYMTYPE, OUTSIDE), entry("sessions/s-2/home/x")],
         [entry("sessions/files", tarfile.SYMTYPE, OUTSIDE)],
@@ -281,6 +290,8 @@ def replaced(content: list[tuple[tarfile.TarInfo, bytes]], name: str, change: Ca
         ("sessions/s-1/journal.jsonl", lambda log: log.replace(b"1" * 100, b"2" * 100), "not as the server wrote it"),
         (ABOUT, lambda about: b'{"workdir": "/etc"}', "outside of the data directory"),
         (ABOUT, lambda about: about.replace(b"/home/user", b"/../../../x"), "outside of the data directory"),
+        *((ABOUT, lambda about, binds=binds: about.replace(b"{", b'{"binds":%b,' % binds, 1), "binds are none")
+          for binds in (b"5", b"[1]", b'{"a":1}', b'[{"target":"x"}]')),
         ("keys/ed25519.pem", lambda key: b"no key", "no Ed25519 key"),
     ],
 )  # fmt: skip
@@ -291,6 +302,46 @@ def test_a_signed_archive_with_a_forged_part_leaves_nothing(
     original.write(replaced(original.content(), name, change))
     before = tree(tmp_path)
     with pytest.raises(KernelsvcError, match=words):
+        restore_backup(original.archive, tmp_path / "new")
+    assert tree(tmp_path) == before
+
+
+def raw_entry(type: bytes, data: bytes = b"", **more: Any) -> bytes:
+    info = entry("x", type)
+    info.size = len(data)
+    for field, value in more.items():
+        setattr(info, field, value)
+    return info.tobuf(tarfile.GNU_FORMAT) + data + bytes(-len(data) % 512)
+
+
+PAX = b"x"
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        [raw_entry(PAX, b"12 path=abc\n")] * 5000,
+        [raw_entry(tarfile.GNUTYPE_LONGNAME, b"abc\0")] * 5000,
+        [raw_entry(PAX, b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n"), raw_entry(tarfile.REGTYPE, b"9\n" * 300)],
+        [raw_entry(PAX, b"", size=1 << 40)],
+    ],
+    ids=["headers without end", "names without end", "a wrong map of holes", "an impossible size"],
+)
+def test_headers_that_tarfile_fails_on_are_refused(tmp_path: Path, blocks: list[bytes]) -> None:
+    archive = tmp_path / "backup.tar.gz"
+    archive.write_bytes(gzip.compress(b"".join(blocks) + bytes(1024)))
+    with pytest.raises(BadRequest, match="is no whole backup"):
+        restore_backup(archive, tmp_path / "new")
+
+
+@pytest.mark.parametrize("status", [{"mtime": 10**30}, {"uid": 2**40}], ids=str)
+def test_an_impossible_status_leaves_nothing(original: Original, tmp_path: Path, status: dict[str, int]) -> None:
+    hostile = entry("sessions/s-0/home/user/x")
+    for field, value in status.items():
+        setattr(hostile, field, value)
+    original.write([*original.content(), (hostile, b"")])
+    before = tree(tmp_path)
+    with pytest.raises(BadRequest, match="is no whole backup"):
         restore_backup(original.archive, tmp_path / "new")
     assert tree(tmp_path) == before
 
