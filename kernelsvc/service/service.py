@@ -193,7 +193,7 @@ class Service:
         self._warm_pool = WarmPool(settings, registry, factory, self._launchers)
         self._adoption = Adoption(registry, self._closed, factory, projections, self._launchers, loads)
         self.workspaces = workspaces = Workspaces(settings, registry, store)
-        factory.recheck_binds_with(workspaces.withdraw_binds)
+        factory.recheck_binds_with(workspaces.renew_binds)
         self.usage = ResourceMonitor(registry, settings.watch_seconds, workspaces.quota)
         self._launchers.on_cgroup_event(self.usage.on_cgroup_event)
         self._launchers.on_read_pauses(self.usage.on_read_pauses)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -10,7 +10,7 @@ import msgspec
 from kernelsvc.kernels.port import StartRequest
 from kernelsvc.model.limits import Limits, Network
 from kernelsvc.model.objects import CheckpointMode
-from kernelsvc.model.storage.mounts import WORKSPACE_DIR, Bind
+from kernelsvc.model.storage.mounts import Bind
 from kernelsvc.model.tool_calls.offers import ToolFilter
 
 
@@ -44,11 +44,9 @@ class SessionSpec(msgspec.Struct, kw_only=True):
         """Return whether the session's code may call a function of this full name."""
         return all(each.permits(tool) for each in self.tools)
 
-    def withdraw_binds(self, targets: Collection[str]) -> None:
-        """Leave out directories of the machine, named by their paths inside, when the next kernel starts."""
-        self.binds = [bind for bind in self.binds if bind.target not in targets]
-        if WORKSPACE_DIR in targets:
-            self.workspace = ""
+    def use_binds(self, binds: list[Bind], workspace: str) -> None:
+        """Set the directories of the machine, and the address of the workspace or "", for the next kernel."""
+        self.binds, self.workspace = binds, workspace
 
     def use_kernel(self, kernel: str) -> None:
         """Set the id of the kernel that runs the session from now on."""

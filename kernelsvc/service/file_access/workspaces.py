@@ -13,7 +13,7 @@ from kernelsvc.errors import AtCapacity, Conflict, LimitTooHigh, NotFound, Quota
 from kernelsvc.linux.rooted_dir import RootedDirectory
 from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.objects import Principal
-from kernelsvc.model.storage.mounts import MOUNTS_DIR, WORKSPACE_DIR, Bind, allowed_mounts, names_of
+from kernelsvc.model.storage.mounts import WORKSPACE_DIR, Bind, allowed_mounts, choose_binds, names_of
 from kernelsvc.model.storage.workspaces import WorkspaceInfo, WorkspaceRecord, check_shares, may_use, parse_address
 from kernelsvc.sandbox.disk_use import measure_directory
 from kernelsvc.service.file_access.files import SessionFiles, parts_of
@@ -101,8 +101,7 @@ class Workspaces:
         if owner == who.name and self._store.find(owner, name) is None:
             self._make(who, name, [], None)
         record = self._find(who, workspace)
-        source = str(self._store.files(record))
-        return record.address, Bind(source=source, target=WORKSPACE_DIR, writable=True, link=link)
+        return record.address, self._bind(record, link)
 
     def _make(self, who: Principal, name: str, shared_with: list[str], max_bytes: int | None) -> WorkspaceRecord:
         most = self._settings.max_workspaces_per_principal
@@ -196,19 +195,24 @@ class Workspaces:
         self._write(record)
         return self._describe(record)
 
-    def withdraw_binds(self, spec: SessionSpec) -> None:
-        """Remove from a session's specification the directories that its principal may not use any more.
+    def renew_binds(self, spec: SessionSpec) -> None:
+        """Leave a session the directories of the machine that its principal may use now, where the settings have them.
 
-        A kernel that runs keeps what it sees until it ends.
+        Its file names paths, which may be another machine's, or those of an earlier settings file. A kernel that runs
+        keeps what it sees until it ends.
         """
-        allowed = set(allowed_mounts(self._settings.mounts, spec.principal))
-        gone = [f"{MOUNTS_DIR}/{name}" for name in names_of(spec.binds) if name not in allowed]
-        if spec.workspace:
-            owner, _, name = spec.workspace.rpartition("/")
-            record = self._store.find(owner, name)
-            if record is None or not may_use(record, spec.principal):
-                gone.append(WORKSPACE_DIR)
-        spec.withdraw_binds(gone)
+        mounts, (owner, _, name) = self._settings.mounts, spec.workspace.rpartition("/")
+        allowed = allowed_mounts(mounts, spec.principal)
+        binds = choose_binds(mounts, [each for each in names_of(spec.binds) if each in allowed], spec.principal)
+        record = self._store.find(owner, name) if spec.workspace else None
+        if record is not None and may_use(record, spec.principal):
+            links = [bind.link for bind in spec.binds if bind.target == WORKSPACE_DIR]
+            spec.use_binds([*binds, *(self._bind(record, link) for link in links)], spec.workspace)
+        else:
+            spec.use_binds(binds, "")
+
+    def _bind(self, record: WorkspaceRecord, link: str) -> Bind:
+        return Bind(source=str(self._store.files(record)), target=WORKSPACE_DIR, writable=True, link=link)
 
     async def set_mode(self, who: Principal, workspace: str, path: bytes, mode: int) -> None:
         """Set the permissions of a file or directory of a workspace. Safe to cancel.
