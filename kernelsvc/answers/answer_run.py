@@ -474,7 +474,8 @@ def result_text(cell: CellInfo, limit: int, made: Sequence[str], *, vision: bool
     lines = [shortened(cell.text.rstrip("\n"), limit, _ADVICE)[0]]
     if cell.reason in _CAUSES:
         kept = {True: " The variables from before it are kept.", False: " The variables are lost.", None: ""}
-        lines.append(f"[{_CAUSES[cell.reason]}{kept[cell.variables_kept]} {cell.message or ''}".rstrip() + "]")
+        said = "" if "variables" in (cell.message or "") else kept[cell.variables_kept]
+        lines.append(f"[{_CAUSES[cell.reason]}{said} {cell.message or ''}".rstrip() + "]")
     pictures = picture_urls(cell)
     if pictures and not vision:
         lines.append(f"[{len(pictures)} pictures, which the user sees]")

@@ -460,7 +460,7 @@ class FakeKernel:
     ) -> ForkResult:
         """See ``port.Kernel``. A kernel with a variable named ``thread`` can't be forked."""
         await self.process.copy(copy.kernel, self.processes, force)
-        return ForkResult(cost_ms=1.0)
+        return ForkResult(cost_ms=1.0, cpu_ms=1.0)
 
     async def restrict_writes(self, write: Sequence[str]) -> str:
         """See ``port.Kernel``. A fake kernel is not confined."""

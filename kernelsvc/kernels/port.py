@@ -104,12 +104,14 @@ class ForkResult(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         cost_ms: time for which the original could not run, in milliseconds.
+        cpu_ms: processor time of that, at most ``cost_ms``.
         private_bytes: memory that the copy does not share with the original after the fork, computed from the copy's
             page faults. It grows with each page that the original writes later. None if it is not known.
         warnings: objects that continue in both processes, or that ``force`` lost.
     """
 
     cost_ms: float
+    cpu_ms: float
     private_bytes: int | None = None
     warnings: list[str] = []
 

@@ -119,7 +119,11 @@ class CheckpointSchedule:
         self.unsaved += min(max(cpu or 0.0, waited), wall)
 
     def saved(self, fork: float) -> None:
-        """Record a checkpoint whose fork took ``fork`` seconds."""
+        """Record a checkpoint whose fork took ``fork`` seconds of processor time.
+
+        Not of wall time: on a loaded machine the scheduler would make each checkpoint look expensive, and a session
+        would get none just when cells take long.
+        """
         self.unsaved, self.cost = 0.0, COST + max(0.0, fork)
 
     @property

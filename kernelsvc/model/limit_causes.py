@@ -11,6 +11,7 @@ The meaning of an exception is the kernel's own claim. It affects only its own s
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 from kernelsvc.model.events import LimitReached, Reason
@@ -99,3 +100,16 @@ def of_counters(limit: str, limits: Limits) -> LimitReached | None:
     else:
         return None
     return LimitReached(limit=limit, bound=bound, enforced_by="linux", message=message)
+
+
+def kept(lost: Sequence[str]) -> str:
+    """Say which variables a session has after its kernel was replaced by a checkpoint.
+
+    Args:
+        lost: Ids of finished cells before the one that was running, whose effects the checkpoint does not have. Cells
+            that are sent without a pause may have no checkpoint between them.
+    """
+    if not lost:
+        return "variables are those from before the cell"
+    named = ", ".join(lost[:8]) + (", …" if len(lost) > 8 else "")
+    return f"variables are those of an earlier checkpoint, without the effects of these cells: {named}"

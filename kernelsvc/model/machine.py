@@ -474,7 +474,10 @@ class Machine(MachineState):
         if run is not None:
             kept = restorable
             reason, text = self._death_reason(stimulus, run, hit)
-            fate = "variables are those from before the cell" if kept else "variables are lost"
+            fate = "variables are lost"
+            if kept:
+                newest = max(self.checkpoints.values(), key=lambda c: c.seq)
+                fate = limit_causes.kept(self.rollback_effect(newest.id, newest.after_cell)[0])
             finished = ev.CellFinished(
                 cell=run.id,
                 reason=reason,

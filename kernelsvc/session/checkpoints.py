@@ -296,7 +296,7 @@ class Checkpoints:
         if self._session.kernel is not kernel:
             await self._launcher.discard(request.kernel)
             raise KernelDead()
-        self._schedule.saved(forked.cost_ms / 1000)
+        self._schedule.saved(forked.cpu_ms / 1000)
         self._skipped_for = []
         made = ev.CheckpointMade(
             checkpoint=checkpoint,

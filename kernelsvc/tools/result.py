@@ -156,6 +156,7 @@ def smaller(mime: str, data: bytes) -> ImageContent:
 
 
 _KEPT = "The variables from before this cell are kept."
+_PARTLY = "The variables are those of an earlier state. Run again what you need of the cells that the message names."
 _ADVICE = {
     Reason.TIMEOUT: "The cell exceeded its time limit. Split the work, or give a larger seconds. ",
     Reason.MEMORY: "The cell reached the memory limit. Use less at a time: chunks, smaller dtypes, del. ",
@@ -174,5 +175,6 @@ def _advice(cell: CellInfo) -> str | None:
     if cell.reason not in _ADVICE:
         return None
     lost = "The variables are lost. Run again the cells that define the ones you need."
-    kept = {True: _KEPT, False: lost, None: ""}[cell.variables_kept]
+    partly = "without the effects" in (cell.message or "")
+    kept = {True: _PARTLY if partly else _KEPT, False: lost, None: ""}[cell.variables_kept]
     return (_ADVICE[cell.reason] + kept).strip()

@@ -127,7 +127,7 @@ def set_oom_score(value: int) -> None:
 
 
 def _fork(main_loop: MainLoop, control: ControlRequest) -> None:
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.thread_time()
     body = control.body
     if len(control.fds) != _FDS or body.get("mode") not in ("checkpoint", "branch"):
         refused = ["A fork request carries five descriptors, and a mode that is 'checkpoint' or 'branch'."]
@@ -159,7 +159,9 @@ def _fork(main_loop: MainLoop, control: ControlRequest) -> None:
     if pid:
         main_loop.forks.append(pid)
         cost = round((time.perf_counter() - began) * 1000, 2)
-        main_loop.wire.reply(control.number, {"ok": True, "pid": pid, "cost_ms": cost, "warnings": warned})
+        cpu = round((time.thread_time() - worked) * 1000, 2)
+        done = {"ok": True, "pid": pid, "cost_ms": cost, "cpu_ms": cpu, "warnings": warned}
+        main_loop.wire.reply(control.number, done)
         if prefault_after:
             main_loop.prefault.forked()
         return

@@ -282,7 +282,9 @@ class ForkedKernel:
             "End it and branch again if it must not."
             for name in left
         ]
-        return ForkResult(cost_ms=_milliseconds(answer.get("cost_ms")), private_bytes=private, warnings=warnings)
+        cost = _milliseconds(answer.get("cost_ms"))
+        cpu = min(cost, _milliseconds(answer.get("cpu_ms", cost)))
+        return ForkResult(cost_ms=cost, cpu_ms=cpu, private_bytes=private, warnings=warnings)
 
     async def restrict_writes(self, write: Sequence[str]) -> str:
         """See ``port.Kernel``."""

@@ -6,6 +6,7 @@ import base64
 
 from kernelsvc.answers.answer_run import outputs_of, result_text
 from kernelsvc.model.events import Reason
+from kernelsvc.model.limit_causes import kept
 from kernelsvc.model.objects import CellInfo, CellState, SeqRange
 
 PNG = base64.b64encode(b"\x89PNG").decode()
@@ -25,6 +26,11 @@ def test_the_model_reads_text_files_and_the_cause_of_an_end() -> None:
     assert result_text(cell("1\n"), 1000, ["a.csv"], vision=False) == "1\n[new files: a.csv]"
     died = result_text(cell(reason=Reason.KERNEL_DIED, variables_kept=True, message="SIGSEGV"), 1000, [], vision=False)
     assert died == "[The Python process ended. The variables from before it are kept. SIGSEGV]"
+    partly = result_text(
+        cell(reason=Reason.KERNEL_DIED, variables_kept=True, message=f"Died; {kept(['c_1'])}."), 1000, [], vision=False
+    )
+    assert "are kept" not in partly
+    assert "c_1" in partly
     assert len(result_text(cell("x" * 10_000), 1000, [], vision=False)) < 1200
 
 

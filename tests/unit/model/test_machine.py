@@ -447,6 +447,19 @@ def test_death_with_a_checkpoint_wakes_it():
     assert machine.state is SessionState.RESTORING
 
 
+def test_a_death_names_the_cells_that_have_no_checkpoint():
+    machine = ready()
+    for cell, kind in (("a", "made"), ("b", "none"), ("c", "none")):
+        drive(machine, submit(cell), CellBegan(cell, 1), KernelReplied(cell, "ok", 1), KernelIdle(cell))
+        if kind == "made":
+            drive(machine, RecordEvents((ev.CheckpointMade(checkpoint="p", after_cell="a"),)))
+    events, _ = drive(machine, submit("d"), CellBegan("d", 4), KernelExited("signalled", "died", restorable=True))
+    assert events[-1].variables_kept is True
+    assert events[-1].message == (
+        "died; variables are those of an earlier checkpoint, without the effects of these cells: b, c."
+    )
+
+
 def test_a_dead_session_says_so_and_can_be_restarted():
     machine = ready()
     drive(machine, submit("a"), KernelExited("lost", "gone"), StartFailed("no host"))

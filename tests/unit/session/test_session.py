@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from kernelsvc.errors import AtCapacity, CellExists, Conflict, NotFound, QuotaExceeded, SessionClosed
-from kernelsvc.kernels.fake import FakeLauncher
+from kernelsvc.kernels.fake import FakeKernel, FakeLauncher
 from kernelsvc.kernels.port import KernelMessage, StreamText
 from kernelsvc.model import events as ev
 from kernelsvc.model.checkpoint_policy import COST, CheckpointBudget
@@ -470,6 +470,20 @@ async def test_a_crash_costs_one_cell(bench, death):
     restored = [json.loads(x) for x in session.log.lines(1, session.log.last_seq) if b"kernel_restored" in x]
     assert len(restored) == 1
     assert session.machine.cells[crashed.id].undone
+
+
+async def test_a_checkpoint_that_waited_long_for_a_processor_does_not_make_the_next_one_dear(bench, monkeypatch):
+    fork = FakeKernel.fork
+
+    async def slow(*args, **kwargs):
+        return msgspec.structs.replace(await fork(*args, **kwargs), cost_ms=1e6)
+
+    monkeypatch.setattr(FakeKernel, "fork", slow)
+    session = await bench.start(checkpoints=1)
+    await run(session, "set x 1")
+    await copied(session)
+    await run(session, "set x 2")
+    await copied(session, 2)
 
 
 async def test_crash_after_crash(bench):

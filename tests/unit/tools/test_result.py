@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from kernelsvc.errors import CannotFork
+from kernelsvc.model import limit_causes
 from kernelsvc.model.events import Reason
 from kernelsvc.model.objects import CellError, CellInfo, CellState, CellView, SeqRange, ViewPicture
 from kernelsvc.tools.result import MAX_PICTURES, MAX_SIDE, cell_result, error_result, shortened, smaller, view_pictures
@@ -61,6 +62,10 @@ def test_every_bad_end_is_a_failure(reason):
 def test_a_crash_says_whether_the_variables_are_kept():
     kept = cell_result(cell(reason=Reason.KERNEL_DIED, variables_kept=True), view())
     lost = cell_result(cell(reason=Reason.KERNEL_DIED, variables_kept=False), view())
+    message = f"died; {limit_causes.kept(['c_1'])}."
+    partly = cell_result(cell(reason=Reason.KERNEL_DIED, variables_kept=True, message=message), view())
+    assert "are kept" not in partly.facts["next"]
+    assert "an earlier state" in partly.facts["next"]
     assert "are kept" in kept.facts["next"]
     assert "Run again" in lost.facts["next"]
 
