@@ -26,7 +26,7 @@ export PYTHONUNBUFFERED := 1
 # Tests start hundreds of processes. Each would compile the whole package if no compiled module may be kept.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo demo-model test test-thorough test-console test-chaos test-cluster test-properties test-compat test-typescript test-telemetry test-proxies test-matrix test-vm test-image check bench bench-smoke fix serve docs lock clean
+.PHONY: help demo demo-model test test-thorough test-console test-chaos test-cluster test-properties test-compat test-network test-typescript test-telemetry test-proxies test-matrix test-vm test-image check bench bench-smoke fix serve docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | \
@@ -73,6 +73,11 @@ test-cluster: $(VENV)/.dev ## fronts, nodes and workers that are killed, drained
 test-compat: $(VENV)/.dev ## other people's clients, each from its registry in an environment of its own; NEWEST=1 for their newest
 	@scripts/bootstrap compat $(VENV)
 	@KERNELSVC_NEWEST=$(NEWEST) $(BIN)/python -m pytest tests/compat $(ARGS)
+
+test-network: $(VENV)/.dev ## network rules: programs and libraries in sessions with rules, E2B's own tests, attacks
+	@scripts/bootstrap compat $(VENV)
+	@KERNELSVC_NEWEST=$(NEWEST) $(BIN)/python -m pytest -n0 tests/compat/test_network_clients.py tests/attack/test_egress.py \
+	  tests/integration/test_network_rules.py $(ARGS)
 
 test-typescript: $(VENV)/.dev ## the TypeScript client: types, package, and every scenario in Node, Deno, Bun and Chromium, each from npm
 	@scripts/bootstrap compat $(VENV)

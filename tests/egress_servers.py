@@ -97,24 +97,54 @@ class Servers:
 
 def certificate(names: list[str]) -> tuple[str, str]:
     """Return a self-signed certificate for these names, and its key, as PEM."""
+    made, key = _signed(names, None)
+    return _pem(made), _pem(key)
+
+
+def chain(names: list[str]) -> tuple[str, str]:
+    """Return the certificate of an authority, and a server's key and certificate that it signed, as PEM."""
+    authority = _signed(["authority.test"], None)
+    made, key = _signed(names, authority)
+    return _pem(authority[0]), _pem(key) + _pem(made)
+
+
+_Signed = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
+
+
+def _signed(names: list[str], authority: _Signed | None) -> _Signed:
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
     now = datetime.datetime.now(datetime.UTC)
-    made = (
+    signer = authority[1] if authority else key
+    builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
-        .issuer_name(subject)
+        .issuer_name(authority[0].subject if authority else subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(hours=1))
         .not_valid_after(now + datetime.timedelta(days=1))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
+        .add_extension(x509.BasicConstraints(ca=authority is None, path_length=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
-    pem = serialization.Encoding.PEM
-    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    return made.public_bytes(pem).decode(), private.decode()
+    # Python 3.13 wants these (X509_V_FLAG_X509_STRICT): RFC 5280, sections 4.2.1.1 and 4.2.1.3.
+    if authority:
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
+        builder = builder.add_extension(issuer, critical=False)
+    else:
+        uses = dict.fromkeys(("content_commitment", "key_encipherment", "data_encipherment", "key_agreement"), False)
+        uses |= dict.fromkeys(("encipher_only", "decipher_only", "crl_sign"), False)
+        usage = x509.KeyUsage(digital_signature=True, key_cert_sign=True, **uses)
+        builder = builder.add_extension(usage, critical=True)
+    return builder.sign(signer, hashes.SHA256()), key
+
+
+def _pem(item: x509.Certificate | ec.EllipticCurvePrivateKey) -> str:
+    encoding = serialization.Encoding.PEM
+    if isinstance(item, x509.Certificate):
+        return item.public_bytes(encoding).decode()
+    return item.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()).decode()
 
 
 def _handler(servers: Servers) -> type[http.server.BaseHTTPRequestHandler]:

@@ -347,6 +347,7 @@ def _etc_files(inside: dict[str, int], request: ConfinementRequest) -> dict[str,
     known = shown.pop("/etc/hosts", "")
     return {
         **shown,
+        **(trust.TRUST_FILES if request.certificates else {}),
         "/etc/passwd": f"user:x:{uid}:{gid}:user:/home/user:/bin/sh\nnobody:x:65534:65534::/nonexistent:/bin/false\n",
         "/etc/group": f"user:x:{gid}:\nnogroup:x:65534:\n",
         "/etc/hosts": f"127.0.0.1 localhost {hostname}\n::1 localhost\n{known}",

@@ -15,6 +15,10 @@ _VARIABLES = (
 )
 
 
+#: GNU Wget reads no variable, but this file (wget(1)).
+TRUST_FILES = {"/etc/wgetrc": f"ca_certificate = {INSIDE}/{BUNDLE_FILE}\n"}
+
+
 def trust_variables() -> dict[str, str]:
     """Return the environment variables of such a session."""
     return dict.fromkeys(_VARIABLES, f"{INSIDE}/{BUNDLE_FILE}")

@@ -168,7 +168,10 @@ def test_only_rules_that_read_requests_show_the_proxys_certificate() -> None:
     confined = confine(request(limits=RULES, certificates="/run/ca"), probe())
     assert ["/run/ca", "/etc/kernelsvc", False, False] in confined.plan["view"]["binds"]
     assert confined.plan["env"]["SSL_CERT_FILE"] == "/etc/kernelsvc/certificates.pem"
-    assert "SSL_CERT_FILE" not in confine(request(limits=RULES), probe()).plan["env"]
+    assert confined.plan["view"]["files"]["/etc/wgetrc"] == "ca_certificate = /etc/kernelsvc/certificates.pem\n"
+    without = confine(request(limits=RULES), probe()).plan
+    assert "SSL_CERT_FILE" not in without["env"]
+    assert "/etc/wgetrc" not in without["view"]["files"]
 
 
 @pytest.mark.parametrize("lost", ["egress", "net namespace", "filesystem"])
