@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any, cast
 
 from kernelsvc import __version__
@@ -25,8 +26,8 @@ KERNELSVC_TOKEN, else your own server on this machine. If there is none, 'run',
 class _Commands:
     """Adds subcommands, each with the function that runs it."""
 
-    def __init__(self, parser: argparse.ArgumentParser) -> None:
-        self._all = parser.add_subparsers(dest="command", required=True)
+    def __init__(self, parser: argparse.ArgumentParser, dest: str = "command") -> None:
+        self._all = parser.add_subparsers(dest=dest, required=True)
 
     def add(self, name: str, target: str, help: str, description: str = "", **more: Any) -> argparse.ArgumentParser:
         module, _, function = target.partition(":")
@@ -148,6 +149,7 @@ def _server_commands(commands: _Commands) -> None:
     _data_options(drain)
     drain.add_argument("--move", action="store_true", help="move its sessions to the other nodes, for good")
     _server_options(drain)
+    _ray_commands(commands)
     host = commands.add(
         "kernel-host",
         "doctor:kernel_host",
@@ -315,6 +317,43 @@ def _action_commands(commands: _Commands) -> None:
         "-o", "--output", metavar="PATH", help="file or directory to write (default: .). - writes to standard output"
     )
     _server_options(download)
+
+
+def _ray_commands(commands: _Commands) -> None:
+    ray = commands.add(
+        "ray",
+        "cluster.ray:up",
+        "run a node on each machine of a Ray cluster",
+        "Ray reserves a share of each of its machines for a node, starts it and starts it again. Machines that come\n"
+        "later get one, too. Sessions do not need Ray: they continue when it ends. It needs kernelsvc[ray].",
+    )
+    actions = _Commands(ray, "action")
+    up = actions.add("up", "cluster.ray:up", "have each machine run a node, and return")
+    up.add_argument("--config", metavar="FILE", help="the nodes' settings, which are sent to all machines")
+    up.add_argument("--join", action="append", default=[], metavar="URL", help="a front. May be repeated")
+    up.add_argument("--cluster-key-file", type=Path, metavar="FILE", help="default: $KERNELSVC_CLUSTER_KEY")
+    up.add_argument("--cpus", type=float, default=1.0, metavar="N", help="processors of each machine (default: 1)")
+    up.add_argument(
+        "--memory", default="4GiB", metavar="SIZE",
+        help="memory of each machine, which sessions are promised at most (default: 4GiB)",
+    )  # fmt: skip
+    up.add_argument(
+        "--data", default="~/.local/share/kernelsvc-ray/{ip}", metavar="DIR",
+        help="directory on each machine. {ip} is the machine's address (default: %(default)s)",
+    )  # fmt: skip
+    up.add_argument("--port", type=int, default=0, metavar="N", help="port of the nodes (default: a free one)")
+    up.add_argument(
+        "--command", default="", dest="program", metavar="WORDS",
+        help="how the machines start kernelsvc (default: with Ray's Python, else from the path)",
+    )  # fmt: skip
+    status = actions.add("status", "cluster.ray:status", "list Ray's machines and their nodes")
+    _json_option(status)
+    down = actions.add("down", "cluster.ray:down", "save all sessions to disk, and stop all nodes")
+    down.add_argument("--end", action="store_true", help="end the sessions instead")
+    for each in (up, status, down):
+        each.add_argument(
+            "--address", metavar="ADDRESS", help="Ray's (default: $RAY_ADDRESS, or this machine's cluster)"
+        )
 
 
 def _workspace_commands(commands: _Commands) -> None:
