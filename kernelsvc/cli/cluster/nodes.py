@@ -10,11 +10,11 @@ from urllib.parse import quote
 
 import msgspec
 
-from kernelsvc.cli.companions.companion_process import server_of
+from kernelsvc.cli.companions.companion_process import is_holder, server_of
 from kernelsvc.cli.terminal import Terminal
 from kernelsvc.client.address import find
 from kernelsvc.client.http import Rest
-from kernelsvc.errors import BadRequest, Forbidden, NotFound
+from kernelsvc.errors import BadRequest, Conflict, Forbidden, NotFound
 from kernelsvc.linux.readable import wait_readable
 from kernelsvc.settings import load
 
@@ -57,6 +57,7 @@ async def _drain_own(args: argparse.Namespace, terminal: Terminal) -> int:
 
     Raises:
         NotFound: no server uses the directory.
+        Conflict: it is in another pid namespace.
         Forbidden: it is another user's.
     """
     settings = load({"data_dir": args.data_dir, "config": args.config}, os.environ)
@@ -64,8 +65,14 @@ async def _drain_own(args: argparse.Namespace, terminal: Terminal) -> int:
     try:
         if (pid := server_of(data)) is None:
             raise NotFound(f"No server uses {data}. Name its directory: kernelsvc drain --data-dir DIR.")
-        process = os.pidfd_open(pid)
+        elsewhere = Conflict(f"The server of {data} is not among the processes here. Run this in its container.")
         try:
+            process = os.pidfd_open(pid)
+        except ProcessLookupError:
+            raise elsewhere from None
+        try:
+            if not is_holder(pid, data):
+                raise elsewhere
             signal.pidfd_send_signal(process, signal.SIGUSR1)
             terminal.message(f"draining: waits for running cells, {settings.drain_seconds:.0f} s at the latest")
             await wait_readable(process)  # pidfd_open(2): when the process has ended

@@ -22,6 +22,8 @@ from kernelsvc.settings import Settings
 
 #: Seconds between two starts, for the process to end, and between two looks at it.
 PAUSE, END_SECONDS, POLL_SECONDS = 2.0, 5.0, 0.05
+#: Locks of a data directory: of the parent of several workers, and of each server.
+LOCKS = ("workers.lock", "server.lock")
 
 
 @contextlib.contextmanager
@@ -71,7 +73,7 @@ def server_of(data: Path) -> int | None:
         Forbidden: the directory is another user's.
     """
     try:
-        paths = [path for name in ("workers.lock", "server.lock") if (path := data / name).exists()]
+        paths = [path for name in LOCKS if (path := data / name).exists()]
         return next((found for path in paths if (found := holder(path)) is not None), None)
     except OSError as error:
         if error.errno == errno.ENOKEY:  # The key of an encrypted directory was removed. A held lock could be opened.
@@ -79,6 +81,22 @@ def server_of(data: Path) -> int | None:
         if not isinstance(error, PermissionError):
             raise
         raise Forbidden(f"The server of {data} is another user's. Run this command as that user.") from None
+
+
+def is_holder(pid: int, data: Path) -> bool:
+    """Return whether a process of this pid namespace holds a lock of a data directory.
+
+    The lock's file may have an id of another namespace, a container's for example, which is another process here.
+    proc_locks(5) lists the locks of processes of this namespace, and needs no rights on them.
+    """
+    inodes = {path.stat().st_ino for name in LOCKS if (path := data / name).exists()}
+    try:
+        lines = [line.split() for line in Path("/proc/locks").read_text("ascii").splitlines()]
+    except FileNotFoundError:
+        return True  # gVisor does not have it
+    # 1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF. Some file systems have another device number in stat(2).
+    held = {line[5].rpartition(":")[2] for line in lines if line[1] == "FLOCK" and line[4] == str(pid)}
+    return any(str(inode) in held for inode in inodes)
 
 
 class CompanionProcess:

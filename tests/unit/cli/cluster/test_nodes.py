@@ -1,8 +1,18 @@
-"""The table of ``kernelsvc nodes``."""
+"""``kernelsvc nodes`` and ``drain``."""
 
 from __future__ import annotations
 
+import argparse
+import fcntl
+import io
+import subprocess
+from pathlib import Path
+
+import pytest
+
 from kernelsvc.cli.cluster import nodes
+from kernelsvc.cli.terminal import Terminal
+from kernelsvc.errors import Conflict
 
 
 def test_the_table_names_states_and_what_is_wrong() -> None:
@@ -15,3 +25,19 @@ def test_the_table_names_states_and_what_is_wrong() -> None:
     assert shown[1].split() == ["a1b2c3", "unreachable", "3", "/", "9", "2", "/", "4", "MiB", "1.0", "http://h:1"]
     assert shown[2].strip() == "! its tokens are others"
     assert shown[3] == "refused: why"
+
+
+async def test_a_process_that_has_the_id_of_a_server_in_a_container_gets_no_signal(tmp_path: Path) -> None:
+    """The lock's file has an id of the container's pid namespace. SIGUSR1 would end most processes."""
+    args = argparse.Namespace(node=None, move=False, data_dir=str(tmp_path), config=None)
+    terminal = Terminal(io.StringIO(), io.StringIO())
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as other, (tmp_path / "server.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for pid in (other.pid, 2**22):  # the second is no process: pids are below it (proc_sys_kernel(5), pid_max)
+            lock.seek(0)
+            lock.write(f"{pid}")
+            lock.flush()
+            with pytest.raises(Conflict, match="is not among the processes here"):
+                await nodes.drain(args, terminal)
+        other.communicate()
+    assert other.returncode == 0

@@ -18,7 +18,7 @@ from waiting import wait_until
 from kernelsvc import settings as conf
 from kernelsvc.cli.backup import lock
 from kernelsvc.cli.companions import bridge_process, companion_process, traces
-from kernelsvc.cli.companions.companion_process import locked, server_of
+from kernelsvc.cli.companions.companion_process import is_holder, locked, server_of
 from kernelsvc.cli.terminal import Terminal
 from kernelsvc.errors import Conflict
 
@@ -73,6 +73,8 @@ def test_the_server_of_a_data_directory_is_found_by_its_lock(tmp_path: Path, nam
     assert server_of(tmp_path) is None
     with locked(tmp_path / name):
         assert server_of(tmp_path) == os.getpid()
+        assert is_holder(os.getpid(), tmp_path)
+        assert not is_holder(os.getppid(), tmp_path)
         with pytest.raises(Conflict, match="A server uses"):
             lock(argparse.Namespace(data_dir=str(tmp_path)), Terminal(io.StringIO(), io.StringIO()))
     assert server_of(tmp_path) is None
