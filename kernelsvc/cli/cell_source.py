@@ -37,9 +37,17 @@ def code_cells(text: str, name: str) -> list[dict[str, Any]]:
     try:
         notebook = fold_journal(text) if text.startswith(_JOURNAL) else json.loads(text)
         cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code" and source_of(cell).strip()]
-    except (ValueError, KeyError, TypeError):
+        for cell in cells:
+            source_of(cell).encode()  # half of a surrogate pair (RFC 3629), which no request can hold
+            if not isinstance(cell.get("metadata", {}), dict) or not _are_objects(cell.get("outputs", [])):
+                raise TypeError
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise BadRequest(f"{name} is not a notebook (nbformat 4). Export it again, or give a .py file.") from None
     return cells
+
+
+def _are_objects(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(each, dict) for each in values)
 
 
 def events_of_journal(text: str) -> list[ev.Event]:

@@ -54,12 +54,13 @@ def _digest(outputs: Iterable[Output]) -> dict[str, Any]:
         elif kind == "error":
             found["error"] = _plain(f"{output.get('ename')}: {output.get('evalue')}")
         elif kind in ("display_data", "execute_result"):
-            found["shown"].append(output.get("data") or {})
+            data = output.get("data")
+            found["shown"].append(data if isinstance(data, dict) else {})
     return found
 
 
 def _plain(value: Any) -> str:
-    text = "".join(value) if isinstance(value, list) else str(value)
+    text = "".join(map(str, value)) if isinstance(value, list) else str(value)
     return _ADDRESS.sub("0x…", _ANSI.sub("", text))
 
 

@@ -93,16 +93,19 @@ def _result(call: Mapping[str, Any]) -> ReadyAnswer | str:
 
 def calls_of_cells(cells: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return the calls in the metadata of a notebook's cells, in order."""
-    found: list[Mapping[str, Any]] = []
-    for cell in cells:
-        about = cell.get("metadata", {}).get("kernelsvc", {})
-        found += [each for each in about.get("calls", ()) if isinstance(each, dict)]
-    return found
+    calls = [_own(cell).get("calls") for cell in cells]
+    return [each for found in calls if isinstance(found, list) for each in found if isinstance(each, dict)]
+
+
+def _own(cell: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the metadata of this service, if a cell of a notebook has it in its form."""
+    own = cell.get("metadata", {}).get("kernelsvc")
+    return own if isinstance(own, dict) else {}
 
 
 def calls_of_events(events: Iterable[ev.Event], cells: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return the calls in a log that these cells of its notebook made, in order, with all arguments and results."""
-    ids = {cell.get("metadata", {}).get("kernelsvc", {}).get("cell") for cell in cells}
+    ids = [_own(cell).get("cell") for cell in cells]
     found: dict[str, dict[str, Any]] = {}
     for event in events:
         if isinstance(event, ev.ToolCalled) and event.cell in ids:

@@ -25,7 +25,26 @@ def test_a_notebook():
     assert cells_of(json.dumps({"cells": cells, "nbformat": 4}), "n.ipynb") == ["a = 1\na", "b"]
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"cells": [1]}', '{"cells": [{"cell_type": "code"}]}'])
+def code(**fields: object) -> str:
+    return json.dumps({"cells": [{"cell_type": "code", "source": "1", **fields}]})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"cells": [1]}',
+        '{"cells": [{"cell_type": "code"}]}',
+        '{"cells":' + "[" * 100_000,
+        code(source="print('\ud800')"),
+        code(metadata=5),
+        code(outputs=5),
+        code(outputs=[5]),
+    ],
+    ids=lambda text: text[:60],
+)
 def test_no_notebook(text):
     with pytest.raises(BadRequest, match=r"n\.ipynb"):
         cells_of(text, "n.ipynb")

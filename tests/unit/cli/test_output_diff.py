@@ -47,6 +47,8 @@ def test_the_same(before, now):
         ([shown(plain="1")], [shown(plain="2")], "text/plain: line 1: '1' before, '2' now"),
         ([shown(png="aGk=")], [shown(png="aG8=")], "image/png: another image"),
         ([shown(html="<b>")], [shown(png="x")], "text/html before, image/png now"),
+        ([stream([1, None])], [], "stdout: line 1: '1None' before, nothing now"),
+        ([{**shown(), "data": 5}], [shown(png="x")], "nothing before, image/png now"),
     ],
 )
 def test_different(before, now, said):
