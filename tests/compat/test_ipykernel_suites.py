@@ -33,7 +33,6 @@ SUITES = (
 #: Tests that are not run, by the reason.
 REFUSED = {
     "test_subshell": "there are no subshells (docs/adr/0015)",
-    "test_list_subshell": "there are no subshells (docs/adr/0015)",
     "test_kernel_info_request": "it wants subshells among the supported features",
     "test_sequential_control_messages": "a reply's date is the time at which it is passed on, about 1 ms late",
     "test_sys_path_profile_dir": "it needs a profile of IPython on the machine",

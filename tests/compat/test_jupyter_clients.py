@@ -26,6 +26,7 @@ AUTOGEN = ("autogen-ext[docker-jupyter-executor]==0.7.5", "autogen-agentchat==0.
     ("script", "packages"),
     [
         ("kernel_client", ("jupyter-kernel-client==1.0.2",)),
+        ("kernel_test_gateway", ("jupyter-kernel-client==1.0.2", "jupyter_kernel_test==0.7.0")),
         ("nbclient_gateway", GATEWAY),
         ("jupyter_server_gateway", GATEWAY),
         ("papermill_gateway", ("papermill==2.7.0", "jupyter-server==2.21.1")),
