@@ -58,13 +58,13 @@ test-console: $(VENV)/.dev ## the web console in a real browser: hostile outputs
 	@scripts/bootstrap console $(VENV)
 	@$(BIN)/python -m pytest -n0 tests/console tests/acceptance/test_console.py $(ARGS)
 
-test-chaos: $(VENV)/.dev ## faults, caused for real: kills, restarts, full disks, soaks; takes minutes
-	@$(BIN)/python -m pytest tests/chaos $(ARGS)
+test-chaos: $(VENV)/.dev ## faults, caused for real: kills, restarts, full disks, soaks, 100 kills of fronts and nodes; takes minutes
+	@KERNELSVC_KILLS=100 $(BIN)/python -m pytest tests/chaos tests/cluster/test_kills.py $(ARGS)
 
 test-properties: $(VENV)/.dev ## the tests of properties with 20 times as many examples as make test; takes minutes
 	@KERNELSVC_EXAMPLES=20 $(BIN)/python -m pytest $(WORKERS) --timeout 1200 $(PROPERTIES) $(ARGS)
 
-test-cluster: $(VENV)/.dev ## fronts, nodes and workers that are killed, drained and moved, the manifests of Kubernetes, APIs through a front; takes minutes
+test-cluster: $(VENV)/.dev ## fronts, nodes and workers that are killed, drained and moved, Ray from PyPI, the manifests of Kubernetes, APIs through a front; takes minutes
 	@$(BIN)/python -m pytest tests/cluster $(ARGS)
 	@KERNELSVC_TEST_WORKERS=2 $(BIN)/python -m pytest tests/integration/test_apis.py tests/integration/test_e2b.py \
 	  tests/integration/test_e2b_files.py tests/integration/test_e2b_templates.py tests/integration/test_jupyter_access.py \
