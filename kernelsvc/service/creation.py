@@ -21,6 +21,7 @@ from kernelsvc.model.objects import Principal, SessionRequest
 from kernelsvc.model.storage.mounts import Bind, choose_binds
 from kernelsvc.model.tool_calls.offers import narrowed
 from kernelsvc.service.egress.connector import EgressConnector
+from kernelsvc.service.environment import require_texts
 from kernelsvc.service.file_access.workspaces import Workspaces
 from kernelsvc.service.leases import Leases
 from kernelsvc.service.registry import SessionRegistry, request_digest
@@ -114,6 +115,7 @@ class SessionCreator:
         ceiling = main.limits if main else self._settings.limits
         limits = ceiling.lowered(request.limits, any_secret="admin" in who.scopes)
         tools = narrowed(main.spec.tools if main else (), request.tools)
+        require_texts(request.env.values())
         await self._egress.require(limits)
         env = {**(main.spec.env if main else {}), **request.env}
         binds, workspace = self._binds(who, request, main)

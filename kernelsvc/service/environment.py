@@ -7,7 +7,7 @@ in the journal nor in a notebook.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from kernelsvc.errors import BadRequest, NotSupported
 from kernelsvc.model.objects import CellRequest, Principal
@@ -19,6 +19,16 @@ from kernelsvc.session import Session
 REQUEST = "kernelsvc_surroundings_request"
 #: Seconds that a change may wait for the cell that runs.
 WAIT_SECONDS = 3600.0
+
+
+def require_texts(texts: Iterable[str]) -> None:
+    """Check texts for a process. Linux takes each up to its first zero byte (execve(2), environ(7)).
+
+    Raises:
+        BadRequest: one has a zero byte.
+    """
+    if any("\0" in text for text in texts):
+        raise BadRequest("Arguments, directories and environment variables can't hold a zero byte. Leave it out.")
 
 
 class SessionEnvironment:
@@ -49,8 +59,7 @@ class SessionEnvironment:
         found = self._registry.find(who, session, "run")
         if wrong := [name for name in environ if not name or "=" in name or "\0" in name]:
             raise BadRequest(f"{wrong[0]!r} is no name of an environment variable.")
-        if any("\0" in value for value in environ.values() if value is not None):
-            raise BadRequest("The value of an environment variable can't hold a zero byte.")
+        require_texts(value for value in environ.values() if value is not None)
         await self.resume(found)
         if found.info is not None and found.info.kind != "forked":
             raise NotSupported("Only Python sessions take environment variables here. Set them in the cell's code.")

@@ -15,13 +15,13 @@ import os
 import signal
 from collections.abc import Mapping, Sequence
 
-from kernelsvc.errors import KernelDead, NotFound, QuotaExceeded
+from kernelsvc.errors import BadRequest, KernelDead, NotFound, QuotaExceeded
 from kernelsvc.kernels.exec_process import ExecProcess
 from kernelsvc.kernels.launchers import KernelLaunchers
 from kernelsvc.model import events as ev
 from kernelsvc.model.objects import Principal
 from kernelsvc.service.api import ProgramInfo, ProgramPiece, ProgramStream
-from kernelsvc.service.environment import SessionEnvironment
+from kernelsvc.service.environment import SessionEnvironment, require_texts
 from kernelsvc.service.registry import SessionRegistry
 from kernelsvc.session import Session
 
@@ -175,6 +175,9 @@ class Programs:
             KernelDead, SessionClosed: the session has no sandbox now.
         """
         found = self._registry.find(who, session, "run")
+        require_texts((*argv, *(env or {}).values(), cwd))
+        if not argv[0]:
+            raise BadRequest("The name of the program is empty.")
         await found.settled()  # a hibernation may be under way
         await self._environment.resume(found)
         if len(self._running.get(session, ())) >= MAX_PROGRAMS:

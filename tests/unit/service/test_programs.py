@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
+import pytest
+
+from kernelsvc import AsyncClient
+from kernelsvc.errors import BadRequest
 from kernelsvc.model import events as ev
 from kernelsvc.model.machine import Hibernate, KernelReady, Machine, RecordEvents, Tick
 from kernelsvc.model.objects import SessionState
 from kernelsvc.model.state import Policy
 from kernelsvc.service import programs
+from kernelsvc.testing import InProcessServer
 
 
 def machine(*events: ev.Event, at: float = 0.0) -> Machine:
@@ -35,3 +43,27 @@ def test_a_pause_leaves_a_session_with_programs_in_memory() -> None:
 def test_what_is_logged_of_a_program_is_bounded() -> None:
     assert programs.MAX_LOGGED * programs.MAX_LOGGED_TEXT < 1 << 20
     assert machine().state is SessionState.IDLE
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"argv": ["a\0b"]},
+        {"argv": [""]},
+        {"argv": ["true", "\0"]},
+        {"argv": ["true"], "env": {"A": "\0"}},
+        {"argv": ["true"], "cwd": "/\0"},
+    ],
+    ids=str,
+)
+async def test_texts_that_no_process_can_have_are_refused(wrong: dict[str, Any]) -> None:
+    async with InProcessServer() as server, AsyncClient(server.url, server.token) as client:
+        session = await client.create_session()
+        with pytest.raises(BadRequest):
+            await asyncio.wait_for(session.start_program(wrong.pop("argv"), **wrong), 30)
+
+
+async def test_no_session_starts_with_such_a_variable() -> None:
+    async with InProcessServer() as server, AsyncClient(server.url, server.token) as client:
+        with pytest.raises(BadRequest, match="zero byte"):
+            await client.create_session(env={"A": "\0"})
