@@ -74,9 +74,10 @@ test-compat: $(VENV)/.dev ## other people's clients, each from its registry in a
 	@scripts/bootstrap compat $(VENV)
 	@KERNELSVC_NEWEST=$(NEWEST) $(BIN)/python -m pytest tests/compat $(ARGS)
 
-test-network: $(VENV)/.dev ## network rules: programs and libraries in sessions with rules, E2B's own tests, attacks
+test-network: $(VENV)/.dev ## network rules: programs and libraries in sessions with rules, E2B's client, attacks
 	@scripts/bootstrap compat $(VENV)
-	@KERNELSVC_NEWEST=$(NEWEST) $(BIN)/python -m pytest -n0 tests/compat/test_network_clients.py tests/attack/test_egress.py \
+	@KERNELSVC_NEWEST=$(NEWEST) $(BIN)/python -m pytest -n0 tests/compat/test_network_clients.py \
+	  tests/compat/test_e2b_network.py tests/attack/test_egress.py \
 	  tests/integration/test_network_rules.py $(ARGS)
 
 test-typescript: $(VENV)/.dev ## the TypeScript client: types, package, and every scenario in Node, Deno, Bun and Chromium, each from npm

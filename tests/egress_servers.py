@@ -10,6 +10,7 @@ import datetime
 import gzip
 import hashlib
 import http.server
+import ipaddress
 import json
 import os
 import ssl
@@ -124,7 +125,7 @@ def _signed(names: list[str], authority: _Signed | None) -> _Signed:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(hours=1))
         .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([_alternative(name) for name in names]), critical=False)
         .add_extension(x509.BasicConstraints(ca=authority is None, path_length=None), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
@@ -138,6 +139,13 @@ def _signed(names: list[str], authority: _Signed | None) -> _Signed:
         usage = x509.KeyUsage(digital_signature=True, key_cert_sign=True, **uses)
         builder = builder.add_extension(usage, critical=True)
     return builder.sign(signer, hashes.SHA256()), key
+
+
+def _alternative(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
 
 
 def _pem(item: x509.Certificate | ec.EllipticCurvePrivateKey) -> str:

@@ -77,7 +77,7 @@ def end_to_end(headers: Iterable[tuple[str, str]]) -> Headers:
 def for_session(
     headers: Iterable[tuple[str, str]],
     *,
-    port: int,
+    local: str,
     host: str,
     scheme: str,
     own_origin: bool,
@@ -88,7 +88,7 @@ def for_session(
 
     Args:
         headers: the client's, each field once for each line.
-        port: the session's port.
+        local: the ``Host`` that the session's server gets.
         host: the client's ``Host``.
         scheme: ``http`` or ``https``.
         own_origin: whether the request has the host form.
@@ -100,7 +100,6 @@ def for_session(
         dropped |= {"authorization"}
     if not own_origin:
         dropped |= {"cookie", "referer"}  # both may hold what is this service's: a path with a ticket
-    local = f"localhost:{port}"
     found: Headers = [("Host", local), ("X-Forwarded-Host", host), ("X-Forwarded-Proto", scheme)]
     for name, value in end_to_end(headers):
         lower = name.lower()

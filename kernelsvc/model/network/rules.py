@@ -248,6 +248,8 @@ def _parse_private(text: str) -> Host:
 
 def _check_reachable(rule: ParsedRule, private: Sequence[Host]) -> None:
     network = rule.host.network
+    if network is not None and network.prefixlen == 0:
+        return  # any public address: ``NetworkPolicy.check_address`` decides for each
     if network is not None and not is_public_network(network) and not any(one.covers(rule.host) for one in private):
         raise ValueError(
             f"rule {rule.text!r}: this network is not public. List it in 'private', which the server must allow"

@@ -28,7 +28,7 @@ from kernelsvc.protocol import e2b
 from kernelsvc.server.e2b import models
 from kernelsvc.server.e2b.directory_watch import WatcherRegistry
 from kernelsvc.server.e2b.handler import E2bHandler, SandboxHandler
-from kernelsvc.server.e2b.network import is_public, network_of
+from kernelsvc.server.e2b.network import everything_of, is_public, network_of
 from kernelsvc.server.e2b.template_builds import TemplateBuilds
 
 #: Most sandboxes that one listing searches, and most on one page.
@@ -187,7 +187,8 @@ class SandboxesHandler(ControlPlaneHandler):
             ):
                 raise NotFound(f"Volume {mount.name!r} was not found. Make it first: Volume.create({mount.name!r}).")
         key = self.request.headers.get("Idempotency-Key")
-        session = await service.create(self.who, models.request_of(wanted, template, key))
+        everything = everything_of(self.context.settings.limits.network)
+        session = await service.create(self.who, models.request_of(wanted, template, key, everything))
         if built is not None:
             try:
                 await self.builds.furnish(self.who, session.id, name, built)
@@ -374,7 +375,8 @@ class NetworkHandler(ControlPlaneHandler):
         self.auth_scope("run")
         found = self.find(sandbox)
         asked = self.json_body()
-        network = network_of(asked, asked.get("allow_internet_access"))
+        everything = everything_of(self.context.settings.limits.network)
+        network = network_of(asked, asked.get("allow_internet_access"), everything)
         await self.context.service.network.update(self.who, found.id, network=network)
         self.answer(None)
 

@@ -24,12 +24,12 @@ from kernelsvc.model.storage.mounts import WORKSPACE_DIR
 from kernelsvc.model.storage.name_rules import in_words
 from kernelsvc.model.usage_history import UsageSample
 from kernelsvc.protocol import e2b
-from kernelsvc.server.e2b.network import network_of
+from kernelsvc.server.e2b.network import is_host, masked_host, network_of
 
 #: Prefix of this API's own labels.
 PREFIX = "e2b."
-TEMPLATE, SNAPSHOT, SOURCE, RESUMES, PAUSES = (
-    PREFIX + name for name in ("template", "snapshot", "source", "resumes", "pauses")
+TEMPLATE, SNAPSHOT, SOURCE, RESUMES, PAUSES, HOST = (
+    PREFIX + name for name in ("template", "snapshot", "source", "resumes", "pauses", "host")
 )
 LANGUAGE, CWD, DEFAULT, VOLUME, BUILD = (PREFIX + name for name in ("language", "cwd", "default", "volume", "build"))
 #: The session's directory inside the sandbox.
@@ -122,13 +122,16 @@ def template_of(name: str, known: Iterable[str]) -> str | None:
     raise NotFound(f"There is no template {name!r}. There are {', '.join(sorted(names))}.")
 
 
-def request_of(wanted: NewSandbox, template: str | None, key: str | None) -> SessionRequest:
+def request_of(
+    wanted: NewSandbox, template: str | None, key: str | None, everything: tuple[str, ...] = ("*",)
+) -> SessionRequest:
     """Return the session request for a sandbox.
 
     Args:
         wanted: The client's request.
         template: The template. None: the default one.
         key: The client's idempotency key.
+        everything: From ``network.everything_of``.
 
     Raises:
         BadRequest: A variable's name or the metadata are invalid for a session.
@@ -138,7 +141,7 @@ def request_of(wanted: NewSandbox, template: str | None, key: str | None) -> Ses
         "labels": labels(wanted),
         "env": {**(wanted.envVars or {}), **ENVIRONMENT},
         "idempotency_key": key,
-        "limits": LimitsRequest(network=network_of(wanted.network, wanted.allow_internet_access)),
+        "limits": LimitsRequest(network=network_of(wanted.network, wanted.allow_internet_access, everything)),
     }
     for mount in wanted.volumeMounts or ():
         path = None if mount.path.rstrip("/") == WORKSPACE_DIR else mount.path.rstrip("/")
@@ -163,9 +166,18 @@ def labels(wanted: NewSandbox) -> dict[str, str]:
         found[RESUMES] = "yes"
     if wanted.autoPause:
         found[PAUSES] = "yes"
+    if masked := masked_host(wanted.network):
+        found[HOST] = masked
     for mount in wanted.volumeMounts or ():
         found[VOLUME] = mount.path[:256]
     return found
+
+
+def host_for(session: SessionInfo, port: int) -> str:
+    """Return the ``Host`` of requests to a server in a session."""
+    masked = session.labels.get(HOST, "")
+    # The native API may set any label, also one that is no host.
+    return (masked if is_host(masked) else "localhost:${PORT}").replace("${PORT}", str(port))
 
 
 def metadata(session: SessionInfo) -> dict[str, str]:

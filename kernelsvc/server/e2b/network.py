@@ -15,6 +15,8 @@ from kernelsvc.model.network.rules import NetworkRule, NetworkRules
 _ALL = "0.0.0.0/0"
 
 
+#: A name or an address of a host, and a port (RFC 9110, section 7.2).
+_HOST = re.compile(r"[A-Za-z0-9.-]{1,200}(:(\$\{PORT\}|[0-9]{1,5}))?")
 #: A secret in a header, as ``Secret.fill`` of E2B's clients writes it. Other placeholders can't be had.
 _SECRET, _PLACEHOLDER = re.compile(r"\$\{e2b\.secrets\.([A-Za-z0-9_-]+)\}"), "${e2b."
 
@@ -46,7 +48,7 @@ class NetworkOptions(msgspec.Struct, kw_only=True, rename="camel"):
     allow_out: list[str] | None = None
     deny_out: list[str] | None = None
     allow_public_traffic: bool | None = None
-    mask_request_host: Any = None
+    mask_request_host: str | None = None
     rules: dict[str, list[HostRule]] | None = None
     egress_proxy: Any = None
 
@@ -62,12 +64,38 @@ def is_public(asked: Any, otherwise: bool) -> bool:
     return otherwise if wanted is None else wanted
 
 
-def network_of(asked: Any, allow_internet_access: bool | None) -> Network | None:
+def is_host(text: str) -> bool:
+    """Return whether this is a host that ``mask_request_host`` may name."""
+    return _HOST.fullmatch(text) is not None
+
+
+def masked_host(asked: Any) -> str | None:
+    """Return the ``Host`` of requests to the sandbox's servers, with ``${PORT}`` for the port, or None for the usual.
+
+    Args:
+        asked: ``network`` of a request that ``network_of`` accepts.
+    """
+    return msgspec.convert(asked or {}, NetworkOptions).mask_request_host or None
+
+
+def everything_of(server: Network) -> tuple[str, ...]:
+    """Return the destinations that a sandbox has besides those that it denies: any name, and any address if it may.
+
+    Args:
+        server: The most that the server allows.
+    """
+    every = NetworkRules(allow=(_ALL,))
+    addresses = server == "host" or (isinstance(server, NetworkRules) and server.uncovered(every) is None)
+    return ("*", _ALL) if addresses else ("*",)
+
+
+def network_of(asked: Any, allow_internet_access: bool | None, everything: tuple[str, ...] = ("*",)) -> Network | None:
     """Return the network that a request asks for, or None for the server's.
 
     Args:
         asked: ``network`` of the request.
         allow_internet_access: The same of the request.
+        everything: From ``everything_of``.
 
     Raises:
         BadRequest: A destination is not valid.
@@ -77,9 +105,10 @@ def network_of(asked: Any, allow_internet_access: bool | None) -> Network | None
         options = msgspec.convert(asked or {}, NetworkOptions)
     except msgspec.ValidationError as error:
         raise BadRequest(f"The sandbox's network is not valid: {error}.") from None
-    for name in ("mask_request_host", "egress_proxy"):
-        if getattr(options, name):
-            raise NotSupported(f"network has no {name} here. Leave it out.")
+    if options.egress_proxy:
+        raise NotSupported("network has no egress_proxy here. Leave it out.")
+    if options.mask_request_host and not is_host(options.mask_request_host):
+        raise BadRequest("The sandbox's network is not valid: write mask_request_host as a host, NAME or NAME:${PORT}.")
     if allow_internet_access is False:
         return "none"
     allowed, denied = options.allow_out or [], options.deny_out or []
@@ -87,7 +116,9 @@ def network_of(asked: Any, allow_internet_access: bool | None) -> Network | None
     if not allowed and not denied and not headers:
         return None
     only = _ALL in denied
-    allow = ["*" if one == _ALL else one for one in allowed] + ([] if only else ["*"])
+    allow = [one for one in allowed if one != _ALL]
+    if not only or _ALL in allowed:
+        allow += everything
     if not allow:
         return "none"
     deny = [one for one in denied if one != _ALL and one not in allowed]

@@ -13,7 +13,7 @@ from tornado.iostream import IOStream
 
 from kernelsvc.errors import BadRequest, Conflict, Forbidden, NotFound, TooLarge, Unauthenticated
 from kernelsvc.model.network.ports import Access, Ticket
-from kernelsvc.model.objects import Principal, Scope
+from kernelsvc.model.objects import Principal, Scope, SessionInfo
 from kernelsvc.protocol import e2b, port_headers
 from kernelsvc.server import auth
 from kernelsvc.server.connections import connection_of
@@ -55,7 +55,7 @@ class PortHandler(ApiHandler):
         has_body = headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in headers
         if has_body and (upgrade or ("Transfer-Encoding" in headers and request.method not in _BODY_METHODS)):
             raise BadRequest("Send a body with a Content-Length, and none with a WebSocket.")
-        self._resume_paused()
+        session = self._resume_paused()
         connection = await self.context.service.ports.connect(self.who, target.session, target.port, self.access)
         self._exchange = PortExchange(self, connection, target.port, self.context.settings.port_bytes)
         connection.on_end(self._end)
@@ -63,9 +63,9 @@ class PortHandler(ApiHandler):
             self._expiry = asyncio.get_running_loop().call_later(self._expires - time.time(), self._end)
         fields = port_headers.for_session(
             list(headers.get_all()),
-            port=target.port,
             host=headers.get("Host", ""),
             scheme="https" if self._is_https() else "http",
+            local=models.host_for(session, target.port),
             own_origin=target.own_origin,
             keep_authorization=self._keep_authorization,
             upgrade=upgrade,
@@ -156,14 +156,15 @@ class PortHandler(ApiHandler):
         if connection is not None:
             connection.end_with_token(who.token_sha256)
 
-    def _resume_paused(self) -> None:
-        """Resume a paused sandbox that was created with ``autoResume``, as E2B does."""
+    def _resume_paused(self) -> SessionInfo:
+        """Resume a paused sandbox that was created with ``autoResume``, as E2B does. Return the session."""
         session = self.context.service.get(self.who, self.target.session)
         if not session.paused:
-            return
+            return session
         if models.RESUMES not in session.labels:
             raise NotFound("The session is paused. Its owner must resume it.")
         self.context.service.leases.grant(self.who, session.id, models.DEFAULT_SECONDS)
+        return session
 
     def _host(self) -> str:
         return self.request.headers.get("Host", "").partition(":")[0].lower()

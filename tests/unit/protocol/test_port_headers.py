@@ -21,7 +21,7 @@ HOST = "3000-s-0123456789abcdef.example.org"
 
 def sent(*fields: tuple[str, str], **more: Any) -> dict[str, str]:
     given = {"own_origin": True, "keep_authorization": False, "upgrade": False, **more}
-    return dict(for_session(fields, port=3000, host=HOST, scheme="https", **given))
+    return dict(for_session(fields, local="localhost:3000", host=HOST, scheme="https", **given))
 
 
 def shown(*fields: tuple[str, str], **more: Any) -> list[tuple[str, str]]:

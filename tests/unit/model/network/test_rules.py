@@ -1,11 +1,14 @@
 """Rules of a session's network: what is valid, and what the server's rules allow."""
 
+import ipaddress
+
 import msgspec
 import pytest
 
 from kernelsvc.cli.cell_source import limits_of
 from kernelsvc.errors import BadRequest, LimitTooHigh
 from kernelsvc.model.limits import Limits, LimitsRequest
+from kernelsvc.model.network.policy import NetworkPolicy, Refused
 from kernelsvc.model.network.rules import MAX_PORTS, MAX_RULES, NetworkRules
 from kernelsvc.settings import load
 
@@ -35,8 +38,6 @@ def rules(*allow, **more):
         ("\u043ek.test", "A-labels"),
         ("10.0.0.0/8", "not public"),
         ("127.0.0.1", "not public"),
-        ("0.0.0.0/0", "not public"),
-        ("::/0", "not public"),
         ("169.254.169.254:80", "not public"),
         ("8.8.8.8/24", "not the name"),
         ({"host": "a.test:80", "ports": [80]}, "ports twice"),
@@ -211,3 +212,14 @@ def test_the_command_line_refuses_broken_json():
 def test_settings_refuse_fixed_hosts_that_are_none(hosts):
     with pytest.raises(BadRequest, match="Write a name and an address"):
         load({"egress_hosts": hosts}, {})
+
+
+def test_any_address_is_any_public_one():
+    ceiling, policy = rules("*", "0.0.0.0/0", "::/0"), NetworkPolicy(rules("0.0.0.0/0"))
+    assert ceiling.uncovered(rules("1.1.1.1", "[2606:4700::1]:443", "a.test")) is None
+    assert policy.rules_for(ipaddress.ip_address("1.1.1.1"), 443)
+    for private in ("10.0.0.1", "127.0.0.1", "169.254.169.254"):
+        with pytest.raises(Refused, match="not a public address"):
+            policy.check_address(private)
+    with pytest.raises(Refused, match="no rule"):
+        policy.rules_for("a.test", 443)

@@ -70,8 +70,17 @@ def test_what_cannot_be_read_is_refused(asked: dict[str, Any]) -> None:
         request(**asked)
 
 
+def test_the_host_of_requests_to_the_sandboxs_servers() -> None:
+    asked = request(network={"maskRequestHost": "app.example.com:${PORT}"})
+    masked = session(labels=asked.labels)
+    assert models.host_for(masked, 3000) == "app.example.com:3000"
+    assert models.metadata(masked) == {}
+    for labels in ({}, {models.HOST: "a\r\nX: 1"}):
+        assert models.host_for(session(labels=labels), 3000) == "localhost:3000"
+
+
 def test_unsupported_operations_get_an_error() -> None:
-    for asked in ({"network": {"maskRequestHost": "a"}}, {"iam": {"x": 1}}, {"mcp": {"x": {}}}):
+    for asked in ({"network": {"egressProxy": {"address": "a"}}}, {"iam": {"x": 1}}, {"mcp": {"x": {}}}):
         with pytest.raises(NotSupported):
             request(**asked)
     assert request(network={}, mcp=None)

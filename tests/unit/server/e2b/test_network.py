@@ -4,7 +4,7 @@ import pytest
 
 from kernelsvc.errors import BadRequest, NotSupported
 from kernelsvc.model.network.rules import NetworkRule, NetworkRules
-from kernelsvc.server.e2b.network import is_public, network_of
+from kernelsvc.server.e2b.network import everything_of, is_public, network_of
 
 ALL = "0.0.0.0/0"
 
@@ -35,6 +35,22 @@ def test_allowed_destinations_go_before_denied_ones(asked, expected):
     assert network_of(asked, False) == "none"
 
 
+@pytest.mark.parametrize(
+    ("server", "addresses"),
+    [
+        ("none", False),
+        ("host", True),
+        (NetworkRules(allow=("*",)), False),
+        (NetworkRules(allow=("*", ALL)), True),
+        (NetworkRules(allow=(f"{ALL}:443",)), False),
+    ],
+)
+def test_everything_has_addresses_only_if_the_server_allows_them(server, addresses):
+    everything = everything_of(server)
+    assert everything == (("*", ALL) if addresses else ("*",))
+    assert network_of({"denyOut": ["8.8.8.8"]}, None, everything) == NetworkRules(allow=everything, deny=("8.8.8.8",))
+
+
 def test_headers_of_a_rule_come_first_and_allow_nothing_more():
     rules = {
         "api.example.com": [{"transform": {"headers": {"Authorization": "Bearer ${e2b.secrets.models}", "X-A": "1"}}}],
@@ -58,6 +74,8 @@ def test_headers_of_a_rule_come_first_and_allow_nothing_more():
     "asked",
     [
         {"allowOut": "pypi.org"},
+        {"maskRequestHost": "a\r\nX: 1"},
+        {"maskRequestHost": "a/b"},
         {"allowOut": ["*.com"], "denyOut": [ALL]},
         {"rules": {"10.0.0.1": [{"transform": {"headers": {"X": "1"}}}]}},
     ],
@@ -72,7 +90,6 @@ def test_bad_destinations(asked):
     [
         {"rules": {"a.test": [{"transform": {"headers": {"Authorization": "Bearer ${e2b.iam.token}"}}}]}},
         {"egressProxy": {"address": "a"}},
-        {"maskRequestHost": "x"},
     ],
 )
 def test_what_is_missing_here_is_refused(asked):
