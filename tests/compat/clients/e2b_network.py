@@ -1,7 +1,5 @@
 """The network of E2B's sandboxes: addresses, names, headers, changes, own servers. ``fake_internet.py`` runs it."""
 
-import time
-
 import httpx
 from e2b import ALL_TRAFFIC, CommandExitException, Sandbox
 
@@ -13,7 +11,9 @@ class Echo(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.end_headers()
         self.wfile.write((self.headers['Host'] + ' ' + self.headers.get('X-Team', '')).encode())
-http.server.HTTPServer(('127.0.0.1', 8080), Echo).serve_forever()
+server = http.server.HTTPServer(('127.0.0.1', 8080), Echo)
+print('ready', flush=True)
+server.serve_forever()
 " """
 
 
@@ -43,27 +43,17 @@ with Sandbox.create() as box:
 
 # The sandbox's own servers, from outside.
 with Sandbox.create(network={"mask_request_host": "app.example.com:${PORT}"}) as box:
-    box.commands.run(SERVER, background=True)
+    next(iter(box.commands.run(SERVER, background=True)))
     host = box.get_host(8080)
-    for _ in range(100):
-        answer = httpx.get(f"https://{host}")
-        if answer.status_code == 200:
-            break
-        time.sleep(0.1)
-    assert answer.text == "app.example.com:8080 ", answer.text
+    assert httpx.get(f"https://{host}").text == "app.example.com:8080 "
     # Another sandbox reaches it with a header that the proxy sets.
     rules = {host: [{"transform": {"headers": {"X-Team": "blue"}}}]}
     for network, said in (({"rules": rules}, "app.example.com:8080 blue"), ({}, "app.example.com:8080 ")):
         with Sandbox.create(network=network) as other:
             assert other.commands.run(f"curl -s https://{host}").stdout == said
 with Sandbox.create(network={"allow_public_traffic": False}) as box:
-    box.commands.run(SERVER, background=True)
+    next(iter(box.commands.run(SERVER, background=True)))
     url, token = f"https://{box.get_host(8080)}", {"E2B-Traffic-Access-Token": box.traffic_access_token}
     assert httpx.get(url).status_code == 401
-    for _ in range(100):
-        answer = httpx.get(url, headers=token)
-        if answer.status_code == 200:
-            break
-        time.sleep(0.1)
-    assert answer.text == "localhost:8080 ", answer.text
+    assert httpx.get(url, headers=token).text == "localhost:8080 "
 print("ok")
