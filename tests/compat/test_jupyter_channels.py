@@ -14,9 +14,9 @@ from served import Served
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from kernelsvc.model.cluster.ids import session_of_kernel
 from kernelsvc.protocol import jupyter
 from kernelsvc.protocol.jupyter import JupyterMessage
-from kernelsvc.server.jupyter import models
 
 SECONDS = 30
 ME = "client-1"
@@ -253,7 +253,7 @@ async def test_the_debugger_stops_a_cell_and_the_session_has_no_checkpoint_meanw
         assert stack["body"]["stackFrames"][0]["name"] == "f"
         await debug(other, "continue", threadId=1)
         assert text(await socket.until_idle(cell)) == "42\n"
-        session = f"/v1/sessions/{models.session_id(kernel)}"
+        session = f"/v1/sessions/{session_of_kernel(kernel)}"
         with pytest.raises(urllib.error.HTTPError) as refused:
             served.call("POST", f"{session}/branches", {})
         assert "Turn the debugger off" in refused.value.read().decode()

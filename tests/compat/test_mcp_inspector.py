@@ -90,4 +90,4 @@ def test_its_tools_are_portable_and_work(inspect: Inspect, request: pytest.Fixtu
     assert json.loads(read["contents"][0]["text"])["nbformat"] == 4
     _, prompt, _ = inspect("prompts/get", "--prompt-name", "resume", "--prompt-args", f"session={name}")
     assert name in prompt["messages"][0]["content"]["text"]
-    called(inspect, "close_session", session=name)
+    called(inspect, "sessions", close=name)
