@@ -55,7 +55,8 @@ READ = {"host": "read.test", "methods": ["GET"], "paths": ["/public/*"]}
 API = {"host": "api.test", "inject": {"Authorization": "Bearer ${api}"}}
 HUB = {"host": "hub.test", "secrets": ["hub"], "methods": ["GET", "POST"]}
 UNSAFE = {"host": UNVERIFIED, "inject": {"Authorization": "Bearer ${api}"}}
-READING_RULES = RULES | {"allow": [*RULES["allow"], READ, API, HUB, UNSAFE]}
+READING_RULES = RULES | {"allow": [*RULES["allow"], "ok.test:8765", READ, API, HUB, UNSAFE]}
+REDIRECTS = {"/redirect": "https://other.test/landed", "/redirect-out": "http://evil.example/attack"}
 API_KEY, HUB_KEY = "sk-api-0123456789/+abcdef", "hub-token-ABCDEF-98765"
 needs_low_ports = pytest.mark.skipif(os.geteuid() != 0, reason="binding the ports 80 and 443 needs root")
 
@@ -174,7 +175,7 @@ def _handler(servers: Servers) -> type[http.server.BaseHTTPRequestHandler]:
                     self.send_pieces(said)
                     return
             else:
-                self.send_response(302 if self.path == "/redirect" else 200)
+                self.send_response(302 if self.path in REDIRECTS else 200)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(said)))
             self.end_headers()
@@ -221,8 +222,8 @@ def _handler(servers: Servers) -> type[http.server.BaseHTTPRequestHandler]:
             self.close_connection = True
 
         def send_header(self, keyword: str, value: str) -> None:
-            if keyword == "Content-Type" and self.path == "/redirect":
-                super().send_header("Location", "https://other.test/landed")
+            if keyword == "Content-Type" and self.path in REDIRECTS:
+                super().send_header("Location", REDIRECTS[self.path])
             super().send_header(keyword, value)
 
         do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = answer

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 #: Runs in the session. Each function is an attack, and its result is compared with ``EXPECTED``.
 CODE = r"""
-import json, os, socket, ssl, struct
+import json, os, socket, ssl, struct, urllib.error, urllib.request
 
 def ask(name, kind=1, server="127.0.0.1", tcp=False):
     labels = name if isinstance(name, list) else [part.encode() for part in name.split(".")]
@@ -90,6 +90,12 @@ def delete_route():
         if number:
             raise OSError(number, os.strerror(number))
 
+def follow(path):
+    try:
+        return urllib.request.urlopen("http://ok.test" + path, timeout=10).status
+    except urllib.error.URLError as error:
+        return error.reason.strerror
+
 http = lambda *lines: ("\r\n".join(lines) + "\r\n\r\n").encode()
 get = lambda host: http("GET /attack HTTP/1.1", f"Host: {host}", "Connection: close")
 
@@ -127,6 +133,10 @@ verdicts = {
                                                     "Transfer-Encoding: chunked")),
     "another port": refusal(lambda: socket.create_connection(("ok.test", 22), 5)),
     "QUIC": refusal(lambda: udp("8.8.8.8", 443)),
+    "a redirect to a name without a rule": follow("/redirect-out"),
+    "ping socket": refusal(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM, 1)),
+    "bind to a rule's port above 1023": refusal(lambda: bind("127.0.0.1", 8765)),
+    "join its listener": refusal(lambda: bind("0.0.0.0", 8765, reuse=True)),
     "raw socket": refusal(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)),
     "packet socket": refusal(lambda: socket.socket(17, socket.SOCK_RAW, 0)),
     "bind to 443": refusal(lambda: bind("0.0.0.0", 443)),
@@ -176,6 +186,10 @@ EXPECTED = {
     "two framings": "HTTP/1.1 400 Bad Request",
     "another port": "ConnectionRefusedError",
     "QUIC": "ConnectionRefusedError",
+    "a redirect to a name without a rule": "Name or service not known",
+    "ping socket": "OSError",
+    "bind to a rule's port above 1023": "OSError",
+    "join its listener": "OSError",
     "raw socket": "PermissionError",
     "packet socket": "OSError",
     "bind to 443": "PermissionError",

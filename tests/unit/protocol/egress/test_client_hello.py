@@ -6,6 +6,7 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mutations import mutations
 
 from kernelsvc.protocol.egress.client_hello import MAX_RECORDS, ClientHello, InvalidHello, alert, parse_client_hello
 
@@ -109,6 +110,19 @@ def test_any_bytes_are_parsed_or_refused(given_bytes):
         parse_client_hello(given_bytes)
     except InvalidHello:
         return
+
+
+def test_damaged_hellos_are_parsed_or_refused():
+    kinds = {"name": 0, "more": 0, "refused": 0}
+    for data in mutations([REAL, real_hello("ok.test", "h2", "http/1.1"), hello(server_name(b"ok.test"))], 4_000):
+        try:
+            found = parse_client_hello(data)
+        except InvalidHello:
+            kinds["refused"] += 1
+        else:
+            kinds["more" if found is None else "name"] += 1
+            assert found is None or found.server_name is None or found.server_name.isascii()
+    assert all(kinds.values()), "the damage is too small or too great to say anything"
 
 
 def test_an_alert():

@@ -5,6 +5,7 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mutations import mutations
 
 from kernelsvc.protocol.egress import dns
 
@@ -72,3 +73,18 @@ def test_any_datagram_is_parsed_or_refused(data):
         return
     assert len(question.raw) <= len(data)
     assert len(dns.build_answer(question, dns.NAME_ERROR)) <= len(data)
+
+
+def test_damaged_questions_are_parsed_or_refused():
+    whole = [query(b"ok", b"test"), query(b"a" * 63, b"b" * 63, b"test", tail=b"\0\0\x29\x04\xd0\0\0\0\0\0\0")]
+    parsed = refused = 0
+    for data in mutations(whole, 10_000):
+        try:
+            question = dns.parse_query(data)
+        except dns.InvalidQuery:
+            refused += 1
+        else:
+            parsed += 1
+            assert len(dns.build_answer(question, dns.NO_ERROR, b"\xc6\x12\x01\x02")) <= len(data) + 16
+    assert parsed
+    assert refused
