@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from shown_paths import answers_with_paths
 from waiting import wait_for
 
 #: Longer than the service promises (5 s), for a machine that does much else.
@@ -140,16 +141,18 @@ class Served:
         return self.process.pid
 
     def stop(self) -> int:
-        """As Ctrl-C would; returns its exit status."""
+        """As Ctrl-C would; returns its exit status. No answer of its sessions to a model names a path of the server."""
         if self.process is None:
             return 0
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
         try:
-            return self.process.wait(STOP_SECONDS)
+            status = self.process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self.kill()
             raise AssertionError(f"kernelsvc serve did not stop within {STOP_SECONDS} s:\n{self.output()}") from None
+        assert answers_with_paths(self.data_dir) == []
+        return status
 
     def kill(self) -> None:
         """As the OOM killer would: kernels live on and wait for the next server."""

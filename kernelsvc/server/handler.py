@@ -341,7 +341,7 @@ class BaseHandler(RequestHandler):
         """Tornado's hook: count the request."""
         name = f"{self.request.method} {getattr(self, 'route', 'other')}"
         self.context.metrics.request(self.transport, name, self._code, time.perf_counter() - self._began)
-        if self._code != "ok":
+        if self._code != "ok" and name != "GET /readyz":  # a probe asks every second while the server starts
             who: Principal | None = getattr(self, "who", None)
             named = _SESSION.search(self.request.path)
             operator_log.refused(self._code, name, who.name if who else None, named[0] if named else None)

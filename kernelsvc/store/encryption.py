@@ -139,7 +139,8 @@ def _read_key(settings: EncryptionSettings) -> bytes:
         raise BadRequest(f"Setting {name}: {error}.", setting=name) from None
     except OSError as error:
         raise BadRequest(
-            f"Setting {name}: can't read the key: {error.strerror} ({error.filename}).", setting=name
+            f"Setting {name}: can't read the key: {error.strerror} ({error.filename}). The server's user must be able to.",
+            setting=name,
         ) from None
 
 

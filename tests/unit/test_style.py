@@ -172,6 +172,7 @@ TESTED_THROUGH = {
     "kernelsvc.host.port_sockets": "tests/integration/test_ports.py",
     "kernelsvc.service.ports.session_ports": "tests/unit/server/ports/test_handler.py",
     **dict.fromkeys(("kernelsvc.store.backups.backup", "kernelsvc.cli.backup"), "tests/acceptance/test_operate.py"),
+    "kernelsvc.server.jupyter.models": "tests/integration/test_jupyter_access.py",
     "kernelsvc.answers.conversations": "tests/unit/server/openai/test_conversations.py",
     **dict.fromkeys(
         ("kernelsvc.cli.bridge", "kernelsvc.cli.companions.bridge_process"), "tests/integration/test_mcp_bridge.py"
