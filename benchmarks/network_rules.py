@@ -49,7 +49,7 @@ READ = {"allow": [{"host": "bench.test", "methods": ["GET"]}], "private": ["127.
 #: Most turns. A session may open 100 connections together (``egress.session_proxy``), and each turn opens two.
 MAX_TURNS = 45
 #: Sessions that are idle while the proxy's memory is read.
-IDLE = 50
+IDLE = 200
 #: Runs in a session. ``HOST`` is the name, or the address on the host's network.
 CODE = """
 import json, socket, ssl, statistics, time
@@ -216,6 +216,11 @@ def main() -> int:
         client = stack.enter_context(Client(url, TOKEN))
         client.create_session(limits={"network": RULES}).close()  # starts the proxy
         proxy = proxy_of(pid)
+        before, open_before = proxy.memory_info().rss, proxy.num_fds()
+        idle = [client.create_session(limits={"network": RULES}) for _ in range(IDLE)]
+        grown, descriptors = (proxy.memory_info().rss - before) / IDLE, (proxy.num_fds() - open_before) / IDLE
+        for session in idle:
+            session.close()
         for _ in range(20):
             for kind in starts:
                 network = kinds[kind][0]
@@ -237,13 +242,12 @@ def main() -> int:
                 for whose, one in processes.items():
                     spent = (sum(one.cpu_times()[:2]) - before_run[whose]) * 1000 / turns
                     found[kind][f"{whose} CPU for one of each"] = round(spent, 2)
-        before = proxy.memory_info().rss
-        idle = [client.create_session(limits={"network": RULES}) for _ in range(IDLE)]
-        grown = (proxy.memory_info().rss - before) / IDLE
+        after = proxy.memory_info().rss
         print(f"{'ms, median':<32}" + "".join(f"{kind:>9}" for kind in kinds))
         for name in found["rules"]:
             print(f"{name:<32}" + "".join(f"{found[kind].get(name, ''):>9}" for kind in kinds))
-        print(f"proxy: {before / 1e6:.0f} MB, and {grown / 1024:.1f} KiB for each of {len(idle)} idle sessions")
+        print(f"proxy: {before / 1e6:.0f} MB at first, {after / 1e6:.0f} MB after the connections")
+        print(f"{grown / 1024:.1f} KiB and {descriptors:.1f} descriptors for each of {IDLE} idle sessions")
     return 0
 
 

@@ -38,11 +38,13 @@ class Upstream:
     def __init__(self, policy: NetworkPolicy, hosts: Mapping[str, str]) -> None:
         self._policy = policy
         self._hosts = hosts
-        self._threads = ThreadPoolExecutor(LOOKUPS)
+        # Made at the first look-up: most sessions are idle, and one takes 2 KiB.
+        self._threads: ThreadPoolExecutor | None = None
 
     def close(self) -> None:
         """Let the threads end when their look-ups do."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def connect(self, host: str, port: int) -> socket.socket:
         """Connect to a name or an address. The caller closes the socket. Safe to cancel.
@@ -77,6 +79,8 @@ class Upstream:
         with contextlib.suppress(ValueError):
             version = ipaddress.ip_address(host).version
             return [(socket.AF_INET if version == 4 else socket.AF_INET6, (host, port))]
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(LOOKUPS)
         found = await asyncio.get_running_loop().run_in_executor(
             self._threads, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         )
