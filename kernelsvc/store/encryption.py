@@ -139,7 +139,8 @@ def _read_key(settings: EncryptionSettings) -> bytes:
         raise BadRequest(f"Setting {name}: {error}.", setting=name) from None
     except OSError as error:
         raise BadRequest(
-            f"Setting {name}: can't read the key: {error.strerror} ({error.filename}). The server's user must be able to.",
+            f"Setting {name}: can't read the key: {error.strerror} ({error.filename}). "
+            "Let the server's user read it, and no other users.",
             setting=name,
         ) from None
 
