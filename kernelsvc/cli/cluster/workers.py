@@ -111,6 +111,7 @@ class _Workers:
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._signal: signal.Signals | None = None
         self._failure = ""
+        self._front: Front | None = None
 
     async def run(self) -> int:
         principals = Principals(
@@ -148,7 +149,7 @@ class _Workers:
     # --- the workers ------------------------------------------------------------------------
 
     async def _keep_running(self, front: Front, addresses: list[str], stopping: asyncio.Event) -> int:
-        self._stopping = stopping
+        self._stopping, self._front = stopping, front
         loop, tasks = asyncio.get_running_loop(), OwnedTasks()
         for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
             loop.add_signal_handler(each, self._on_signal, each)
@@ -193,8 +194,9 @@ class _Workers:
             del self._processes[number]
             if self._is_ending():
                 break
-            if time.monotonic() - began > PATIENCE_SECONDS / 2:
-                failing_since, wait = time.monotonic(), SHORTEST_WAIT
+            now = time.monotonic()
+            if (since := failing_from(failing_since, began, now, self._has_served(number, began))) == now:
+                failing_since, wait = since, SHORTEST_WAIT
             if time.monotonic() - failing_since > PATIENCE_SECONDS:
                 self._failure = f"Worker {number} ends again and again (exit code {code}). Its messages are above."
                 self._stopping.set()
@@ -204,6 +206,14 @@ class _Workers:
             wait = min(LONGEST_WAIT, wait * 2)
         if not self._processes:
             self._stopping.set()  # the last one has drained
+
+    def _has_served(self, number: int, began: float) -> bool:
+        runtime = self._settings.runtime_path()
+        url = f"unix:{(runtime / str(number) if number > 1 else runtime) / 'node.sock'}"
+        return self._front is not None and any(
+            each.url == url and each.reported_at > began and each.candidate.report.ready
+            for each in self._front.members.known()
+        )
 
     def _command(self, number: int, front: str, alive: int) -> list[str]:
         settings, name = self._settings, f"{FOLDER}/{number}"
@@ -286,6 +296,18 @@ class _Workers:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
+
+
+def failing_from(since: float, began: float, now: float, served: bool) -> float:
+    """Return the time from which a worker that has ended fails to start.
+
+    Args:
+        since: The time so far.
+        began: Time of its last start.
+        now: Time of its end, which is returned if its start did not fail.
+        served: Whether it was ready in between. Several kills of a worker that serves are no failing starts.
+    """
+    return now if served or now - began > PATIENCE_SECONDS / 2 else since
 
 
 def share(whole: int, parts: int) -> int:

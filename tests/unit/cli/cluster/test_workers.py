@@ -41,6 +41,7 @@ async def test_no_worker_starts_after_the_signal_to_drain(monkeypatch: pytest.Mo
 
     run = object.__new__(workers._Workers)
     run._signal, run._processes, run._stopping, run._failure = None, {}, asyncio.Event(), ""
+    run._front, run._settings = None, Settings()
     monkeypatch.setattr(run, "_command", command)
     monkeypatch.setattr(run, "_environment", dict)
     keeping = asyncio.ensure_future(run._keep_one(1, "", 0))
@@ -75,3 +76,17 @@ def test_a_worker_reads_the_tokens_of_the_first_one(tmp_path: Path) -> None:
     _, kept = TokenFile(tmp_path / "keys").create(lambda digest: TokenRecord(name="a", sha256=digest))
     assert reader.read() == [kept]
     assert (worker / "keys").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(
+    ("began", "now", "served", "since"),
+    [
+        (20.0, 31.0, False, 0.0),
+        (20.0, 31.0, True, 31.0),
+        (10.0, 31.0, False, 31.0),
+    ],
+)
+def test_kills_of_a_worker_that_serves_are_no_failing_starts(
+    began: float, now: float, served: bool, since: float
+) -> None:
+    assert workers.failing_from(0.0, began, now, served) == since
