@@ -1,10 +1,12 @@
-"""A front against a node directly, and two workers against one.
+"""A front against a node directly, two workers against one, and a front with the reports of many nodes.
 
-    python -m benchmarks.front [--turns N] [--busy N] [--skip-workers]
+    python -m benchmarks.front [--turns N] [--busy N] [--nodes N] [--skip-workers] [--skip-calls] [--skip-faults]
 
 The calls of a pair take turns, so that other load of the machine meets both. Times are medians in milliseconds, as one
 client sees them. The processor time is that of the front's process, for each call. ``--busy`` sessions run short cells
-at the same time for the cells a second of one and of two workers.
+at the same time for the cells a second of one and of two workers. ``--nodes`` simulated nodes with 2,000 sessions each
+join a front as real ones do, and send it their reports. They serve no requests. A node is stopped and killed, for the
+seconds until its front notices, and until a cell that waits for its next server has run.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -27,9 +30,14 @@ import psutil
 from tornado.httpclient import AsyncHTTPClient
 
 from kernelsvc.client import AsyncClient
+from kernelsvc.model.cluster.reports import NodeReport
+from kernelsvc.protocol import e2b
+from kernelsvc.server.joining import Membership
 
 TOKEN, KEY = "benchmark-token-of-fronts", "benchmark-key-of-the-cluster"
 SECONDS = 10.0
+#: Sessions of a simulated node, and the principals that own them.
+SESSIONS, PRINCIPALS = 2000, 20
 
 
 @contextlib.contextmanager
@@ -53,7 +61,7 @@ def running(root: Path, command: str, *args: str) -> Iterator[tuple[str, int]]:
         assert found is not None
         yield found[1], process.pid
     finally:
-        process.send_signal(2)
+        process.send_signal(signal.SIGINT)
         process.wait(60)
         os.close(ready)
 
@@ -120,22 +128,110 @@ async def rate(url: str, busy: int) -> float:
     return count / SECONDS
 
 
+class SimulatedNode:
+    """The state of a node with many sessions (``server.joining.NodeStateApi``)."""
+
+    def report(self) -> NodeReport:
+        """Return a report as large as that of a real node."""
+        return NodeReport(
+            sessions=SESSIONS,
+            max_sessions=SESSIONS,
+            promised_bytes=SESSIONS << 31,
+            cells=SESSIONS // 20,
+            ready=True,
+            templates=["python3"],
+            principals={f"principal-{number}": SESSIONS // PRINCIPALS for number in range(PRINCIPALS)},
+            guests=[],
+        )
+
+    def knows_key(self, principal: str, key: str) -> bool:
+        """Return that no key is known."""
+        return False
+
+    def session_of_signed(self, purpose: str, signed: e2b.SignedAddress) -> str | None:
+        """Return that no session signed an address."""
+        return None
+
+
+async def ready(front: str, wanted: int) -> float:
+    """Wait until a front has so many ready nodes. Return the seconds that it took."""
+    http, began = AsyncHTTPClient(), time.monotonic()
+    while True:
+        answer = await http.fetch(f"{front}/v1/nodes", headers={"Authorization": f"Bearer {TOKEN}"})
+        if sum(each["state"] == "ready" for each in json.loads(answer.body)["nodes"]) == wanted:
+            return time.monotonic() - began
+        await asyncio.sleep(0.005)
+
+
+async def faults(root: Path, front: str) -> dict[str, float]:
+    """Stop a node, then kill it, and start its next server at once."""
+    found: dict[str, float] = {}
+    with contextlib.ExitStack() as servers:
+        _, pid = servers.enter_context(running(root, "serve", "--join", front))
+        await ready(front, 1)
+        async with AsyncClient(front, TOKEN) as client:
+            session = await client.create_session()
+            await session.run("1 + 1")
+            os.kill(pid, signal.SIGSTOP)
+            found["stopped node noticed, s"] = await ready(front, 0)
+            os.kill(pid, signal.SIGCONT)
+            await ready(front, 1)
+            began = time.monotonic()
+            os.kill(pid, signal.SIGKILL)
+            found["killed node noticed, s"] = await ready(front, 0)
+            cell = asyncio.ensure_future(session.run("1 + 1"))
+            await asyncio.to_thread(servers.enter_context, running(root, "serve", "--join", front))
+            await cell
+            found["pause of a cell while a killed server is started again, s"] = time.monotonic() - began
+            await session.close()
+    return {name: round(value, 3) for name, value in found.items()}
+
+
+async def reports(front: str, pid: int, nodes: int) -> dict[str, float]:
+    """Measure a front that only gets the reports of so many nodes."""
+    state, process = SimulatedNode(), psutil.Process(pid)
+    members = [
+        Membership([front], KEY, f"{number:06x}", f"http://127.0.0.1:{number + 1}", "", state, lambda _: None)
+        for number in range(nodes)
+    ]
+    joined = [asyncio.ensure_future(each.run()) for each in members]
+    try:
+        await ready(front, nodes)
+        before = sum(process.cpu_times()[:2])
+        await asyncio.sleep(SECONDS)
+        spent = sum(process.cpu_times()[:2]) - before
+        return {"% of a core": round(spent / SECONDS * 100, 1), "MiB": round(process.memory_info().rss / 2**20)}
+    finally:
+        for each in joined:
+            each.cancel()
+        await asyncio.gather(*joined, return_exceptions=True)
+
+
 def main() -> None:
     """Measure, and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=int, default=1500)
     parser.add_argument("--busy", type=int, default=100)
+    parser.add_argument("--nodes", type=int, default=100)
     parser.add_argument("--skip-workers", action="store_true")
+    parser.add_argument("--skip-calls", action="store_true")
+    parser.add_argument("--skip-faults", action="store_true")
     args = parser.parse_args()
     found: dict[str, object] = {"load before": os.getloadavg()[0]}
     with tempfile.TemporaryDirectory(prefix="kf", dir="/tmp") as place:
         root = Path(place)
-        with (
-            running(root / "f", "front") as (front, pid),
-            running(root / "n", "serve", "--join", front) as (node, _),
-        ):
-            time.sleep(1.5)  # the first report
-            found["front"] = asyncio.run(compare(node, front, pid, args.turns))
+        if not args.skip_calls:
+            with (
+                running(root / "f", "front") as (front, pid),
+                running(root / "n", "serve", "--join", front) as (node, _),
+            ):
+                time.sleep(1.5)  # the first report
+                found["front"] = asyncio.run(compare(node, front, pid, args.turns))
+        with running(root / "many", "front") as (front, pid):
+            found[f"front with {args.nodes} nodes"] = asyncio.run(reports(front, pid, args.nodes))
+        if not args.skip_faults:
+            with running(root / "fault", "front") as (front, _):
+                found["faults"] = asyncio.run(faults(root / "node", front))
         for workers in () if args.skip_workers else (1, 2):
             with running(root / f"w{workers}", "serve", "--workers", str(workers)) as (url, _):
                 found[f"cells a second, {workers} workers"] = round(asyncio.run(rate(url, args.busy)))
