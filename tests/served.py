@@ -151,7 +151,8 @@ class Served:
         except subprocess.TimeoutExpired:
             self.kill()
             raise AssertionError(f"kernelsvc serve did not stop within {STOP_SECONDS} s:\n{self.output()}") from None
-        assert answers_with_paths(self.data_dir) == []
+        if found := answers_with_paths(self.data_dir):
+            raise AssertionError("\n".join(found))
         return status
 
     def kill(self) -> None:
