@@ -113,8 +113,8 @@ class SessionProxy:
             if self._connections >= self._rules.connections:
                 self._pause()
                 return
-            wait = self._bucket.take(self._loop.time())
-            if wait:
+            now = self._loop.time()
+            if wait := self._bucket.wait(now):
                 self._pause()
                 self._loop.call_later(wait, self._accept_more)
                 return
@@ -127,6 +127,7 @@ class SessionProxy:
                 self._pause()
                 self._loop.call_later(PAUSE_SECONDS, self._accept_more)
                 return
+            self._bucket.take(now)  # not before: each callback ends with an accept(2) that finds no connection
             sock.setblocking(False)
             # Without it each small packet of a handshake waits for an acknowledgement, about 40 ms (tcp(7)).
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

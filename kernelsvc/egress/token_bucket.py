@@ -16,11 +16,15 @@ class TokenBucket:
         self._rate, self._burst = rate, float(burst)
         self._tokens, self._at = float(burst), now
 
-    def take(self, now: float) -> float:
-        """Take one token. Return 0, or the seconds until there is one. Then take nothing."""
+    def wait(self, now: float) -> float:
+        """Return 0 if there is a token, or the seconds until there is one. Take nothing."""
         self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
         self._at = now
-        if self._tokens < 1:
-            return (1 - self._tokens) / self._rate
+        return max(0.0, (1 - self._tokens) / self._rate)
+
+    def take(self, now: float) -> float:
+        """Take one token. Return 0, or the seconds until there is one. Then take nothing."""
+        if wait := self.wait(now):
+            return wait
         self._tokens -= 1
         return 0.0
