@@ -42,7 +42,7 @@ try:
     run_code(RunCodeRequest(code="int main() {}", language="cpp"), max_attempts=1)
 except Exception as error:
     refused = str(error)
-assert "use 'python'" in refused, refused
+assert "Use 'python'" in refused, refused
 
 
 async def many() -> None:
