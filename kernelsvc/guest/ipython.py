@@ -58,6 +58,7 @@ from kernelsvc.guest.content_json import encode  # noqa: E402
 from kernelsvc.guest.data import value_data  # noqa: E402
 from kernelsvc.guest.debugger import KernelDebugger, available  # noqa: E402
 from kernelsvc.guest.display import DisplayHook, DisplayPublisher, SelectiveFormatter  # noqa: E402
+from kernelsvc.guest.interrupt_gate import InterruptGate  # noqa: E402
 from kernelsvc.guest.kept_builtins import KeptBuiltins  # noqa: E402
 from kernelsvc.guest.model_view.changes import Changes  # noqa: E402
 from kernelsvc.guest.model_view.shell_errors import ErrorReports  # noqa: E402
@@ -333,33 +334,6 @@ def _wants_reply_only(request: WireRequest) -> bool:
 
 def _may_await(code: str) -> bool:
     return "await" in code or "async" in code
-
-
-class InterruptGate:
-    """State that decides whether SIGINT is delivered, and where."""
-
-    def __init__(self) -> None:
-        self.open = False
-        self.waiting: asyncio.Future[Any] | None = None
-        self.cancelled = False
-
-    def deliver(self) -> None:
-        """Handle SIGINT: raise in the cell's code, or cancel the future that the cell awaits.
-
-        Raises:
-            KeyboardInterrupt: The cell's code was running.
-        """
-        if not self.open:
-            return
-        cell = self.waiting
-        if cell is None or cell.done():
-            raise KeyboardInterrupt
-        loop = cell.get_loop()
-        current = asyncio.current_task(loop)
-        if current is cell or (self.cancelled and current is not None):
-            raise KeyboardInterrupt
-        self.cancelled = True
-        loop.call_soon_threadsafe(cell.cancel)
 
 
 class ForkableKernel(IPythonKernel):  # type: ignore[misc]

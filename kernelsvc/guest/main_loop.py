@@ -31,6 +31,7 @@ from kernelsvc.guest.forking import copy_tree, fork, immortal
 from kernelsvc.guest.forking.prefault import PagePrefault
 from kernelsvc.guest.home_paths import HomePaths
 from kernelsvc.guest.installed_packages import InstalledPackages, move_variables
+from kernelsvc.guest.interrupt_gate import deliver_again_if_ignored
 from kernelsvc.guest.model_view import fonts
 from kernelsvc.guest.private_modules import ctypes, current_directory, gc, open_file, os, random, signal, socket
 from kernelsvc.guest.stdio.streams import StandardStreams
@@ -121,6 +122,7 @@ def prepare(preload: Sequence[str]) -> PreparedKernel:
         raise RuntimeError(f"A template must have one thread, not {names}. Remove a module from {list(preload)}.")
     # Python 3.13 keeps the code of "python -c" here. It would be shown as the source of all that exec and eval run.
     linecache.cache.pop("<string>", None)
+    deliver_again_if_ignored()
     # Garbage of the warm-up must not be frozen with the rest.
     gc.collect()
     prepared = PreparedKernel(kernel)

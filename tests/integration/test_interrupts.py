@@ -99,3 +99,25 @@ def test_the_text_of_a_pager_is_output(session: Session) -> None:
     assert "times a factor" in session.run("scaled?").text
     assert "return values" in session.run("scaled??").text
     assert "function calls" in session.run("%prun sum([1, 2])").text
+
+
+#: The interrupt almost always arrives in ``seen``, whose exceptions Python prints and drops.
+IGNORING = {
+    "weak reference": "import weakref\nwhile True:\n    some = Some()\n    ref = weakref.ref(some, seen)\n    del some",
+    "finalizer": "Some.__del__ = seen\nwhile True:\n    Some()",
+    "finalizer of a local": "Some.__del__ = seen\ndef f():\n    some = Some()\nwhile True:\n    f()",
+}
+
+
+@pytest.mark.parametrize("case", IGNORING)
+def test_an_interrupt_whose_exception_python_ignores_ends_the_cell(session: Session, case: str) -> None:
+    session.run("class Some: pass\ndef seen(it):\n    for _ in range(100_000): pass\nprint('before')")
+    for _ in range(5):
+        timer = threading.Timer(0.1, session.interrupt)
+        timer.start()
+        cell = session.run(IGNORING[case], timeout=20)
+        timer.join()
+        assert cell.reason == "interrupted"
+        assert "ignored" not in cell.text
+        assert "kernelsvc" not in cell.text
+    assert session.run("x + 1").text.strip() == "42"
