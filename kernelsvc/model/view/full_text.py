@@ -21,6 +21,10 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]{6,16}\b")
 _PLOT_VALUE = re.compile(r"<matplotlib\.|<Axes|<BarContainer|Text\(")
 #: The name that ipykernel gives to a cell's code, with the process id and a hash of the code.
 _CELL_FILE = re.compile(r"ipykernel_\d{1,9}/\d{1,20}\.py")
+#: A line of a traceback that a process of the cell printed itself, as when an interrupt ends it.
+_OWN_FRAME = re.compile(
+    r'^ *File "/[^"\n]{0,300}/kernelsvc/guest/[^"\n]{0,100}", line \d{1,6}, in .{0,100}\n?', re.MULTILINE
+)
 _OWN_MARK = re.compile(r"\[picture(?: \d+)?:?\s*(.*?)\]?", re.DOTALL)
 
 Kind = Literal["stream", "value", "error"]
@@ -105,8 +109,14 @@ def full_text(outputs: Sequence[Output], error_lines: Sequence[str] | None = Non
 
 
 def _stream_text(pieces: list[str]) -> str:
-    text = crash_dump.shortened(screen_text("".join(pieces)))
-    return _without_cell_files(text) if "/ipykernel_" in text else text
+    return crash_dump.shortened(screen_text("".join(pieces)))
+
+
+def _without_paths(text: str) -> str:
+    """Take out what only this service put into a text: names of cells' files, frames of its own in tracebacks."""
+    if "/ipykernel_" in text:
+        text = _without_cell_files(text)
+    return _OWN_FRAME.sub("", text) if "/kernelsvc/guest/" in text else text
 
 
 def _without_cell_files(text: str) -> str:
@@ -174,7 +184,7 @@ def _picture_line(number: int, data: dict[str, Any]) -> str:
 
 
 def _add(blocks: list[Block], kind: Kind, text: str) -> None:
-    if not text:
+    if not (text := _without_paths(text)):
         return
     lines = text.removesuffix("\n").split("\n")
     continued = [False] * len(lines)
