@@ -54,8 +54,8 @@ from traitlets import Bool, Type, default  # noqa: E402
 from traitlets.config import Config  # noqa: E402
 
 from kernelsvc.guest import exit_calls, shell_commands  # noqa: E402
-from kernelsvc.guest.content_json import encode  # noqa: E402
 from kernelsvc.guest.data import value_data  # noqa: E402
+from kernelsvc.guest.data.content_json import encode  # noqa: E402
 from kernelsvc.guest.debugger import KernelDebugger, available  # noqa: E402
 from kernelsvc.guest.display import DisplayHook, DisplayPublisher, SelectiveFormatter  # noqa: E402
 from kernelsvc.guest.interrupt_gate import InterruptGate  # noqa: E402
