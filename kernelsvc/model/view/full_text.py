@@ -21,9 +21,12 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]{6,16}\b")
 _PLOT_VALUE = re.compile(r"<matplotlib\.|<Axes|<BarContainer|Text\(")
 #: The name that ipykernel gives to a cell's code, with the process id and a hash of the code.
 _CELL_FILE = re.compile(r"ipykernel_\d{1,9}/\d{1,20}\.py")
-#: A line of a traceback that a process of the cell printed itself, as when an interrupt ends it.
+#: In the output of the cell's processes: a line of a traceback, as when an interrupt ends a child, and the place of a
+#: warning.
 _OWN_FRAME = re.compile(
-    r'^ *File "/[^"\n]{0,300}/kernelsvc/guest/[^"\n]{0,100}", line \d{1,6}, in .{0,100}\n?', re.MULTILINE
+    r'^(?: *File "/[^"\n]{0,300}/kernelsvc/guest/[^"\n]{0,100}", line \d{1,6}, in .{0,100}\n?'
+    r"|/[^\s:]{0,300}/kernelsvc/guest/[^\s:]{1,100}:\d{1,6}: )",
+    re.MULTILINE,
 )
 _OWN_MARK = re.compile(r"\[picture(?: \d+)?:?\s*(.*?)\]?", re.DOTALL)
 

@@ -45,3 +45,9 @@ def test_a_description_of_a_function_has_no_name_of_a_file() -> None:
     data = {"text/plain": "Docstring: Doc.\nFile:      /tmp/ipykernel_2/149.py\nType:      function"}
     lines = list(full_text([{"output_type": "display_data", "data": data, "metadata": {}}]).lines())
     assert lines[1] == "File:      Cell"
+
+
+def test_a_warning_has_no_place_in_the_service() -> None:
+    text = "/opt/guest/kernelsvc/guest/model_view/changes.py:80: RuntimeWarning: coroutine 'f' was never awaited\n"
+    output = {"output_type": "stream", "name": "stderr", "text": text}
+    assert list(full_text([output]).lines()) == ["RuntimeWarning: coroutine 'f' was never awaited"]
