@@ -15,15 +15,8 @@ from clients import suite
 pytestmark = pytest.mark.timeout(120)
 
 
-def node() -> str:
-    found = suite.node_here()
-    if found is None:
-        pytest.skip("needs a node of 22.18 or newer, on the path or from make test-typescript")
-    return found
-
-
 def command(client: str) -> list[str]:
-    return suite.python_driver() if client == "python" else suite.typescript_driver([node()])
+    return suite.python_driver() if client == "python" else suite.typescript_driver([suite.node_here()])
 
 
 @pytest.fixture(scope="module", params=["python", "typescript"])
@@ -40,7 +33,7 @@ def test_a_scenario(relay: Relay, scenario: dict) -> None:
 def run_program(program: str, **env: str) -> str:
     """Run a program that imports the client's sources in Node, and return its output."""
     sources = f"const SOURCES = {(suite.TYPESCRIPT / 'src').as_uri()!r};"
-    words = [node(), "--input-type=module", "--eval", sources + program]
+    words = [suite.node_here(), "--input-type=module", "--eval", sources + program]
     done = subprocess.run(words, env=clean_env(**env), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout

