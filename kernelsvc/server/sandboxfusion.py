@@ -24,8 +24,8 @@ from kernelsvc.server.jupyter.handlers import token_of
 from kernelsvc.server.sandboxai import PREFIX
 
 MAIN = "main.py"
-#: Most files of one request, and most bytes of a file that the response returns.
-MAX_FILES, MAX_FETCHED = 1000, 16 * 1024 * 1024
+#: Most files of one request, and most bytes of all files that the response returns: the server holds them in memory.
+MAX_FILES, MAX_FETCHED = 1000, 32 * 1024 * 1024
 MAX_CELLS = 1000
 
 
@@ -182,15 +182,23 @@ class SandboxFusionHandler(ApiHandler):
             await self.context.service.files.put(self.who, self.session, name, data, record=False)
 
     async def read_files(self, names: list[str]) -> dict[str, str]:
-        """Return files of the session's directory in base64. Missing files are omitted."""
-        found = {}
+        """Return files of the session's directory in base64. Missing files are omitted.
+
+        Raises:
+            BadRequest: Together they are too large.
+        """
+        found: dict[str, str] = {}
+        room = MAX_FETCHED
         for name in names:
             try:
                 reader = await self.context.service.files.open(self.who, self.session, os.fsencode(name))
             except KernelsvcError:
                 continue
             try:
-                content = await reader.read(0, MAX_FETCHED)
+                content = await reader.read(0, room + 1)
+                room -= len(content)
+                if room < 0:
+                    raise BadRequest(f"The files to fetch have more than {MAX_FETCHED} bytes. Fetch fewer of them.")
                 found[name] = (await asyncio.to_thread(base64.b64encode, content)).decode()
             finally:
                 reader.close()

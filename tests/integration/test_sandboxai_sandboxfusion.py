@@ -43,6 +43,17 @@ def sandbox(served: Served):
     post(served, f"/v1/spaces/default/sandboxes/{made['name']}", verb="DELETE")
 
 
+def test_files_that_are_too_large_together_are_refused(served: Served) -> None:
+    # Sparse files cost the session nothing, and would cost the server their whole size.
+    code = "for n in range(5):\n    open(f'f{n}', 'wb').truncate(8 << 20)"
+    asked = {"code": code, "language": "python", "fetch_files": [f"f{n}" for n in range(5)]}
+    status, refused = post(served, "/run_code", asked)
+    assert (status, refused["status"], refused["files"]) == (200, "SandboxError", {})
+    assert "Fetch fewer" in refused["message"]
+    status, answer = post(served, "/run_code", {**asked, "fetch_files": ["f0", "f1"]})
+    assert (answer["status"], sorted(answer["files"])) == ("Success", ["f0", "f1"])
+
+
 def test_a_sandbox_is_a_session(served: Served, sandbox: str):
     status, found = post(served, sandbox, verb="GET")
     assert status == 200
