@@ -21,8 +21,8 @@ from kernelsvc.server.e2b import paths
 if TYPE_CHECKING:
     from kernelsvc.service.api import ServiceApi
 
-#: Seconds for one operation, most bytes of its output, and most characters of a quoted error.
-SECONDS, MAX_ANSWER, MAX_WORDS = 60.0, 8 << 20, 300
+#: Seconds for one operation, most bytes of its output, most files in it, and most characters of a quoted error.
+SECONDS, MAX_ANSWER, MAX_ENTRIES, MAX_WORDS = 60.0, 8 << 20, 10_000, 300
 #: Tag of programs that this API runs for its own purposes.
 INTERNAL_TAG = "kernelsvc.files"
 #: Exit statuses of the scripts: the file does not exist, the directory exists already.
@@ -37,6 +37,7 @@ _REMOVE = 'exec rm -rf -- "$1"'
 _FETCH = _IF_EXISTS + '[ -f "$1" ] || { echo "it is not a regular file" >&2; exit 1; }; exec cp -- "$1" "$2"'
 _PUT = _PARENT + 'cp -- "$1" "$2"; status=$?; rm -f -- "$1"; exit $status'
 
+_TOO_MANY = "The directory has too many files for one listing. List a part of it."
 _KINDS = {"f": "FILE_TYPE_FILE", "d": "FILE_TYPE_DIRECTORY", "l": "FILE_TYPE_SYMLINK"}
 
 
@@ -112,7 +113,7 @@ class ExecFiles:
                 while (piece := await output.next()) is not None:
                     said[piece[0]] += piece[1]
                     if len(said[piece[0]]) > MAX_ANSWER:
-                        raise Conflict("The directory has too many files for one listing. List a part of it.")
+                        raise Conflict(_TOO_MANY)
         except TimeoutError:
             raise Timeout("The sandbox took too long to access this file. Try again.") from None
         finally:
@@ -144,6 +145,9 @@ def temporary_name() -> bytes:
 
 
 def _entries(data: bytes | None) -> list[dict[str, Any]]:
+    # The sandbox may have another program named "find". Short lines take the event loop seconds for each MiB.
+    if data is not None and data.count(b"\0") > MAX_ENTRIES:
+        raise Conflict(_TOO_MANY)
     return [_entry(each.decode("utf-8", "replace")) for each in (data or b"").split(b"\0") if each.count(b"\t") >= 6]
 
 

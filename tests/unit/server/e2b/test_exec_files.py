@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernelsvc.errors import BadRequest, NotFound
+from kernelsvc.errors import BadRequest, Conflict, NotFound
 from kernelsvc.server.e2b import exec_files
 
 
@@ -33,6 +33,13 @@ def test_whatever_it_says_is_read_or_left_out(data: bytes) -> None:
     for entry in exec_files._entries(data + b"\t" * 6 + b"\0"):
         assert entry["type"].startswith("FILE_TYPE_")
         assert entry["size"].isdecimal()
+
+
+def test_short_lines_without_number_are_refused() -> None:
+    line = b"\t" * 6 + b"\0"
+    assert len(exec_files._entries(line * exec_files.MAX_ENTRIES)) == exec_files.MAX_ENTRIES
+    with pytest.raises(Conflict, match="too many files"):
+        exec_files._entries(line * (exec_files.MAX_ENTRIES + 1))
 
 
 @pytest.mark.parametrize(
