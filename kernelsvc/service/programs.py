@@ -31,6 +31,8 @@ MAX_PROGRAMS = 64
 BACKLOG = 16
 #: Seconds to wait for output after the end of a program whose pipes are still held by a process that it started.
 LINGER = 0.2
+#: Most characters of a program's tag, which the server keeps while it runs.
+MAX_TAG = 1024
 #: Arguments, and characters of each, that the journal keeps.
 MAX_LOGGED, MAX_LOGGED_TEXT = 64, 4096
 
@@ -178,6 +180,8 @@ class Programs:
         require_texts((*argv, *(env or {}).values(), cwd))
         if not argv[0]:
             raise BadRequest("The name of the program is empty.")
+        if len(tag or "") > MAX_TAG:
+            raise BadRequest(f"The tag of a program has at most {MAX_TAG} characters. Use a shorter one.")
         await found.settled()  # a hibernation may be under way
         await self._environment.resume(found)
         if len(self._running.get(session, ())) >= MAX_PROGRAMS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from kernelsvc import AsyncClient
 from kernelsvc.errors import BadRequest
 from kernelsvc.model import events as ev
 from kernelsvc.model.machine import Hibernate, KernelReady, Machine, RecordEvents, Tick
-from kernelsvc.model.objects import SessionState
+from kernelsvc.model.objects import Principal, SessionState
 from kernelsvc.model.state import Policy
 from kernelsvc.service import programs
 from kernelsvc.testing import InProcessServer
@@ -61,6 +62,13 @@ async def test_texts_that_no_process_can_have_are_refused(wrong: dict[str, Any])
         session = await client.create_session()
         with pytest.raises(BadRequest):
             await asyncio.wait_for(session.start_program(wrong.pop("argv"), **wrong), 30)
+
+
+async def test_a_tag_is_bounded() -> None:
+    registry: Any = SimpleNamespace(find=lambda *_: None)
+    started = programs.Programs(registry, None, None)  # type: ignore[arg-type]
+    with pytest.raises(BadRequest, match="tag"):
+        await started.start(Principal(name="ann"), "s_1", ["true"], tag="x" * (programs.MAX_TAG + 1))
 
 
 async def test_no_session_starts_with_such_a_variable() -> None:
