@@ -146,16 +146,22 @@ class TemplateBuilds:
             raise Conflict(f"{name!r} is a template of this server. Choose another name.")
         self._service.workspaces.set(who, models.TEMPLATES)
         build = Build(who.name, name)
-        self._builds[build.id] = build
-        mine = [each for each in self._builds.values() if each.owner == who.name and each.status != "building"]
-        for each in mine[:-MAX_BUILDS]:
-            del self._builds[each.id]
+        self._remember(build)
         await self._forget_old(who)
         await self._keep(who, build)
         return build
 
+    def _remember(self, build: Build) -> None:
+        """Keep a build in memory, and no more than some of its owner's that don't run."""
+        self._builds[build.id] = build
+        mine = [each for each in self._builds.values() if each.owner == build.owner and each.status != "building"]
+        for each in mine[:-MAX_BUILDS]:
+            del self._builds[each.id]
+
     async def find(self, who: Principal, name: str, build: str) -> Build:
         """Return a build of the caller. One that ran when the server ended has failed.
+
+        A build that was read from its file is not kept in memory: the caller can write any number of such files.
 
         Raises:
             NotFound: there is none.
@@ -164,11 +170,9 @@ class TemplateBuilds:
         if found is None and _BUILD.fullmatch(build):
             name = recipes.template_name(name)  # The file's owner may have written any name into it.
             found = await self._read_file(who, build_path(build), Build)
-            if found is not None and (again := self._builds.setdefault(build, found)) is not found:
-                found = again  # another request has read it meanwhile
-            elif found is not None and found.status == "building":
+            if found is not None and found.status == "building":
                 found.fail("The server was restarted during the build. Build again.")
-        if found is None or (found.owner, found.name) != (who.name, name):
+        if found is None or (found.owner, found.name, found.id) != (who.name, name, build):
             raise NotFound(f"There is no such build. The last {MAX_BUILDS} builds are kept. Build again.")
         return found
 
@@ -193,12 +197,13 @@ class TemplateBuilds:
             Conflict: it has begun.
             QuotaExceeded: too many builds of the caller run.
         """
-        if build.status != "waiting":
+        if build.status != "waiting" or self._builds.get(build.id, build) is not build:
             raise Conflict("This build has begun already. Ask for its status.")
         running = sum(each.owner == who.name and each.status == "building" for each in self._builds.values())
         if running >= MAX_RUNNING:
             raise QuotaExceeded(f"{MAX_RUNNING} of your builds run. Wait for one of them.")
         build.status = "building"
+        self._remember(build)
         build.lines, build.reason = [], {}
         self._tasks.start(self._run(who, build, wanted), name=f"build {build.name}")
 

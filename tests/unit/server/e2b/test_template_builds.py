@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from http_server import ALICE, TOKENS, HttpServer
 
@@ -56,6 +57,33 @@ async def test_a_build_is_known_after_a_restart(tmp_path: Path) -> None:
             ALICE, template_builds.address(ALICE), template_builds.BUILDS
         )
         assert len(kept) <= template_builds.MAX_BUILDS + 1
+    finally:
+        await server.stop()
+
+
+async def test_builds_of_files_that_a_caller_wrote_take_no_memory(tmp_path: Path) -> None:
+    server = HttpServer(Settings(port=0, data_dir=tmp_path / "data", tokens=TOKENS))
+    await server.start()
+    try:
+        context: Any = SimpleNamespace(service=server.service, settings=server.settings)
+        builds = template_builds.TemplateBuilds(context)
+        forged = await builds.request(ALICE, "shop")
+        for number in range(30):
+            forged.id = f"{number:036d}"
+            await builds._keep(ALICE, forged)
+            assert (await builds.find(ALICE, "shop", forged.id)).status == "waiting"
+        assert len(builds._builds) == 1
+        forged.owner = "bob"
+        await builds._keep(ALICE, forged)
+        with pytest.raises(NotFound):
+            await builds.find(ALICE, "shop", forged.id)
+        assert len(builds._builds) == 1
+        forged.owner, forged.id = ALICE.name, "1" * 36  # another id than the file's name says
+        data = msgspec.json.encode(forged)
+        place = template_builds.build_path("2" * 36)
+        await server.service.workspaces.files.put(ALICE, template_builds.address(ALICE), place, data)
+        with pytest.raises(NotFound):
+            await builds.find(ALICE, "shop", "2" * 36)
     finally:
         await server.stop()
 
