@@ -12,6 +12,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from kernelsvc.errors import AtCapacity, NotFound, QuotaExceeded
 from kernelsvc.model.files import FileChange, FileEvent
 from kernelsvc.model.objects import Principal
@@ -20,8 +22,8 @@ from kernelsvc.server.e2b import paths
 if TYPE_CHECKING:
     from kernelsvc.service.api import FilesApi, FileWatch
 
-#: Most pending events of one watcher.
-MAX_EVENTS = 4096
+#: Most pending events of one watcher, and about how many bytes they may have.
+MAX_EVENTS, MAX_EVENT_BYTES = 4096, 2 << 20
 #: Most watchers of one sandbox, of one principal and of this server. By default, Linux allows a user 128 inotify
 #: instances.
 MAX_PER_SANDBOX, MAX_PER_PRINCIPAL, MAX_WATCHERS = 16, 32, 100
@@ -46,7 +48,8 @@ class PendingEvents:
     """Events that a watcher has collected and the client has not read. Beyond a limit the oldest are dropped."""
 
     def __init__(self) -> None:
-        self._events: deque[dict[str, Any]] = deque(maxlen=MAX_EVENTS)
+        self._events: deque[tuple[dict[str, Any], int]] = deque()
+        self._bytes = 0
         self.news = asyncio.Event()
         self.asked = time.monotonic()
 
@@ -56,14 +59,19 @@ class PendingEvents:
 
     def happened(self, event: dict[str, Any]) -> None:
         """Add an event."""
-        self._events.append(event)
+        size = len(msgspec.json.encode(event))
+        self._events.append((event, size))
+        self._bytes += size
+        while len(self._events) > MAX_EVENTS or self._bytes > MAX_EVENT_BYTES:
+            self._bytes -= self._events.popleft()[1]
         self.news.set()
 
     def take(self) -> list[dict[str, Any]]:
         """Return the events since the last call."""
         self.asked = time.monotonic()
-        found = [*self._events]
+        found = [event for event, _ in self._events]
         self._events.clear()
+        self._bytes = 0
         self.news.clear()
         return found
 

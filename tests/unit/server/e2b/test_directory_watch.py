@@ -48,6 +48,17 @@ async def test_the_oldest_events_are_dropped() -> None:
     assert len(watcher.take()) == directory_watch.MAX_EVENTS
 
 
+async def test_long_events_are_bounded_by_their_bytes() -> None:
+    watcher = HomeWatcher(b"")
+    for number in range(1000):
+        watcher.happened({"name": str(number), "entry": {"symlinkTarget": "x" * 60_000}})
+    held = watcher.take()
+    assert 0 < len(held) * 60_000 <= directory_watch.MAX_EVENT_BYTES
+    assert held[-1]["name"] == "999"
+    watcher.happened({"name": "x" * directory_watch.MAX_EVENT_BYTES})
+    assert watcher.take() == []
+
+
 async def test_watchers_are_counted_found_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = WatcherRegistry()
 
