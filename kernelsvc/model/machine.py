@@ -30,7 +30,15 @@ from kernelsvc.model import limit_causes
 from kernelsvc.model.events import Event, Reason
 from kernelsvc.model.limits import CellUsage
 from kernelsvc.model.objects import CellRequest, CellState, SessionState
-from kernelsvc.model.state import FLOOD, MachineState, Running, digest, output_size
+from kernelsvc.model.state import (
+    FLOOD,
+    MAX_WAITING_BYTES,
+    MachineState,
+    Running,
+    digest,
+    output_size,
+    size_of,
+)
 from kernelsvc.model.stimuli import (
     AbortSwitch,
     Answer,
@@ -251,7 +259,13 @@ class Machine(MachineState):
                 queued=waiting,
                 allowed=self.policy.max_queued,
             )
-        events: list[Event] = [self._queued(cell, request, stimulus.principal) for cell, request in fresh]
+        queued = [self._queued(cell, request, stimulus.principal) for cell, request in fresh]
+        if waiting and self.waiting_bytes + sum(map(size_of, queued)) > MAX_WAITING_BYTES:
+            raise QuotaExceeded(
+                f"The cells that wait have {self.waiting_bytes} bytes, and with these more than {MAX_WAITING_BYTES}. "
+                "Wait until some finish."
+            )
+        events: list[Event] = [*queued]
         if self.hold is not None:
             return Decision([*events, *(ev.CellHeld(cell=cell) for cell, _ in fresh)])
         if self.hibernated:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any, Literal
 
+import msgspec
 from msgspec import UNSET
 
 from kernelsvc.errors import Conflict
@@ -47,6 +48,8 @@ SAVED_STATES = frozenset({S.HIBERNATED, S.PAUSED})
 FLOOD = "max_cell_output_bytes"
 #: What a call counts against that limit besides its values, in bytes: about the size of its entry.
 CALL_BYTES = 500
+#: Most bytes of cells that wait in one session. A larger one is accepted if none waits.
+MAX_WAITING_BYTES = 64 * 1024 * 1024
 #: Name of the limit on a session's log.
 LOG_SIZE = "max_log_bytes"
 #: ``why`` of an interrupt -> the cell's ``reason``. For all others the reason is ``interrupted``.
@@ -169,6 +172,14 @@ def digest(code: str) -> int:
     return hash(("cell", code))
 
 
+def size_of(queued: ev.CellQueued) -> int:
+    """Return about how many bytes a waiting cell takes, without the constant part. The same cell has the same size."""
+    size = len(queued.code)
+    if queued.user_expressions:
+        size += sum(len(name) + len(text) for name, text in queued.user_expressions.items())
+    return size + len(msgspec.json.encode(queued.metadata)) if queued.metadata else size
+
+
 class MachineState:
     """One session's state."""
 
@@ -177,6 +188,8 @@ class MachineState:
         self.state = S.STARTING
         self.cells: dict[str, CellRecord] = {}
         self.queue: OrderedDict[str, ev.CellQueued] = OrderedDict()
+        #: Of the cells in ``queue`` and ``held``, as ``size_of`` counts them.
+        self.waiting_bytes = 0
         self.hold: ev.SessionHeld | None = None  # while new cells wait for a person
         self.held: OrderedDict[str, HeldCell] = OrderedDict()  # these are not in ``queue``
         self.running: Running | None = None
@@ -358,6 +371,7 @@ class MachineState:
         assert isinstance(event.cell, str)
         self.last_activity = now
         self.cannot_hibernate = False
+        self.waiting_bytes += size_of(event)
         if self.hold is None:
             self.queue[event.cell] = event
         else:  # its CellHeld follows, but a crash may cut it off
@@ -389,8 +403,9 @@ class MachineState:
         record.state, record.last_seq, record.reason = CellState.FINISHED, event.seq, event.reason
         if event.execution_count is not None:
             record.execution_count = self.execution_count = event.execution_count
-        self.queue.pop(event.cell, None)
-        self.held.pop(event.cell, None)
+        held = self.held.pop(event.cell, None)
+        queued = self.queue.pop(event.cell, None) if held is None else held.queued
+        self.waiting_bytes -= 0 if queued is None else size_of(queued)
         self.last_finished = event.cell
         if self._is_running(event.cell):
             self.variables_after = event.cell

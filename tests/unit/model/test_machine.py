@@ -12,7 +12,7 @@ from kernelsvc.model import events as ev
 from kernelsvc.model.events import Reason
 from kernelsvc.model.machine import Machine
 from kernelsvc.model.objects import CellRequest, SessionState
-from kernelsvc.model.state import MOVES, Policy, Waiting
+from kernelsvc.model.state import MAX_WAITING_BYTES, MOVES, Policy, Waiting
 from kernelsvc.model.stimuli import (
     AbortSwitch,
     Answer,
@@ -489,6 +489,25 @@ def test_the_queue_is_bounded_and_a_batch_is_taken_whole_or_not():
     with pytest.raises(QuotaExceeded):
         machine.decide(submit("c", "d"), 0.0)
     assert machine.__dict__ == before
+
+
+def test_the_bytes_of_the_queue_are_bounded():
+    def large(cell, code="", **more):
+        return Submit((CellRequest(code=code, **more),), (cell,), "p")
+
+    machine = ready()
+    half = "#" * (MAX_WAITING_BYTES // 2 + 1)
+    drive(machine, large("a", half), large("b", "1"))
+    for request in ({"code": half}, {"metadata": {"x": half}}, {"user_expressions": {"x": half}}):
+        with pytest.raises(QuotaExceeded, match="bytes"):
+            machine.decide(large("c", **request), 0.0)
+    drive(machine, ASK)
+    with pytest.raises(QuotaExceeded, match="bytes"):
+        machine.decide(large("c", half), 0.0)
+    drive(machine, CellBegan("a", 1), KernelReplied("a", "ok", 1), KernelIdle("a"))
+    drive(machine, DecideCells(("b",), "refuse"))
+    assert machine.waiting_bytes == 0
+    drive(machine, large("d", half * 3))
 
 
 def test_idle_and_lifetime_expire():
