@@ -216,11 +216,16 @@ async def _finish(terminal: Terminal, store: EnvironmentStore, asked: Environmen
     )
 
 
+def find_uv() -> str | None:
+    """Return the path of uv: from the search path, or from the environment of this program."""
+    return shutil.which("uv") or shutil.which("uv", path=os.path.dirname(sys.executable))
+
+
 async def _build(asked: EnvironmentRecord, terminal: Terminal, venv: Path) -> str:
-    """Make a virtual environment with uv, or with venv and pip where uv is not on the path. Return its interpreter."""
+    """Make a virtual environment with uv, or with venv and pip where there is no uv. Return its interpreter."""
     wanted = [*_NEEDED, *asked.wanted]
     files = [part for path in asked.files for part in ("-r", path)]
-    uv = shutil.which("uv")
+    uv = find_uv()
     base = asked.base or sys.executable
     terminal.message(f"making a virtual environment with {'uv' if uv else 'venv'}")
     venv.parent.mkdir(mode=0o755, parents=True, exist_ok=True)

@@ -547,9 +547,9 @@ def _machine_commands(commands: _Commands) -> None:
         "environments:main",
         "make environments of Python packages for sessions",
         "Make, list and remove environments on the server's machine. A running server uses a new one within\n"
-        "seconds, as the template NAME. 'add NAME PACKAGE...' makes a virtual environment (with uv if it is on the\n"
-        "path), imports what --preload names, and refuses modules that leave threads running. 'update NAME' makes it\n"
-        "again from the newest packages that its requirements allow. Running sessions continue. Without packages,\n"
+        "seconds, as the template NAME. 'add NAME PACKAGE...' makes a virtual environment (with uv, if it is\n"
+        "installed), imports what --preload names, and refuses modules that leave threads running. 'update NAME'\n"
+        "makes it again from the newest packages that its requirements allow. Running sessions continue. Without packages,\n"
         "--python PATH registers an existing environment. If a step fails, nothing is left.",
     )
     env.add_argument("action", choices=["add", "list", "show", "update", "remove"])

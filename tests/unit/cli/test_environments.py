@@ -29,3 +29,12 @@ async def test_an_environment_that_another_command_changes_is_not_removed(tmp_pa
     assert not store.directory("tools").exists()
     with pytest.raises(NotFound):
         await remove(tmp_path)
+
+
+def test_uv_is_found_beside_the_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "none"))
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    assert environments.find_uv() is None
+    uv = tmp_path / "uv"
+    uv.touch(0o755)
+    assert environments.find_uv() == str(uv)
