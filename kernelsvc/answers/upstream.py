@@ -2,6 +2,7 @@
 
 Tornado's ``AsyncHTTPClient`` can't end a request that has begun. A model's server continues to generate until its
 connection closes, so each request has a connection of its own here.
+Tornado's ``HTTP1Connection`` wakes a task for each read, and for each chunk three times. One token is one read.
 """
 
 from __future__ import annotations
@@ -10,20 +11,17 @@ import asyncio
 import contextlib
 import logging
 import ssl
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
-from tornado.http1connection import HTTP1Connection, HTTP1ConnectionParameters
-from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, RequestStartLine, ResponseStartLine
-from tornado.iostream import IOStream, StreamClosedError
-from tornado.tcpclient import TCPClient
+from tornado.httputil import HTTPHeaders, HTTPInputError, parse_response_start_line
 
 from kernelsvc.errors import TooLarge
-from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model.answers.model_settings import ModelSettings
 from kernelsvc.model.answers.values import ModelFault
+from kernelsvc.protocol.http_chunks import ChunkDecoder
 from kernelsvc.protocol.openai.chat_stream import fault_of
 from kernelsvc.protocol.openai.responses_upstream import ResponsesChunks, to_responses_body
 from kernelsvc.protocol.openai.sse_decoder import MAX_EVENT, SseDecoder
@@ -31,8 +29,10 @@ from kernelsvc.protocol.openai.sse_decoder import MAX_EVENT, SseDecoder
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10.0
-#: Most bytes of an error's body that are read, of a whole stream, and of pieces that wait for the answer.
-MAX_ERROR_BODY, MAX_STREAM, MAX_WAITING = 64 * 1024, 256 * 1024 * 1024, 16
+#: Most bytes of an error's body that are read, of a whole stream, and of one read or head.
+MAX_ERROR_BODY, MAX_STREAM, READ_BYTES = 64 * 1024, 256 * 1024 * 1024, 64 * 1024
+#: Most responses of class 1xx before the final one, which counts as one of them.
+MAX_HEADS = 20
 
 
 class UpstreamError(Exception):
@@ -47,56 +47,96 @@ _UNREACHABLE = ModelFault(code="server_error", message="The model's server can't
 _BROKEN = ModelFault(code="server_error", message="The model's server closed the connection before the end.")
 
 
-class _Body(HTTPMessageDelegate):
-    """The response, as it arrives. A reader that is slow slows the model's server down."""
+class _Response:
+    """The response of a model's server, as it arrives. It ends the connection.
 
-    def __init__(self) -> None:
-        self.head: asyncio.Future[tuple[int, HTTPHeaders]] = asyncio.get_running_loop().create_future()
-        self.pieces: asyncio.Queue[bytes | None] = asyncio.Queue(MAX_WAITING)
-        self.finished = self._discarding = False
+    A reader that is slow slows the model's server down, because the connection's buffer is limited.
 
-    def discard(self) -> None:
-        """Drop the rest of the response, so that the task that reads it can end."""
-        self._discarding = True
-        while not self.pieces.empty():
-            self.pieces.get_nowait()
+    Args:
+        reader: The connection.
 
-    async def end(self) -> None:
-        """Mark the end of the pieces."""
-        if not self._discarding:
-            await self.pieces.put(None)
+    Attributes:
+        finished: Whether the body is complete.
+    """
 
-    def headers_received(
-        self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
-    ) -> Awaitable[None] | None:
-        assert isinstance(start_line, ResponseStartLine)
-        # RFC 9110, section 15.2: a client must be able to parse responses of class 1xx before the final one.
-        if not self.head.done() and start_line.code >= 200:
-            self.head.set_result((start_line.code, headers))
-        return None
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader = reader
+        self._chunks: ChunkDecoder | None = None
+        self._left: int | None = None
+        self._size = 0
+        self.finished = False
 
-    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
-        if self._discarding:
-            return None
+    async def head(self) -> tuple[int, HTTPHeaders]:
+        """Return the status and the headers.
+
+        Raises:
+            UpstreamError: There is no valid head.
+        """
         try:
-            self.pieces.put_nowait(chunk)
-        except asyncio.QueueFull:
-            return self.pieces.put(chunk)
-        return None
+            for _ in range(MAX_HEADS):
+                start, _, rest = (await self._lines()).partition("\n")
+                status, headers = parse_response_start_line(start.rstrip("\r")).code, HTTPHeaders.parse(rest)
+                # RFC 9110, section 15.2: a client must be able to parse responses of class 1xx before the final one.
+                if status >= 200:
+                    self._frame(headers)
+                    return status, headers
+        except (OSError, ValueError, HTTPInputError):
+            pass
+        raise UpstreamError(_UNREACHABLE)
+
+    async def _lines(self) -> str:
+        lines: list[bytes] = []
+        size = 0
+        while True:
+            line = await self._reader.readline()
+            size += len(line)
+            if not line.endswith(b"\n") or size > READ_BYTES:
+                raise ValueError("the head has no end")
+            if not line.rstrip(b"\r\n"):
+                return b"".join(lines).decode("latin-1")
+            lines.append(line)
+
+    def _frame(self, headers: HTTPHeaders) -> None:
+        """Note how the body ends. RFC 9112, section 6.3: Transfer-Encoding overrides Content-Length."""
+        if "chunked" in headers.get("Transfer-Encoding", "").lower():
+            self._chunks = ChunkDecoder()
+        elif (length := headers.get("Content-Length")) is not None:
+            if not length.isascii() or not length.isdigit():
+                raise ValueError("the length is not a number")
+            self._left = int(length)
+            self.finished = self._left == 0
 
     async def next(self) -> bytes | None:
-        """Return the bytes that have arrived, or wait for some. None is the end."""
-        piece = await self.pieces.get()
-        while piece is not None and not self.pieces.empty():
-            more = self.pieces.get_nowait()
-            if more is None:
-                self.pieces.put_nowait(None)
-                break
-            piece += more
-        return piece
+        """Return the bytes that have arrived, or wait for some. None is the end. Safe to cancel.
 
-    def finish(self) -> None:
-        self.finished = True
+        Raises:
+            TooLarge: The body exceeds its limit.
+        """
+        while not self.finished:
+            try:
+                piece = await self._reader.read(READ_BYTES)
+            except OSError:
+                return None
+            if not piece:
+                # RFC 9112, section 6.3: without a length the body ends with the connection.
+                self.finished = self._chunks is None and self._left is None
+                return None
+            self._size += len(piece)
+            if self._size > MAX_STREAM:
+                raise TooLarge("The model's server sent an answer of more than 256 MiB.")
+            if self._left is not None:
+                piece = piece[: self._left]
+                self._left -= len(piece)
+                self.finished = self._left == 0
+            elif self._chunks is not None:
+                try:
+                    piece = self._chunks.feed(piece)
+                except ValueError:
+                    return None
+                self.finished = self._chunks.ended
+            if piece:
+                return piece
+        return None
 
 
 class ChatUpstream:
@@ -118,7 +158,6 @@ class ChatUpstream:
         self._with_usage = True
         #: Which reasoning goes back, if the server has refused the setting's.
         self.reasoning: Literal["keep", "drop"] | None = None
-        self._reading = OwnedTasks()
 
     async def events(self, body: dict[str, Any], *, whole: bool = False) -> AsyncGenerator[list[str], None]:
         """Send a request, and yield the data of the events of each read. Closing the generator closes the connection.
@@ -158,47 +197,44 @@ class ChatUpstream:
         body = {**body, "stream": not whole, **self._settings.extra}
         if self._with_usage and not whole and not self._responses:
             body["stream_options"] = {"include_usage": True}
-        stream = await self._connect()
-        stream.set_nodelay(True)
-        delegate = _Body()
-        parameters = HTTP1ConnectionParameters(no_keep_alive=True, max_body_size=MAX_STREAM)
-        connection = HTTP1Connection(stream, True, parameters)
+        reader, writer = await self._connect()
         try:
             data = msgspec.json.encode(body)
-            headers = HTTPHeaders({
-                "Host": self._host_header, "Content-Type": "application/json", "Content-Length": str(len(data)),
-                "Accept": "text/event-stream", "Connection": "close",
-            })  # fmt: skip
-            if self._key:
-                headers["Authorization"] = f"Bearer {self._key}"
-            try:
-                await connection.write_headers(RequestStartLine("POST", self._path, ""), headers, data)
-            except StreamClosedError:
-                raise UpstreamError(_UNREACHABLE) from None
-            self._reading.start(_read(connection, delegate))
-            status, headers = await delegate.head
+            writer.write(self._head(len(data)) + data)
+            response = _Response(reader)
+            status, headers = await response.head()
             if status != 200:
-                raise UpstreamError(await self._refusal(delegate, status, headers))
+                raise UpstreamError(await self._refusal(response, status, headers))
             chunks = ResponsesChunks() if self._responses else None
-            async for each in _decoded(delegate, headers):
+            async for each in _decoded(response, headers):
                 yield each if chunks is None else [chunk for data in each for chunk in chunks.feed(data)]
         finally:
-            # close(2) of the socket is what ends the generation. It must not wait for anything.
-            stream.close()
-            delegate.discard()
+            # The end of the connection is what ends the generation. It must not wait for anything.
+            writer.transport.abort()
 
-    async def _connect(self) -> IOStream:
+    def _head(self, size: int) -> bytes:
+        lines = [
+            f"POST {self._path} HTTP/1.1", f"Host: {self._host_header}", "Content-Type: application/json",
+            f"Content-Length: {size}", "Accept: text/event-stream", "Connection: close",
+        ]  # fmt: skip
+        if self._key:
+            lines.append(f"Authorization: Bearer {self._key}")
+        return "\r\n".join([*lines, "\r\n"]).encode()
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         options = ssl.create_default_context() if self._tls else None
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                return await TCPClient().connect(self._host, self._port, ssl_options=options)
-        except (OSError, StreamClosedError, TimeoutError) as error:
+                return await asyncio.open_connection(
+                    self._host, self._port, ssl=options, limit=READ_BYTES, happy_eyeballs_delay=0.25
+                )
+        except (OSError, TimeoutError) as error:
             log.warning("The model's server %s:%d can't be reached: %s", self._host, self._port, type(error).__name__)
             raise UpstreamError(_UNREACHABLE) from None
 
-    async def _refusal(self, delegate: _Body, status: int, headers: HTTPHeaders) -> ModelFault:
+    async def _refusal(self, response: _Response, status: int, headers: HTTPHeaders) -> ModelFault:
         text = b""
-        while len(text) < MAX_ERROR_BODY and (piece := await delegate.next()) is not None:
+        while len(text) < MAX_ERROR_BODY and (piece := await response.next()) is not None:
             text += piece
         shown = text.decode("utf-8", "replace")
         if self._key:
@@ -212,25 +248,12 @@ class ChatUpstream:
         return fault_of(error, status, headers.get("Retry-After"))
 
 
-async def _read(connection: HTTP1Connection, delegate: _Body) -> None:
-    """Read the response to its end. The last piece is None."""
-    try:
-        await connection.read_response(delegate)
-    except (StreamClosedError, RecursionError):
-        pass  # The answer has closed the connection. Or the server sends 1xx without end, one stack frame each.
-    finally:
-        if not delegate.head.done():
-            delegate.head.set_exception(UpstreamError(_UNREACHABLE))
-            delegate.head.exception()  # an answer that was cancelled does not read it
-        await delegate.end()
-
-
-async def _decoded(delegate: _Body, headers: HTTPHeaders) -> AsyncGenerator[list[str], None]:
+async def _decoded(response: _Response, headers: HTTPHeaders) -> AsyncGenerator[list[str], None]:
     decoder = SseDecoder()
     # Joined once: a sum of bytes copies all earlier ones for each piece.
     whole, size = [], 0
     streams = "json" not in headers.get("Content-Type", "")
-    while (piece := await delegate.next()) is not None:
+    while (piece := await response.next()) is not None:
         if not streams:
             # A server without streams sends one object.
             whole.append(piece)
@@ -246,5 +269,5 @@ async def _decoded(delegate: _Body, headers: HTTPHeaders) -> AsyncGenerator[list
             return
     if rest := decoder.end() if streams else [b"".join(whole).decode("utf-8", "replace")]:
         yield rest
-    if not delegate.finished:
+    if not response.finished:
         raise UpstreamError(_BROKEN)

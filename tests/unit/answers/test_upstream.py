@@ -105,3 +105,29 @@ async def test_early_responses_without_end_are_a_fault(model: ScriptedModel, cap
     with pytest.raises(UpstreamError):
         await read(ChatUpstream(ModelSettings(url=model.url), ""))
     assert "exception" not in caplog.text
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+async def test_a_chunked_stream_is_read_to_its_last_chunk(model: ScriptedModel) -> None:
+    model.script = lambda body: [CHUNKED + b"6\r\ndata: \r\n6\r\n{}\n\nda\r\n", b"9\r\nta: [1]\n\n\r\n0\r\n\r\n"]
+    assert await read(ChatUpstream(ModelSettings(url=model.url), "")) == ["{}", "[1]"]
+
+
+@pytest.mark.parametrize("end", [b"", b"5\r\ndata", b"z\r\n"])
+async def test_a_chunked_stream_without_its_last_chunk_is_a_fault(model: ScriptedModel, end: bytes) -> None:
+    model.script = lambda body: [CHUNKED + b"a\r\ndata: {}\n\n\r\n" + end]
+    with pytest.raises(UpstreamError) as caught:
+        await read(ChatUpstream(ModelSettings(url=model.url), ""))
+    assert "before the end" in caught.value.fault.message
+
+
+@pytest.mark.parametrize(
+    "head", [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", b"HTTP/one\r\n\r\n"]
+)
+async def test_a_head_that_is_not_valid_is_a_fault(model: ScriptedModel, head: bytes) -> None:
+    model.script = lambda body: [head]
+    with pytest.raises(UpstreamError) as caught:
+        await read(ChatUpstream(ModelSettings(url=model.url), ""))
+    assert caught.value.fault.message == "The model's server can't be reached."
