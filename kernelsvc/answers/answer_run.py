@@ -25,7 +25,6 @@ from kernelsvc.model.answers.machine import (
     InterruptCells,
     ItemAdded,
     ItemDone,
-    ItemGrew,
     RunCell,
     Step,
 )
@@ -36,6 +35,7 @@ from kernelsvc.model.answers.values import (
     Entry,
     MessageItem,
     ModelFault,
+    ModelPiece,
     ServerNote,
 )
 from kernelsvc.model.events import ModelAnswered, Reason
@@ -132,6 +132,8 @@ class AnswerRun:
         self._made: list[str] = []
         # Whether the present turn has sent a piece, and whether old results are left out earlier than the setting says.
         self._begun = self._shrunk = False
+        # Whether ``run`` waits for its inbox, and has done the effects of all earlier steps.
+        self._idle = False
         self._began = time.monotonic()
 
     @property
@@ -155,7 +157,10 @@ class AnswerRun:
             await self._take(self.machine.begin() if resumed is None else list(resumed), reader)
             async with asyncio.timeout(self._model.max_seconds):
                 while not self.machine.ended:
-                    await self._take(self._decide(await self._inbox.get()), reader)
+                    self._idle = True
+                    what = await self._inbox.get()
+                    self._idle = False
+                    await self._take(self._decide(what), reader)
         except TimeoutError:
             await self._take(self.machine.on_timeout(), reader)
         except asyncio.CancelledError:
@@ -193,14 +198,22 @@ class AnswerRun:
         waiting = list(steps)
         while waiting:
             step = waiting.pop(0)
-            if isinstance(step, ItemGrew):  # the step of each token, without an effect
-                reader.step(step, self)
-                continue
             try:
                 await self._effect(step)
             except KernelsvcError as error:
                 waiting = self.machine.on_fault(as_fault(error))
                 continue
+            reader.step(step, self)
+        await reader.flush()
+
+    async def _pass(self, pieces: list[ModelPiece]) -> None:
+        """Pass the model's output to the machine. Safe to cancel."""
+        reader = self._reader
+        if reader is None or not self._idle or not self._inbox.empty() or not all(map(self.machine.grows, pieces)):
+            await self._inbox.put(pieces)
+            return
+        # Nearly every token. Its steps have no effect, so that the task of the answer need not wake for them.
+        for step in self._decide(pieces):
             reader.step(step, self)
         await reader.flush()
 
@@ -286,7 +299,7 @@ class AnswerRun:
                     # One message to the answer for each read of the connection, and so one write to the client.
                     if pieces := [piece for data in read for piece in turn.feed(data)]:
                         self._begun = True
-                        await self._inbox.put(pieces)
+                        await self._pass(pieces)
                     if turn.fault is not None:
                         return turn.fault
                     if turn.fenced:

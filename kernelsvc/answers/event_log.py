@@ -46,18 +46,25 @@ class EventLog:
             self._room.clear()
             await self._room.wait()
 
-    async def after(self, number: int) -> list[dict[str, Any]]:
-        """Wait for events behind the first ``number`` ones. An empty list is the end. Safe to cancel."""
-        while True:
-            found = self._events[self._position(number) :]
-            if found or self._closed:
-                if not self._keep:
-                    self._first += len(self._events)
-                    self._events = []
-                    self._room.set()
-                return found
+    def wake(self) -> None:
+        """End the waits of the readers."""
+        self._news.set()
+
+    async def after(self, number: int) -> list[dict[str, Any]] | None:
+        """Wait for events behind the first ``number`` ones. Safe to cancel.
+
+        Returns:
+            The events. An empty list if ``wake`` has ended the wait. None at the end.
+        """
+        if not (found := self._events[self._position(number) :]) and not self._closed:
             self._news.clear()
             await self._news.wait()
+            found = self._events[self._position(number) :]
+        if not self._keep:
+            self._first += len(self._events)
+            self._events = []
+            self._room.set()
+        return None if self._closed and not found else found
 
     def _position(self, number: int) -> int:
         last = self._events[-1].get("sequence_number") if self._events else None

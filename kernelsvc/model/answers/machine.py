@@ -204,6 +204,16 @@ class AnswerMachine:
             self.transcript.append(ServerNote(text=CONTINUE))
         return self._ask(None if self.items else self._limits.force)
 
+    def grows(self, piece: ModelPiece) -> bool:
+        """Return whether a piece only adds to an item that is open, so that its steps have no effect."""
+        match piece:
+            case TextPiece():
+                return self._text is not None
+            case ReasoningPiece():
+                return self._reasoning is not None
+            case _:
+                return isinstance(piece, ArgumentsPiece)
+
     def on_piece(self, piece: ModelPiece) -> list[Step]:
         """Take a part of the model's output. Parts that follow the end of the turn or the answer are dropped."""
         if self.ended or not self._asking:

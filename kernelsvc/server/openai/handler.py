@@ -173,18 +173,27 @@ class OpenAiHandler(ApiHandler):
     async def batches(self, log: EventLog, after: int) -> AsyncIterator[list[dict[str, Any]]]:
         """Yield events as they come. During a silence, yield an empty list. Safe to cancel."""
         silence = self.context.settings.keepalive_seconds
-        number = after
-        while True:
-            try:
-                async with asyncio.timeout(silence):
-                    found = await log.after(number)
-            except TimeoutError:
-                yield []
-                continue
-            if not found:
-                return
-            number = found[-1].get("sequence_number", number + len(found) - 1) + 1
-            yield found
+        loop = asyncio.get_running_loop()
+        number, last = after, loop.time()
+        timer: asyncio.TimerHandle
+
+        def wake() -> None:
+            # One timer for the stream, because one for each event costs more than the event's encoding.
+            nonlocal timer, last
+            if (left := last + silence - loop.time()) <= 0:
+                log.wake()
+                last, left = loop.time(), silence
+            timer = loop.call_later(left, wake)
+
+        timer = loop.call_later(silence, wake)
+        try:
+            while (found := await log.after(number)) is not None:
+                if found:
+                    number = found[-1].get("sequence_number", number + len(found) - 1) + 1
+                last = loop.time()
+                yield found
+        finally:
+            timer.cancel()
 
     async def send_events(self, frames: bytes) -> None:
         """Send bytes of an event stream."""

@@ -65,14 +65,14 @@ class CreateResponseHandler(OpenAiHandler):
         opening = asyncio.get_running_loop().time() + OPENING_SECONDS
         async for events in self.batches(running.log, 0):
             frames = b"".join(map(frame, events)) or KEEPALIVE
-            now = asyncio.get_running_loop().time()
-            if not self._headers_written and now < opening and all(each["type"] in _OPENING for each in events):
-                held += frames
-                continue
             if not self._headers_written:
+                now = asyncio.get_running_loop().time()
+                if now < opening and all(each["type"] in _OPENING for each in events):
+                    held += frames
+                    continue
                 _raise_early_fault(running)
-            await self.send_events(held + frames)
-            held = b""
+                frames, held = held + frames, b""
+            await self.send_events(frames)
         await self.send_events(held + b"data: [DONE]\n\n")
 
 

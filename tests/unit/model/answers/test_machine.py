@@ -289,3 +289,16 @@ def test_an_answer_that_was_cut_continues_with_its_complete_items(cut: str) -> N
         # The limit of calls counts those before the kill, and a call is forced once.
         calls = any(isinstance(each, CodeItem) for each in machine.items)
         assert (asked.tools, asked.force) == (not calls, None if kept else "required")
+
+
+def test_a_piece_grows_only_what_is_open() -> None:
+    machine = made()
+    machine.begin()
+    assert not machine.grows(TextPiece("a"))
+    machine.on_piece(TextPiece("a"))
+    assert machine.grows(TextPiece("b"))
+    assert not machine.grows(ReasoningPiece("c"))
+    machine.on_piece(ReasoningPiece("c"))
+    assert machine.grows(ReasoningPiece("d"))
+    assert not machine.grows(TextPiece("e"))
+    assert not machine.grows(CallBegan(key=0, call_id="1", name="python", runs_code=True))
