@@ -549,8 +549,8 @@ def _machine_commands(commands: _Commands) -> None:
         "Make, list and remove environments on the server's machine. A running server uses a new one within\n"
         "seconds, as the template NAME. 'add NAME PACKAGE...' makes a virtual environment (with uv, if it is\n"
         "installed), imports what --preload names, and refuses modules that leave threads running. 'update NAME'\n"
-        "makes it again from the newest packages that its requirements allow. Running sessions continue. Without packages,\n"
-        "--python PATH registers an existing environment. If a step fails, nothing is left.",
+        "makes it again from the newest packages that its requirements allow. Running sessions continue. Without\n"
+        "packages, --python PATH registers an existing environment. If a step fails, nothing is left.",
     )
     env.add_argument("action", choices=["add", "list", "show", "update", "remove"])
     env.add_argument("name", metavar="NAME", nargs="?", help="the environment, and its template (not for list)")
