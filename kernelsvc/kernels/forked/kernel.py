@@ -60,7 +60,9 @@ class ForkedKernelOwner(Protocol):
     def make_endpoints(self, kernel: str) -> list[int]:
         """Make the descriptors that a new kernel needs. The caller closes them."""
 
-    async def register_copy(self, copy: StartRequest, *, of: str, home: str) -> tuple[int | None, list[str]]:
+    async def register_copy(
+        self, copy: StartRequest, *, of: str, home: str, ended: asyncio.Future[Exit]
+    ) -> tuple[int | None, list[str]]:
         """Register a checkpoint or branch of the kernel ``of`` with the host. See ``HostClient.register_copy``."""
 
     async def end(self, kernel: str) -> None:
@@ -269,7 +271,9 @@ class ForkedKernel:
             if not answer.get("ok"):
                 reasons = _reasons(answer)
                 raise CannotFork(f"The session can't be forked now: {'; '.join(reasons)}", reasons=reasons)
-            private, left = await self._owner.register_copy(copy, of=self.info.id, home=copy.home or self.home)
+            private, left = await self._owner.register_copy(
+                copy, of=self.info.id, home=copy.home or self.home, ended=self._reported
+            )
         except BaseException:
             self._owner.path(copy.kernel).unlink(missing_ok=True)
             raise

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds for a new checkpoint or branch to listen.
 LISTEN_SECONDS = 15.0
+#: The same once its original has ended: a copy that is not registered can end with it.
+ORPHAN_SECONDS = 1.0
 #: Seconds for a kernel to answer the first connection: a new one, or a checkpoint that becomes the kernel.
 CONNECT_SECONDS = 10.0
 #: The same for a branch, which copies its parent's directory first.
@@ -249,15 +251,23 @@ class ForkedLauncher:
         except TimeoutError:
             raise KernelDead("The checkpoint is stopped (SIGSTOP) and can't be continued.") from None
 
-    async def register_copy(self, copy: StartRequest, *, of: str, home: str) -> tuple[int | None, list[str]]:
+    async def register_copy(
+        self, copy: StartRequest, *, of: str, home: str, ended: asyncio.Future[Exit]
+    ) -> tuple[int | None, list[str]]:
         """Register a checkpoint or branch with the host.
 
         Linux identifies the process that listens on the copy's socket, so the kernel need not be trusted.
 
+        Args:
+            copy: the request for the copy.
+            of: the original's id.
+            home: directory of the copy.
+            ended: the original's exit.
+
         Returns:
             See ``HostClient.register_copy``.
         """
-        pidfd = await _listener(self.path(copy.kernel))
+        pidfd = await _listener(self.path(copy.kernel), ended)
         # A branch has a directory of its own, and so limits of its own.
         limits = copy.limits if copy.home and not copy.beside else None
         request = RegisterCopyRequest(kernel=copy.kernel, original=of, home=home, limits=limits, sidecar_of=copy.beside)
@@ -293,16 +303,20 @@ async def _refuses(path: Path) -> bool:
     return False
 
 
-async def _listener(path: Path) -> int:
+async def _listener(path: Path, ended: asyncio.Future[Exit]) -> int:
     """Return a pidfd of the process that listens at ``path``. The caller closes it.
 
     Raises:
-        KernelDead: the process has ended.
+        KernelDead: the process has ended, or its original has.
         Timeout: no process listens.
     """
     try:
-        async with asyncio.timeout(LISTEN_SECONDS):
+        async with asyncio.timeout(LISTEN_SECONDS) as timeout:
+            loop, orphan = asyncio.get_running_loop(), False
             while True:
+                if ended.done() and not orphan:
+                    orphan = True
+                    timeout.reschedule(loop.time() + ORPHAN_SECONDS)
                 sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
                 with sock:
                     try:
@@ -312,6 +326,8 @@ async def _listener(path: Path) -> int:
                         pass
                 await asyncio.sleep(LISTEN_PAUSE)
     except TimeoutError:
+        if ended.done():
+            raise KernelDead("The kernel ended before its copy was ready.") from None
         raise Timeout("The copy does not listen. Wait for the running cell, and try again.") from None
 
 
