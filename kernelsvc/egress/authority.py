@@ -71,6 +71,7 @@ class Authority:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         # HTTP/2 is not read, and clients that offer it offer this one, too (RFC 7301).
         context.set_alpn_protocols(["http/1.1"])
+        context.options |= ssl.OP_NO_RENEGOTIATION  # ``TlsChannel`` can't wait for bytes while it sends.
         # A ticket (RFC 8446, section 4.6.1) takes time, and connections are seldom resumed.
         context.num_tickets = 0
         # load_cert_chain takes a path. This one is of a file in memory (memfd_create(2)).
@@ -122,6 +123,7 @@ def upstream_context(more: str) -> ssl.SSLContext:
     if more:
         context.load_verify_locations(cadata=more)
     context.set_alpn_protocols(["http/1.1"])
+    context.options |= ssl.OP_NO_RENEGOTIATION  # ``TlsChannel`` can't wait for bytes while it sends.
     return context
 
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from collections.abc import Coroutine
 from typing import Any, Protocol
 
 from kernelsvc.egress.byte_channels import ByteChannel, PlainChannel
 from kernelsvc.egress.http_relay import HTTP_1_ONLY, REFUSED, BadHttp, HttpExchange, HttpRelay, refusal
 from kernelsvc.egress.interception import Interception
-from kernelsvc.egress.relay import Idle, relay
+from kernelsvc.egress.relay import relay
 from kernelsvc.model.network.hosts import DNS_PORT, HTTP_PORT, HTTPS_PORT
 from kernelsvc.model.network.policy import Refused, rule_for_request
 from kernelsvc.model.network.rules import ParsedRule
 from kernelsvc.protocol.egress import client_hello
 
-#: Seconds for the first bytes of a TLS or HTTP connection.
-FIRST_BYTES_SECONDS = 10.0
+#: Seconds for the first bytes of a TLS or HTTP connection, and without a byte in either direction later.
+FIRST_BYTES_SECONDS, IDLE_SECONDS = 10.0, 300.0
+#: Seconds between changes of the time limit. A change for each piece takes as long as a piece.
+_LIMIT_SECONDS = 1.0
 #: Seconds in which a refused client may read the reason, and its longest name in a report.
 FAREWELL_SECONDS, MAX_SHOWN = 0.5, 253
 _DENIED = client_hello.alert(client_hello.ALERT_ACCESS_DENIED)
@@ -31,6 +34,10 @@ _Rules = tuple[ParsedRule, ...]
 
 class QuotaUsed(Exception):
     """The session has sent and received the bytes that it may."""
+
+
+class Idle(Exception):
+    """No byte came for ``IDLE_SECONDS``."""
 
 
 class NoCommonProtocol(Refused):
@@ -72,22 +79,31 @@ class EgressConnection:
 
     Args:
         proxy: decides, connects and reports for the session.
-        sock: the session's socket, which the caller closes.
+        sock: the session's socket. The connection owns it.
     """
 
     def __init__(self, proxy: ConnectionPolicy, sock: socket.socket) -> None:
         self._proxy = proxy
         self._sock = sock
+        self._client = PlainChannel(sock)
         self._loop = asyncio.get_running_loop()
-        self._began = self._loop.time()
+        self._began = self._active = self._loop.time()
+        self._limit = asyncio.timeout(None)
         self._sent = self._received = 0
         self._address = ""
         self._destination, self._port = "", 0
+        self._rules: _Rules = ()
         self._http: HttpRelay | None = None
         self._cut = ""
 
     async def run(self) -> None:
-        """Serve the connection until its end. Safe to cancel."""
+        """Serve the connection until its end, and close it. Safe to cancel."""
+        try:
+            await self._serve()
+        finally:
+            self._client.close()
+
+    async def _serve(self) -> None:
         address, port = self._sock.getsockname()[:2]
         if port == DNS_PORT:
             with contextlib.suppress(TimeoutError):
@@ -96,7 +112,7 @@ class EgressConnection:
         destination = self._proxy.destination(address.removeprefix("::ffff:"))
         self._destination, self._port = destination, port
         try:
-            rules = self._proxy.rules_for(destination, port)
+            self._rules = rules = self._proxy.rules_for(destination, port)
             if port == HTTP_PORT or rules[0].reads_requests():
                 await self._requests(rules, destination, port)
             else:
@@ -108,11 +124,11 @@ class EgressConnection:
                 await self._farewell(refusal(403, REFUSED.format(why=error)) if port == HTTP_PORT else tls)
 
     def cut_if_refused(self) -> bool:
-        """Whether the present rules refuse this connection. The caller then cancels ``run``."""
+        """Use the present rules. Return whether they refuse this connection. The caller then cancels ``run``."""
         if not self._destination:
             return False
         try:
-            rules = self._proxy.rules_for(self._destination, self._port)
+            self._rules = rules = self._proxy.rules_for(self._destination, self._port)
             if self._address:
                 self._proxy.check_address(self._address)
             # Each request gets its own decision. Bytes that are passed on unread have that of the connection, and the
@@ -137,8 +153,8 @@ class EgressConnection:
         try:
             if port == HTTPS_PORT:
                 await self._check_hello(destination)
-            with await self._connect(destination, port) as server:
-                await relay(PlainChannel(self._sock), PlainChannel(server), self._count)
+            with contextlib.closing(await self._connect(destination, port)) as server:
+                await self._until_idle(relay(self._client, server, self._count))
             end = "closed"
         except Idle:
             end = "idle"
@@ -158,7 +174,7 @@ class EgressConnection:
         """Relay requests: plain ones on port 80, over TLS on port 443. On another port the first byte decides."""
         try:
             if port == HTTP_PORT or (port != HTTPS_PORT and not await self._begins_with_tls()):
-                await self._relay_requests(PlainChannel(self._sock), rules, destination, port)
+                await self._relay_requests(self._client, rules, destination, port)
                 return
             hello = await self._check_hello(destination)
         except (OSError, client_hello.InvalidHello) as error:
@@ -168,7 +184,7 @@ class EgressConnection:
         if hello.protocols and _HTTP_1 not in hello.protocols:
             raise NoCommonProtocol(HTTP_1_ONLY)
         try:
-            channel = await self._proxy.interception.accept(self._sock, destination)
+            channel = await self._proxy.interception.accept(self._client, destination)
         except OSError as error:
             self._report(rules[0], destination, port, end=f"failed: the client's handshake: {error}"[:200])
             return
@@ -183,11 +199,14 @@ class EgressConnection:
         interception, end = self._proxy.interception, "closed"
 
         async def connect() -> ByteChannel:
-            sock = await self._connect(destination, port)
-            return await interception.connect(sock, destination) if tls else PlainChannel(sock)
-
-        def present() -> _Rules:
-            return self._proxy.rules_for(destination, port)
+            server = await self._connect(destination, port)
+            if not tls:
+                return server
+            try:
+                return await interception.connect(server, destination)
+            except BaseException:
+                server.close()
+                raise
 
         def on_exchange(exchange: HttpExchange) -> None:
             request = {"method": exchange.method, "path": exchange.path, "status": exchange.status}
@@ -197,15 +216,16 @@ class EgressConnection:
 
         secrets = interception.secrets if tls else None
         # The relay answers requests that it refuses.
-        self._http = HttpRelay(client, destination, port, present, connect, self._count, on_exchange, secrets)
+        self._http = HttpRelay(
+            client, destination, port, lambda: self._rules, connect, self._count, on_exchange, secrets
+        )
         try:
-            await self._http.run()
+            await self._until_idle(self._http.run())
         except (QuotaUsed, OSError, Idle) as error:
             end = {QuotaUsed: "quota", Idle: "idle"}.get(type(error)) or f"failed: {error}"[:200]
             self._report(rules[0], destination, port, end=end)
         except (Refused, BadHttp):
-            if not tls:
-                await self._farewell(b"")
+            await self._farewell(b"", client)
             with contextlib.suppress(BadHttp):
                 raise
 
@@ -215,12 +235,27 @@ class EgressConnection:
             await self._readable(1)
         return self._sock.recv(1, socket.MSG_PEEK) == client_hello.FIRST_BYTE
 
-    async def _connect(self, destination: str, port: int) -> socket.socket:
+    async def _connect(self, destination: str, port: int) -> PlainChannel:
         sock = await self._proxy.connect(destination, port)
         self._address = str(sock.getpeername()[0])
-        return sock
+        return PlainChannel(sock)
+
+    async def _until_idle(self, work: Coroutine[Any, Any, None]) -> None:
+        """Relay, and raise ``Idle`` when no byte came for a while."""
+        self._limit = asyncio.timeout(IDLE_SECONDS)
+        try:
+            async with self._limit:
+                await work
+        except TimeoutError:
+            if self._limit.expired():
+                raise Idle from None
+            raise
 
     def _count(self, sent: int, received: int) -> None:
+        now = self._loop.time()
+        if now - self._active >= _LIMIT_SECONDS and not self._limit.expired():
+            self._active = now
+            self._limit.reschedule(now + IDLE_SECONDS)
         self._sent += sent
         self._received += received
         self._proxy.count(sent + received)
@@ -261,13 +296,13 @@ class EgressConnection:
         finally:
             self._loop.remove_reader(self._sock.fileno())
 
-    async def _farewell(self, data: bytes) -> None:
+    async def _farewell(self, data: bytes, client: ByteChannel | None = None) -> None:
         """Send the last bytes, and read the client's. Unread bytes would make Linux send a reset first."""
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(FAREWELL_SECONDS):
-                await self._loop.sock_sendall(self._sock, data)
-                self._sock.shutdown(socket.SHUT_WR)
-                while await self._loop.sock_recv(self._sock, client_hello.MAX_BYTES):
+                await self._client.send(data)
+                await (client or self._client).finish()
+                while await self._client.receive(client_hello.MAX_BYTES):
                     pass
 
     def _report(self, rule: ParsedRule, destination: str, port: int, **more: Any) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import h11
 
 from kernelsvc.egress.byte_channels import ByteChannel
-from kernelsvc.egress.relay import CHUNK_BYTES, IDLE_SECONDS, Count, relay
+from kernelsvc.egress.relay import CHUNK_BYTES, Count, relay
 from kernelsvc.egress.secret_values import Secret, values_for
 from kernelsvc.model.network.policy import Refused, rule_for_request
 from kernelsvc.model.network.rules import ParsedRule
@@ -169,7 +169,6 @@ class HttpRelay:
         Raises:
             Refused, BadHttp: a request was not passed on, and the session got the answer.
             OSError: the server can't be reached, or a side was reset.
-            Idle: nothing was sent over a WebSocket for a while.
             Exception: from ``count``.
         """
         try:
@@ -353,8 +352,7 @@ class HttpRelay:
         while (event := connection.next_event()) is h11.NEED_DATA:
             if not sent:
                 await self._flush()
-            async with asyncio.timeout(IDLE_SECONDS):
-                data = await channel.receive(CHUNK_BYTES)
+            data = await channel.receive(CHUNK_BYTES)
             self._count(len(data) if sent else 0, 0 if sent else len(data))
             connection.receive_data(data)
         return event

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import socket
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
 
 from kernelsvc.egress.authority import Authority, open_authority, upstream_context
-from kernelsvc.egress.byte_channels import TlsChannel
+from kernelsvc.egress.byte_channels import PlainChannel, TlsChannel
 from kernelsvc.egress.protocol import EgressSettings
 from kernelsvc.egress.secret_values import Secret, read_secrets
 
@@ -36,13 +35,13 @@ class Interception:
     def _upstream(self) -> ssl.SSLContext:
         return upstream_context(self._more)
 
-    async def accept(self, sock: socket.socket, name: str) -> TlsChannel:
+    async def accept(self, plain: PlainChannel, name: str) -> TlsChannel:
         """Answer a session's handshake in the place of a server. See ``TlsChannel.accept``."""
-        return await TlsChannel.accept(sock, self._authority.context(name))
+        return await TlsChannel.accept(plain, self._authority.context(name))
 
-    async def connect(self, sock: socket.socket, name: str) -> TlsChannel:
+    async def connect(self, plain: PlainChannel, name: str) -> TlsChannel:
         """Make a handshake with a server, and verify its certificate. See ``TlsChannel.connect``."""
-        return await TlsChannel.connect(sock, self._upstream, name)
+        return await TlsChannel.connect(plain, self._upstream, name)
 
 
 def open_interception(settings: EgressSettings) -> Interception:

@@ -7,16 +7,10 @@ from collections.abc import Callable
 
 from kernelsvc.egress.byte_channels import ByteChannel
 
-#: Seconds without a byte in either direction, after which a connection ends.
-IDLE_SECONDS = 300.0
 CHUNK_BYTES = 64 * 1024
 
 #: Called with the bytes of each chunk, sent and received. It raises to end the connection.
 Count = Callable[[int, int], None]
-
-
-class Idle(Exception):
-    """No byte came for ``IDLE_SECONDS``."""
 
 
 async def relay(
@@ -31,24 +25,19 @@ async def relay(
         received: returns the bytes that the client gets for those that the server sent.
 
     Raises:
-        Idle: nothing was sent for a while.
         OSError: a side was reset.
         Exception: from ``count`` and ``received``.
     """
-    loop = asyncio.get_running_loop()
 
     async def copy(source: ByteChannel, target: ByteChannel, *, sent: bool) -> None:
         while data := await source.receive(CHUNK_BYTES):
             count(len(data) if sent else 0, 0 if sent else len(data))
-            deadline.reschedule(loop.time() + IDLE_SECONDS)
             await target.send(data if sent else received(data))
-        target.finish()
+        await target.finish()
 
     try:
-        async with asyncio.timeout(IDLE_SECONDS) as deadline, asyncio.TaskGroup() as both:
+        async with asyncio.TaskGroup() as both:
             both.create_task(copy(client, server, sent=True))
             both.create_task(copy(server, client, sent=False))
-    except TimeoutError:
-        raise Idle from None
     except ExceptionGroup as group:
         raise group.exceptions[0] from None

@@ -133,12 +133,11 @@ class SessionProxy:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._connections += 1
             connection = EgressConnection(self, sock)
-            self._open[connection] = self._tasks.start(self._serve(connection, sock))
+            self._open[connection] = self._tasks.start(self._serve(connection))
 
-    async def _serve(self, connection: EgressConnection, sock: socket.socket) -> None:
+    async def _serve(self, connection: EgressConnection) -> None:
         try:
-            with sock:
-                await connection.run()
+            await connection.run()
         except OSError as error:
             log.debug("a connection ended: %s", error)
         finally:

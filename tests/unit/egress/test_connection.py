@@ -73,6 +73,23 @@ async def test_a_client_without_http_1_is_refused_in_words(offered, number, monk
     assert policy.denied == [connection.HTTP_1_ONLY]
 
 
+async def test_a_connection_without_bytes_ends(monkeypatch):
+    monkeypatch.setattr(connection, "IDLE_SECONDS", 0.05)
+    policy = Policy()
+    policy.rules = NetworkRules(allow=("read.test",)).parsed()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        async def connect(destination, port):
+            made = socket.create_connection(server.getsockname())
+            made.setblocking(False)
+            return made
+
+        policy.connect = connect
+        assert await answer_to(b"", policy) == b""
+    ((kind, fields),) = policy.reports
+    assert (kind, fields["end"]) == ("connection", "idle")
+
+
 def test_a_connection_is_cut_if_its_rules_refuse_it():
     policy = Policy()
 

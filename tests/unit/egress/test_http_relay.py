@@ -113,9 +113,10 @@ async def exchange(raw: bytes, answer: bytes = ANSWER, rules=RULES) -> tuple[byt
                 parser.start_next_cycle()
 
     async def relay() -> None:
+        client = PlainChannel(ours)
         with contextlib.suppress(Refused, BadHttp, OSError):
-            await HttpRelay(PlainChannel(ours), NAME, 80, lambda: rules, connect, lambda *_: None, lambda _: None).run()
-        ours.close()
+            await HttpRelay(client, NAME, 80, lambda: rules, connect, lambda *_: None, lambda _: None).run()
+        client.close()
         theirs.close()
 
     async with asyncio.timeout(10):
