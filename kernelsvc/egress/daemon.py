@@ -106,8 +106,7 @@ class EgressDaemon:
 
     def _report(self, container: str, kind: str, fields: dict[str, Any]) -> None:
         if self._server is not None:
-            report = Report(container=container, kind=kind, fields=fields)
-            self._server.send(msgspec.to_builtins(report))
+            self._server.send(Report(container=container, kind=kind, fields=fields))
 
     def _ended(self, container: str) -> None:
         self._close(container)

@@ -117,7 +117,7 @@ class SeqpacketChannel:
         """Whether the channel is open."""
         return self.sock.fileno() >= 0
 
-    def send(self, body: dict[str, Any], fds: Sequence[int] = ()) -> bool:
+    def send(self, body: dict[str, Any] | msgspec.Struct, fds: Sequence[int] = ()) -> bool:
         """Send one datagram, later if the peer is slow. Return False if the channel is closed or its queue is full.
 
         The descriptors are duplicated if they must wait. The caller closes its own.
