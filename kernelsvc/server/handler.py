@@ -13,6 +13,7 @@ import inspect
 import logging
 import re
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from http import HTTPStatus
@@ -451,16 +452,18 @@ class ApiHandler(BaseHandler):
         finally:
             self._work = None
             self.context.streams.discard(task)
+            del task  # Its exception holds this frame, which would hold the task: garbage with the request's body.
 
     def on_finish(self) -> None:
         """Tornado's hook: the response is complete."""
         self.context.requests.discard(self)
+        self._body = []  # Cycles keep this object until the next collection of garbage, many requests later.
         super().on_finish()
 
     def on_connection_close(self) -> None:
         """Tornado's hook: the client disconnected."""
         self.context.requests.discard(self)
-        self._body = []  # Cycles keep this object for a while.
+        self._body = []
         self.context.service.client_gone(self)
         if self._work is not None:
             self._work.cancel()
@@ -474,6 +477,9 @@ class ApiHandler(BaseHandler):
         """Tornado's hook: abort a response that is half sent, since its status can't change any more."""
         info = kwargs.get("exc_info")
         gone = info is not None and isinstance(info[1], ClientGone)
+        if info is not None:
+            # Frames that hold the body live as long as the exception, which cycles may keep.
+            traceback.clear_frames(info[2])
         if gone or self._headers_written:
             self._abort()
             return

@@ -481,9 +481,8 @@ class ApiSocket(BaseHandler, WebSocketHandler):
             value, after = await self._perform(request)
             payload = None if isinstance(request.id, UnsetType) else jsonrpc.encode_result(request.id, value)
         except Exception as error:
-            known = self._as_known_error(error, request)
-            code = known.code
-            payload = None if isinstance(request.id, UnsetType) else jsonrpc.encode_error(request.id, known)
+            # The error holds this frame. A variable with the error would make garbage of both, with the request.
+            code, payload = self._encode_error(error, request)
         self.context.metrics.request(self.transport, request.method.name, code, time.perf_counter() - began)
         if code != "ok":
             self._note_refusal(request, code)
@@ -510,6 +509,10 @@ class ApiSocket(BaseHandler, WebSocketHandler):
             log.error("%s failed", request.method.name, exc_info=error, extra=extra)
             return Internal()
         return error
+
+    def _encode_error(self, error: Exception, request: jsonrpc.Request) -> tuple[str, bytes | None]:
+        known = self._as_known_error(error, request)
+        return known.code, None if isinstance(request.id, UnsetType) else jsonrpc.encode_error(request.id, known)
 
     async def _perform(self, request: jsonrpc.Request) -> tuple[Any, Callable[[], None] | None]:
         """Return the result, and a function to call after it was sent."""

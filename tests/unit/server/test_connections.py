@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import json
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from http_server import HttpServer, Rpc
 from waiting import wait_until
 
 from kernelsvc import AsyncClient
@@ -68,3 +73,51 @@ async def test_the_memory_of_half_requests_is_bounded(form: str, monkeypatch: py
         for each in (honest, *sent):
             each.writer.close()
         await asyncio.gather(honest.ended, *(each.ended for each in sent), return_exceptions=True)
+
+
+def resident() -> int:
+    """The bytes of memory of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+LARGE = "x" * (16 * MIB)
+UNKNOWN = "/v1/sessions/s_0000000000000000/cells"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (UNKNOWN, {"code": "1", "metadata": {"x": LARGE}}),
+        ("/run_code", {"language": "no", "code": LARGE}),
+        ("/run_code", {"language": "python", "code": "1", "run_timeout": 0, "stdin": LARGE}),
+        ("/v1/ws", {"session": "s_0000000000000000", "cells": [{"code": "1", "metadata": {"x": LARGE}}]}),
+    ],
+    ids=["cell", "no language", "no time", "websocket"],
+)
+async def test_a_refused_request_leaves_no_memory(http_server: HttpServer, rpc: Rpc, path: str, body: Any) -> None:
+    """Its error made garbage of cycles that held the body, until a collection thousands of requests later."""
+    data = json.dumps(body).encode()
+    place = urlsplit(http_server.url)
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer alice-token\r\nConnection: close\r\n"
+
+    async def refuse() -> None:
+        if path == "/v1/ws":
+            assert (await rpc.refused("session.batch", **body))["code"] == "not_found"
+            return
+        reader, writer = await asyncio.open_connection(place.hostname, place.port)
+        writer.write(f"{head}Content-Length: {len(data)}\r\n\r\n".encode())
+        writer.write(data)
+        answer = await reader.read()
+        assert b"There is no session" in answer or b"SandboxError" in answer
+        writer.close()
+
+    gc.collect()
+    gc.disable()
+    try:
+        await refuse()
+        before = resident()
+        for _ in range(20):
+            await refuse()
+        assert resident() - before < 64 * MIB
+    finally:
+        gc.enable()
