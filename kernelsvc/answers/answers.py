@@ -375,9 +375,8 @@ class Answers:
         if tool is None or not request.may_call:
             return None, ""
         uploads = {}
-        for each in tool.file_ids:
-            described = self.store.file(who.name, each)
-            uploads[described.filename] = functools.partial(self.store.content, who.name, each)
+        for each in self.store.named(who.name, tool.file_ids):
+            uploads[each.filename] = functools.partial(self.store.content, who.name, each.id)
         earlier = next(
             (each.container for each in reversed(entries) if isinstance(each, CodeItem) and each.container), ""
         )

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from kernelsvc.errors import NotFound
+from kernelsvc.errors import BadRequest, NotFound
 from kernelsvc.linux import atomic_file
 from kernelsvc.linux.clock import SteadyClock
 from kernelsvc.model.answers.machine import AnswerEnded
@@ -30,6 +30,8 @@ _ITEM = re.compile(r"[a-z]{1,8}_([0-9a-f]{16})[0-9a-f]{16}\Z")
 TURNS = 1000
 #: Seconds between two searches for files that are too old, and of a day.
 SWEEP_SECONDS, DAY = 3600.0, 86400.0
+#: Most files that one request names. The description of each is read in the event loop.
+MAX_NAMED = 1000
 
 
 class KeptResponse(msgspec.Struct, kw_only=True):
@@ -229,6 +231,18 @@ class AnswerStore:
             NotFound: The principal has no such file.
         """
         return msgspec.json.decode(self._read(principal, file, "file"), type=KeptFile)
+
+    def named(self, principal: str, files: list[str]) -> list[KeptFile]:
+        """Return the descriptions of files that a request names, each once.
+
+        Raises:
+            BadRequest: They are too many.
+            NotFound: The principal has no such file.
+        """
+        once = dict.fromkeys(files)
+        if len(once) > MAX_NAMED:
+            raise BadRequest(f"A request names at most {MAX_NAMED} files.", param="file_ids")
+        return [self.file(principal, each) for each in once]
 
     def files(self, principal: str) -> list[KeptFile]:
         """Return the descriptions of all files, the newest first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime
 from typing import Any
 
@@ -73,12 +74,13 @@ class ContainersHandler(OpenAiHandler):
         if not isinstance(files, list) or not all(isinstance(each, str) for each in files):
             raise BadRequest("'file_ids' is a list of ids.", param="file_ids")
         store, containers = self.answers.store, self.answers.containers
-        named = [store.file(self.who.name, each) for each in files]
+        named = store.named(self.who.name, files)
         made = await containers.create(
             self.who, name=body["name"][:256], memory_bytes=memory, no_network=no_network, idle_seconds=idle
         )
         for each in named:
-            await containers.put(self.who, made.id, each.filename, store.content(self.who.name, each.id))
+            data = await asyncio.to_thread(store.content, self.who.name, each.id)
+            await containers.put(self.who, made.id, each.filename, data)
         self.answer(container_json(made))
 
     async def get(self) -> None:

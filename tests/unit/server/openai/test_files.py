@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kernelsvc.answers import containers
-from kernelsvc.answers.kept import AnswerStore
+from kernelsvc.answers.kept import MAX_NAMED, AnswerStore
 
 CODE = {"type": "code_interpreter", "container": {"type": "auto"}}
 
@@ -69,6 +69,22 @@ async def test_files_of_a_request_are_in_the_container(lab: Any) -> None:
     assert [each["path"] for each in listed["data"]] == ["/mnt/data/sales.csv"]
     tool["container"] = {"type": "auto", "file_ids": ["file-" + "0" * 32]}
     assert (await lab.create("python: 1", 404, tools=[tool]))["error"]["message"]
+
+
+async def test_the_files_that_a_request_names_are_read_once_each_and_bounded(lab: Any, monkeypatch: Any) -> None:
+    file = await lab.server.json("POST", "/v1/files", status=200, **form(b"7"))
+    read, real = [], AnswerStore.file
+    monkeypatch.setattr(AnswerStore, "file", lambda *given: read.append(given[2]) or real(*given))
+    body = {"name": "mine", "file_ids": [file["id"]] * 5000}
+    made = await lab.server.json("POST", "/v1/containers", body, 200)
+    assert len((await lab.read(f"/v1/containers/{made['id']}/files"))["data"]) == 1
+    assert len(read) <= 3
+    several = [f"file-{number:032x}" for number in range(MAX_NAMED + 1)]
+    tool = {"type": "code_interpreter", "container": {"type": "auto", "file_ids": several}}
+    read.clear()
+    assert "at most" in (await lab.create("python: 1", 400, tools=[tool]))["error"]["message"]
+    assert (await lab.server.json("POST", "/v1/containers", {**body, "file_ids": several}, 400))["error"]["param"]
+    assert read == []
 
 
 async def test_wrong_requests_are_refused(lab: Any) -> None:
