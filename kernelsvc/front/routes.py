@@ -228,7 +228,8 @@ class Wanted:
 
 #: Routes that make a session only for the code interpreter, which is a tool.
 _MODELS = frozenset({"/v1/responses", "/v1/messages", "/v1/chat/completions"})
-_FILE = re.compile(rb'"(file-[0-9a-f]{32})"')
+_FILE = re.compile(rb'"(file[-_][0-9a-f]{32})"')
+_CONTAINER = re.compile(rf'"(cntr_{ids.DIGITS})"'.encode())
 _decode = msgspec.json.Decoder(_Spec).decode
 
 
@@ -285,7 +286,10 @@ def _objects(spec: _Spec) -> list[str]:
 
 
 def _node_hint(spec: _Spec, body: bytes) -> str | None:
-    """Return the node of the object that a body continues, else that of the first uploaded file that it names."""
+    """Return the node of the object that a body continues, of the last container in its items, or of the first file."""
     hints = [ids.node_hint(each) for each in _objects(spec)]
-    file = _FILE.search(body)
-    return next((each for each in hints if each), ids.node_hint(file[1].decode()) if file else None)
+    for container in _CONTAINER.findall(body)[-1:]:
+        hints.append(ids.node_of(ids.session_of_container(container.decode()) or ""))
+    if file := _FILE.search(body):
+        hints.append(ids.node_hint(file[1].decode()))
+    return next((each for each in hints if each), None)

@@ -14,6 +14,7 @@ import msgspec
 
 from kernelsvc.model.answers.machine import AnswerEnded, InputComplete, ItemAdded, ItemDone, ItemGrew, Step
 from kernelsvc.model.answers.values import CodeItem, FunctionItem, MessageItem, OutputItem, ReasoningItem, TokenUsage
+from kernelsvc.model.cluster import ids
 from kernelsvc.protocol.openai.requests import AnswerRequest, read_request, refused, unsupported
 
 Json = dict[str, Any]
@@ -411,7 +412,7 @@ def container_file_id(container: str, file: str) -> str:
 def container_of_file(given: str) -> tuple[str, str] | None:
     """Return the container and the file that such an id names. None for another id."""
     container, _, file = given.removeprefix("file_").partition("_")
-    if not given.startswith("file_") or len(container) != 16 or not file.startswith("cfile_"):
+    if ids.session_of_container(given) is None or not file.startswith("cfile_"):
         return None
     return f"cntr_{container}", file
 

@@ -20,7 +20,7 @@ DIGITS = rf"(?:[0-9a-f]{{{NODE_DIGITS}}})?[0-9a-f]{{{RANDOM_DIGITS}}}"
 _NODE = re.compile(rf"[0-9a-f]{{{NODE_DIGITS}}}")
 _SESSION = re.compile(rf"s[-_]({DIGITS})", re.IGNORECASE)
 _KERNEL_PREFIXES = {RANDOM_DIGITS: "6b73766300008000", NODE_DIGITS + RANDOM_DIGITS: "6b73766301"}
-_CONTAINER = re.compile(rf"cntr_({DIGITS})(?![0-9a-f])")
+_CONTAINER = re.compile(rf"(?:cntr_|file_(?={DIGITS}_cfile_))({DIGITS})(?![0-9a-f])")
 _OPENAI = re.compile(rf"(?:resp|conv|file|msg)[-_]({_NODE.pattern})[0-9a-f]{{26}}(?![0-9a-f])")
 
 
@@ -48,7 +48,7 @@ def node_hint(text: str) -> str | None:
 
 
 def session_of_container(text: str) -> str | None:
-    """Return the session behind the id of a container of OpenAI's API, or of a file in one."""
+    """Return the session behind the id of a container of OpenAI's API, or of a file in one, in either API's form."""
     found = _CONTAINER.match(text)
     return f"s_{found[1]}" if found else None
 

@@ -161,6 +161,12 @@ def test_only_jupyters_routes_take_a_token_in_the_query() -> None:
         (b'{"conversation":{"id":"conv_a1b2c3%s"}}' % (b"0" * 26), Wanted(node="a1b2c3")),
         (b'{"tools":[{"container":"cntr_0123456789abcdef"}]}', Wanted(session=PLAIN)),
         (b'{"input":[{"file_id":"file-a1b2c3%s"}]}' % (b"0" * 26), Wanted(node="a1b2c3")),
+        (b'{"input":[{"source":{"file_id":"file_a1b2c3%s"}}]}' % (b"0" * 26), Wanted(node="a1b2c3")),
+        (
+            b'{"input":[{"container_id":"cntr_%s"},{"container_id":"cntr_a1b2c3%s"}]}' % (b"0" * 22, b"0" * 16),
+            Wanted(node="a1b2c3"),
+        ),
+        (b'{"input":"\\"cntr_a1b2c3%s\\""}' % (b"0" * 16), Wanted()),
         (b'{"workspace":"w"}', Wanted(workspace="w")),
         (b'{"volumeMounts":[{"name":"w","path":"/mnt/w"}]}', Wanted(workspace="w")),
         (b'{"kernel":7,"tools":[1],"container":["x"],"template":null}', Wanted()),

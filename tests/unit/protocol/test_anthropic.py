@@ -94,8 +94,9 @@ def test_a_wrong_field_is_named(more: dict[str, Any], shown: str) -> None:
 
 
 def test_an_id_names_a_file_with_its_container() -> None:
-    named = container_file_id("cntr_0123456789abcdef", "cfile_pYQ")
-    assert container_of_file(named) == ("cntr_0123456789abcdef", "cfile_pYQ")
+    for container in ("cntr_0123456789abcdef", "cntr_a1b2c30123456789abcdef"):
+        named = container_file_id(container, "cfile_pYQ")
+        assert container_of_file(named) == (container, "cfile_pYQ")
     for other in ("file-" + "0" * 32, "file_x_cfile_p", "cfile_pYQ"):
         assert container_of_file(other) is None
 

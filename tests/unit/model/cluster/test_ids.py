@@ -7,6 +7,7 @@ import pytest
 from kernelsvc.answers.answers import item_id, new_id
 from kernelsvc.model.cluster import ids
 from kernelsvc.protocol import e2b
+from kernelsvc.protocol.anthropic import container_file_id
 from kernelsvc.protocol.openai.responses import container_id
 from kernelsvc.service.loading.background_loading import ids_in
 from kernelsvc.session import new_session_id
@@ -61,4 +62,5 @@ def test_objects_of_openais_api_hint_at_their_node() -> None:
 def test_a_container_names_its_session(session: str) -> None:
     assert ids.session_of_container(container_id(session)) == session
     assert ids.session_of_container(f"{container_id(session)}-cfile_p00") == session
+    assert ids.session_of_container(container_file_id(container_id(session), "cfile_p00")) == session
     assert ids.session_of_container(f"{container_id(session)}00") is None
