@@ -150,7 +150,7 @@ async def test_without_a_token_the_door_is_closed(served: Served, kernel: str, p
 async def test_the_journal_has_what_came_through_this_door(served: Served, kernel: str) -> None:
     async with channels(served, kernel) as ws:
         found = await Socket(ws).run("6*7")
-    session = "s_" + kernel[-17:].replace("-", "")
+    session = session_of_kernel(kernel)
     (cell,) = served.call("GET", f"/v1/sessions/{session}/cells")["cells"]
     assert (cell["id"], cell["text"].strip()) == (found[0].parent, "42")
 
@@ -176,7 +176,7 @@ async def test_a_socket_that_comes_back_gets_what_it_missed(served: Served, kern
             pass
         # The pong that says that this arrived goes out before what this ping asks for.
         await (await ws.ping())
-    session = "s_" + kernel[-17:].replace("-", "")
+    session = session_of_kernel(kernel)
     served.call("PUT", f"/v1/sessions/{session}/files/go", {})
     async with channels(served, kernel) as ws:
         found = await Socket(ws).until_idle(cell)
@@ -324,7 +324,7 @@ async def test_a_failed_cell_does_not_stop_those_that_were_to_go_on(served: Serv
         code = "import time; from pathlib import Path\nwhile not Path('go').exists(): time.sleep(.01)\n1/0"
         failing = await socket.send("execute_request", {"code": code, "stop_on_error": False})
         second = await socket.send("execute_request", {"code": "print('on')"})
-        served.call("PUT", f"/v1/sessions/s_{kernel[-17:].replace('-', '')}/files/go", {})
+        served.call("PUT", f"/v1/sessions/{session_of_kernel(kernel)}/files/go", {})
         assert (await socket.until_idle(failing))[-2].content["ename"] == "ZeroDivisionError"
         assert text(await socket.until_idle(second)) == "on\n"
 
