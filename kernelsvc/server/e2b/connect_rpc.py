@@ -62,11 +62,15 @@ class RpcHandler(SandboxHandler):
         except TimeoutError:
             self.write(connect.end("deadline_exceeded", "The call took longer than its timeout."))
         except Exception as failed:
-            known = as_error(failed)
-            self.log_exception(type(failed), failed, failed.__traceback__)
-            self.write(connect.end(connect_code(known.http_status), known.message))
+            # The error holds this frame. A variable with the error would make garbage of both, with the body.
+            self._write_failure(failed)
         else:
             self.write(connect.end())
+
+    def _write_failure(self, failed: Exception) -> None:
+        known = as_error(failed)
+        self.log_exception(type(failed), failed, failed.__traceback__)
+        self.write(connect.end(connect_code(known.http_status), known.message))
 
     async def _timed(self, work: Coroutine[Any, Any, None]) -> None:
         async with asyncio.timeout(connect.seconds(self.request.headers.get("Connect-Timeout-Ms"), 0.001)):

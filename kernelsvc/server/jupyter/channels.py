@@ -305,9 +305,9 @@ class ChannelsSocket(ApiSocket):
         except Exception as error:
             if not isinstance(error, KernelsvcError):
                 log.error("%s failed", kind[:64], exc_info=error, extra={"action": "request_failed"})
-            known = as_error(error)
-            code = known.code
-            await self._refuse_message(message, known)
+            # No variable has the error, which holds this frame: both would be garbage, with the message.
+            code = as_error(error).code
+            await self._refuse_message(message, as_error(error))
         finally:
             self.context.metrics.request(self.transport, "channels", code, 0.0)
 

@@ -421,7 +421,6 @@ class ApiSocket(BaseHandler, WebSocketHandler):
     def _take_result(self, request: jsonrpc.Request) -> None:
         """Take the result of a call without a task: code in a session waits for it."""
         began = time.perf_counter()
-        payload, failure = b"", None
         try:
             auth.require_scope(self.who, request.method.scope)
             args, kwargs = request.method.arguments(request.params)
@@ -431,8 +430,9 @@ class ApiSocket(BaseHandler, WebSocketHandler):
             self._start_task(request)
             return
         except Exception as error:
-            failure = error
-        self._answer_cell(request, began, payload, failure, linger=RETURN_LINGER)
+            self._answer_cell(request, began, b"", error, linger=RETURN_LINGER)
+        else:
+            self._answer_cell(request, began, payload, None, linger=RETURN_LINGER)
 
     def _forget_pending_reply(self, session: str) -> None:
         """Count one pending reply fewer for a session."""

@@ -18,6 +18,7 @@ from waiting import wait_until
 
 from kernelsvc import AsyncClient
 from kernelsvc.model.tokens import record_for
+from kernelsvc.protocol import connect
 from kernelsvc.server import connections
 from kernelsvc.settings import Settings
 from kernelsvc.testing import InProcessServer
@@ -91,13 +92,24 @@ UNKNOWN = "/v1/sessions/s_0000000000000000/cells"
         ("/run_code", {"language": "no", "code": LARGE}),
         ("/run_code", {"language": "python", "code": "1", "run_timeout": 0, "stdin": LARGE}),
         ("/v1/ws", {"session": "s_0000000000000000", "cells": [{"code": "1", "metadata": {"x": LARGE}}]}),
+        ("/process.Process/Start", {"process": {"cmd": "true"}, "tag": LARGE[: 7 * MIB]}),
     ],
-    ids=["cell", "no language", "no time", "websocket"],
+    ids=["cell", "no language", "no time", "websocket", "program"],
 )
 async def test_a_refused_request_leaves_no_memory(http_server: HttpServer, rpc: Rpc, path: str, body: Any) -> None:
     """Its error made garbage of cycles that held the body, until a collection thousands of requests later."""
     data = json.dumps(body).encode()
     place = urlsplit(http_server.url)
+    headers = "Content-Type: application/json\r\n"
+    if path.startswith("/process"):
+        made = await http_server.json(
+            "POST", "/sandboxes", {"templateID": "base"}, headers={"X-API-Key": "alice-token"}
+        )
+        data = connect.envelope(body)
+        headers = (
+            f"Content-Type: {connect.STREAM}\r\nE2b-Sandbox-Id: {made['sandboxID']}\r\nE2b-Sandbox-Port: 49983\r\n"
+            f"X-Access-Token: {made['envdAccessToken']}\r\n"
+        )
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer alice-token\r\nConnection: close\r\n"
 
     async def refuse() -> None:
@@ -105,10 +117,10 @@ async def test_a_refused_request_leaves_no_memory(http_server: HttpServer, rpc: 
             assert (await rpc.refused("session.batch", **body))["code"] == "not_found"
             return
         reader, writer = await asyncio.open_connection(place.hostname, place.port)
-        writer.write(f"{head}Content-Length: {len(data)}\r\n\r\n".encode())
+        writer.write(f"{head}{headers}Content-Length: {len(data)}\r\n\r\n".encode())
         writer.write(data)
         answer = await reader.read()
-        assert b"There is no session" in answer or b"SandboxError" in answer
+        assert b"There is no session" in answer or b"SandboxError" in answer or b"tag of a program" in answer
         writer.close()
 
     gc.collect()
