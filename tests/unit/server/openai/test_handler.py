@@ -1,4 +1,4 @@
-"""Batches of an answer's events for one stream."""
+"""What the handlers of OpenAI's API share: batches of an answer's events for one stream."""
 
 from __future__ import annotations
 
