@@ -170,6 +170,10 @@ class ForkProvisioner(KernelProvisionerBase):  # type: ignore[misc]
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
         """Write the connection file and prepare the environment."""
+        if ignored := kwargs.get("extra_arguments"):
+            self.log.warning(
+                "The kernel's arguments %s have no effect: a fork begins with the shell of its template.", ignored
+            )
         manager = self.parent
         if manager.cache_ports and manager.transport == "tcp":
             self._reserve_ports(manager)

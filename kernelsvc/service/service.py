@@ -12,6 +12,7 @@ import contextlib
 import functools
 import importlib
 import logging
+import shutil
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -199,7 +200,7 @@ class Service:
         self._launchers.on_read_pauses(self.usage.on_read_pauses)
         self.metrics.watch(self._launchers.read_statistics)
         self.metrics.watch(registry.statistics)
-        self.metrics.watch(self._read_backup_time)
+        self.metrics.watch(self._read_storage)
         self.environment = SessionEnvironment(registry)
         self._viewing = asyncio.Semaphore(VIEWS)
         self.files = SessionFiles(registry, store)
@@ -221,12 +222,13 @@ class Service:
         self._tasks = OwnedTasks()
         self._stopping = False
 
-    def _read_backup_time(self) -> dict[str, float]:
-        """Return the time of the last backup as a metric, 0 if there is none."""
+    def _read_storage(self) -> dict[str, float]:
+        """Return as metrics the free bytes for the data directory, and the time of the last backup, 0 without one."""
+        found = {"free_disk_bytes": float(shutil.disk_usage(self._store.data).free)}
         try:
-            return {"last_backup_timestamp_seconds": (self._store.data / BACKUP_MARK).stat().st_mtime}
+            return found | {"last_backup_timestamp_seconds": (self._store.data / BACKUP_MARK).stat().st_mtime}
         except OSError:
-            return {"last_backup_timestamp_seconds": 0.0}
+            return found | {"last_backup_timestamp_seconds": 0.0}
 
     # -- start and stop ------------------------------------------------------------------
 

@@ -94,6 +94,15 @@ async def test_a_kernel_starts_runs_and_ends_like_any_other(manager: AsyncKernel
     assert host.launcher.alive() == []
 
 
+async def test_arguments_of_a_kernel_are_ignored_aloud(
+    manager: AsyncKernelManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager.provisioner.log.propagate = True
+    await manager.start_kernel(extra_arguments=["--InteractiveShell.cache_size=11"])
+    assert "--InteractiveShell.cache_size=11" in caplog.text
+    assert "no effect" in caplog.text
+
+
 async def test_an_interrupt_reaches_the_cell(manager: AsyncKernelManager, host: Host) -> None:
     await manager.start_kernel()
     client = manager.client()

@@ -546,6 +546,8 @@ async def test_gauges_count_open_sessions_and_their_cells(http_server):
         "kernelsvc_unfinished_cells": 2,
         "kernelsvc_promised_memory_bytes": 2 * http_server.settings.limits.memory_bytes,
     }
+    (free,) = (float(line.split()[1]) for line in lines if line.startswith("kernelsvc_free_disk_bytes "))
+    assert free > 0
 
 
 async def test_metrics_need_a_token_if_the_settings_say_so(open_http_server):
