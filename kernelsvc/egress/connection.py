@@ -67,6 +67,9 @@ class ConnectionPolicy(Protocol):
     def count(self, size: int) -> None:
         """Count bytes, or raise ``QuotaUsed``."""
 
+    async def pause(self) -> None:
+        """See ``relay.Pause``."""
+
     def report(self, kind: str, **fields: Any) -> None:
         """Send a report."""
 
@@ -217,7 +220,15 @@ class EgressConnection:
         secrets = interception.secrets if tls else None
         # The relay answers requests that it refuses.
         self._http = HttpRelay(
-            client, destination, port, lambda: self._rules, connect, self._count, on_exchange, secrets
+            client,
+            destination,
+            port,
+            lambda: self._rules,
+            connect,
+            self._count,
+            on_exchange,
+            secrets,
+            self._proxy.pause,
         )
         try:
             await self._until_idle(self._http.run())

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import h11
 
 from kernelsvc.egress.byte_channels import ByteChannel
-from kernelsvc.egress.relay import CHUNK_BYTES, Count, relay
+from kernelsvc.egress.relay import CHUNK_BYTES, Count, Pause, give_way, relay
 from kernelsvc.egress.secret_values import Secret, values_for
 from kernelsvc.model.network.policy import Refused, rule_for_request
 from kernelsvc.model.network.rules import ParsedRule
@@ -24,6 +25,8 @@ from kernelsvc.protocol.egress import websocket
 
 #: Most bytes of a request's head.
 MAX_HEAD = 32 * 1024
+#: Seconds of work on what was read before other sessions have their turn. 64 KiB may be 11,000 chunks of one byte.
+TURN_SECONDS = 0.001
 #: Longest path in a report, without its query, which often has keys.
 MAX_PATH = 512
 #: RFC 9110, section 7.6.1: fields for one connection only. Expect is answered here. Upgrade would end the reading, so
@@ -132,6 +135,7 @@ class HttpRelay:
         count: see ``relay.Count``.
         on_exchange: called at the end of each request that was passed on.
         secrets: the operator's secrets if both connections are over TLS, or None. Without TLS none is sent.
+        pause: see ``relay.Pause``. Called after each ``TURN_SECONDS``.
 
     Attributes:
         unread: the handshake of the WebSocket that the connection has become, or None.
@@ -147,6 +151,7 @@ class HttpRelay:
         count: Count,
         on_exchange: Callable[[HttpExchange], None],
         secrets: Mapping[str, Secret] | None = None,
+        pause: Pause = give_way,
     ) -> None:
         self._client = client
         self._name, self._port = name, port
@@ -155,6 +160,8 @@ class HttpRelay:
         self._count = count
         self._on_exchange = on_exchange
         self._secrets = secrets
+        self._pause = pause
+        self._turn_began = 0.0
         self._server: ByteChannel | None = None
         self._key: bytes | None = None
         self.unread: HttpExchange | None = None
@@ -224,9 +231,12 @@ class HttpRelay:
         """Send a request's head and the part of its body that is here. Then relay both ways until the answer ends."""
         assert self._server is not None
         ended = False
+        self._turn_began = time.monotonic()
         with contextlib.suppress(h11.RemoteProtocolError):  # the upload meets the same error
             while isinstance(event := self._inner.next_event(), h11.Data):
                 head += self._outer.send(h11.Data(data=bytes(event.data))) or b""
+                if self._turn_is_over():
+                    break
             if isinstance(event, h11.EndOfMessage):
                 ended = True
                 head += self._outer.send(h11.EndOfMessage()) or b""  # trailers are left out
@@ -333,11 +343,12 @@ class HttpRelay:
         """Relay a WebSocket until its end, first the bytes that came with the handshake."""
         assert self._server is not None
         assert self.unread is not None
-        received = websocket.FrameRedactor(redactor).feed if self.unread.secrets else bytes
+        frames = websocket.FrameRedactor(redactor).feed if self.unread.secrets else None
         try:
             await self._server.send(self._inner.trailing_data[0])
-            await self._client.send(received(self._outer.trailing_data[0]))
-            await relay(self._client, self._server, self._count, received)
+            rest = self._outer.trailing_data[0]
+            await self._client.send(frames(rest) if frames else rest)
+            await relay(self._client, self._server, self._count, frames, self._pause)
         except websocket.InvalidFrame as error:
             raise OSError(str(error)) from None
 
@@ -349,13 +360,20 @@ class HttpRelay:
             raise OSError(UNREADABLE)
 
     async def _receive(self, connection: h11.Connection, channel: ByteChannel, *, sent: bool) -> object:
+        if self._turn_is_over():
+            await self._pause()
+            self._turn_began = time.monotonic()
         while (event := connection.next_event()) is h11.NEED_DATA:
             if not sent:
                 await self._flush()
             data = await channel.receive(CHUNK_BYTES)
+            self._turn_began = time.monotonic()
             self._count(len(data) if sent else 0, 0 if sent else len(data))
             connection.receive_data(data)
         return event
+
+    def _turn_is_over(self) -> bool:
+        return time.monotonic() - self._turn_began >= TURN_SECONDS
 
     async def _send_server(self, event: h11.Request | h11.Data | h11.EndOfMessage) -> None:
         assert self._server is not None

@@ -13,6 +13,7 @@ from kernelsvc.egress.connection import MAX_SHOWN, EgressConnection, QuotaUsed
 from kernelsvc.egress.interception import Interception
 from kernelsvc.egress.lookups import NameServer
 from kernelsvc.egress.protocol import OpenRequest
+from kernelsvc.egress.relay import give_way
 from kernelsvc.egress.synthetic_names import SyntheticNames
 from kernelsvc.egress.token_bucket import TokenBucket
 from kernelsvc.egress.upstream import Upstream, bound_buffers
@@ -64,6 +65,7 @@ class SessionProxy:
         self._connections = self._bytes = 0
         self._summary = request.rules.summary()
         self._closed = self._accepting = False
+        self._turn = asyncio.Lock()
         udp, *listeners = (socket.socket(fileno=fd) for fd in fds)
         self._sockets = [udp, *listeners]
         self._listeners = listeners
@@ -185,6 +187,11 @@ class SessionProxy:
         self._bytes += size
         if self._rules.bytes is not None and self._bytes > self._rules.bytes:
             raise QuotaUsed
+
+    async def pause(self) -> None:
+        """See ``relay.Pause``."""
+        async with self._turn:
+            await give_way()
 
     def report(self, kind: str, **fields: Any) -> None:
         """Send a report."""

@@ -196,6 +196,44 @@ async def test_an_answer_that_is_there_already_does_not_end_the_connection():
         one.close()
 
 
+async def test_connections_that_send_single_bytes_leave_other_sessions_their_turn():
+    """A read of 64 KiB has 11,000 such chunks. The reads of all connections followed each other without a turn."""
+    loop, connections, turn = asyncio.get_running_loop(), 8, asyncio.Lock()
+    upload = b"POST / HTTP/1.1\r\nHost: ok.test\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 100_000
+    sockets = [socket.socketpair() for _ in range(2 * connections)]
+    for one in (each for pair in sockets for each in pair):
+        one.setblocking(False)
+
+    async def pause() -> None:
+        async with turn:
+            await asyncio.sleep(0)
+
+    async def drain(server: socket.socket) -> None:
+        while await loop.sock_recv(server, 65536):
+            pass
+
+    async def serve(ours: socket.socket, theirs: socket.socket) -> None:
+        async def connect() -> PlainChannel:
+            return PlainChannel(theirs)
+
+        report = [lambda *_: None, lambda _: None]
+        await HttpRelay(PlainChannel(ours), NAME, 80, lambda: RULES, connect, *report, pause=pause).run()
+
+    tasks = []
+    for (ours, client), (theirs, server) in zip(sockets[::2], sockets[1::2], strict=True):
+        tasks += [serve(ours, theirs), drain(server), loop.sock_sendall(client, upload)]
+    running = asyncio.gather(*tasks)
+    longest, at = 0.0, loop.time()
+    for _ in range(50):
+        await asyncio.sleep(0)
+        longest, at = max(longest, loop.time() - at), loop.time()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    for one in (each for pair in sockets for each in pair):
+        one.close()
+    assert longest < 0.5
+
+
 class Sends(PlainChannel):
     """A channel that counts its writes."""
 
