@@ -22,6 +22,9 @@ class ByteChannel(Protocol):
     async def receive(self, size: int) -> bytes:
         """Return at most ``size`` bytes, none at the end. Safe to cancel, if nothing is received after that."""
 
+    def is_cut(self) -> bool:
+        """Whether the end that was received may be that of an attacker in the network."""
+
     async def send(self, data: bytes) -> None:
         """Send all bytes."""
 
@@ -58,6 +61,10 @@ class PlainChannel:
             self._watched = True
             self._loop.add_reader(self._sock, self._readable)
         return await self._waiting
+
+    def is_cut(self) -> bool:
+        """See ``ByteChannel``. Without TLS there is no difference."""
+        return False
 
     def _readable(self) -> None:
         waiting = self._waiting
@@ -117,6 +124,7 @@ class TlsChannel:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=name is None, server_hostname=name)
         self._sending = asyncio.Lock()
+        self._cut = False
 
     @classmethod
     async def accept(cls, plain: PlainChannel, context: ssl.SSLContext) -> TlsChannel:
@@ -184,7 +192,12 @@ class TlsChannel:
                 if self._outgoing.pending:  # the answer to a KeyUpdate (RFC 8446, section 4.6.3)
                     await self._flush()
             if not await self._read_more():
+                self._cut = True
                 return b""
+
+    def is_cut(self) -> bool:
+        """See ``ByteChannel``: no ``close_notify`` came (RFC 8446, section 6.1)."""
+        return self._cut
 
     async def send(self, data: bytes) -> None:
         """See ``ByteChannel``."""

@@ -313,6 +313,9 @@ class HttpRelay:
             elif isinstance(event, h11.Data):
                 await self._send_data(redactor.feed(bytes(event.data)))
             elif isinstance(event, h11.EndOfMessage):
+                if self._server.is_cut():  # RFC 9112, section 9.8. A body with a length is complete before the end.
+                    self._client.abort()  # An end of TLS would tell the session that the answer is complete.
+                    raise OSError("the server's answer has no length, and TLS ended without close_notify")
                 await self._send_data(redactor.flush())
                 await self._send_client(h11.EndOfMessage())  # trailers are left out
                 await self._flush()

@@ -234,6 +234,35 @@ async def test_connections_that_send_single_bytes_leave_other_sessions_their_tur
     assert longest < 0.5
 
 
+class Cut(PlainChannel):
+    """A channel whose end is that of an attacker in the network."""
+
+    def is_cut(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("channel", [PlainChannel, Cut])
+async def test_an_answer_that_a_cut_connection_ends_is_not_complete(channel):
+    ours, client = socket.socketpair()
+    theirs, server = socket.socketpair()
+    for one in (ours, client, theirs, server):
+        one.setblocking(False)
+    server.sendall(b"HTTP/1.1 200 OK\r\n\r\nhalf")
+    server.shutdown(socket.SHUT_WR)
+
+    async def connect() -> PlainChannel:
+        return channel(theirs)
+
+    client.sendall(b"GET /a HTTP/1.1\r\nHost: ok.test\r\nConnection: close\r\n\r\n")
+    relay = HttpRelay(PlainChannel(ours), NAME, 80, lambda: RULES, connect, lambda *_: None, lambda _: None)
+    with pytest.raises(OSError, match="close_notify") if channel is Cut else contextlib.nullcontext():
+        await relay.run()
+    ours.close()
+    assert client.recv(4096).endswith(b"half\r\n0\r\n\r\n") is (channel is PlainChannel)
+    for one in (client, server):
+        one.close()
+
+
 class Sends(PlainChannel):
     """A channel that counts its writes."""
 

@@ -104,6 +104,26 @@ async def test_the_end_of_tls_is_sent_when_a_connection_is_closed(tmp_path):
         assert await reading == b""
 
 
+@pytest.mark.parametrize("cut", [False, True])
+async def test_an_end_without_the_end_of_tls_may_be_an_attackers(tmp_path, cut):
+    interception = open_interception(EgressSettings(runtime_dir=str(tmp_path)))
+    trusting = client_context(tmp_path / CERTIFICATES_DIR / BUNDLE_FILE)
+    pair = socket.socketpair()
+    for one in pair:
+        one.setblocking(False)
+    ours, theirs = map(PlainChannel, pair)
+    server, client = await asyncio.gather(
+        interception.accept(ours, "a.test"), TlsChannel.connect(theirs, trusting, "a.test")
+    )
+    if cut:
+        ours.close()
+    else:
+        server.close()
+    assert await client.receive(10) == b""
+    assert client.is_cut() is cut
+    client.close()
+
+
 async def test_a_server_must_have_a_certificate_of_its_name_from_a_known_authority(tmp_path):
     authority, key = certificate(["api.test"])
     file, known = tmp_path / "server.pem", tmp_path / "authorities.pem"
