@@ -307,7 +307,7 @@ class HttpRelay:
                 exchange.status = event.status_code
                 if exchange.secrets:
                     await self._require_readable(event)
-                headers = [(name, redactor.text(value)) for name, value in forwarded(event.headers, request=False)]
+                headers = redactor.fields(forwarded(event.headers, request=False))
                 reason = redactor.text(bytes(event.reason))
                 await self._send_client(h11.Response(status_code=event.status_code, reason=reason, headers=headers))
             elif isinstance(event, h11.Data):
@@ -334,8 +334,8 @@ class HttpRelay:
         elif exchange.secrets and any(field == websocket.EXTENSIONS for field, _ in response.headers):
             why = UNREADABLE
         else:
-            headers = [(field, redactor.text(value)) for field, value in forwarded(response.headers, request=False)]
-            await self._send_client(h11.InformationalResponse(status_code=101, headers=headers + websocket.UPGRADE))
+            headers = [*redactor.fields(forwarded(response.headers, request=False)), *websocket.UPGRADE]
+            await self._send_client(h11.InformationalResponse(status_code=101, headers=headers))
             await self._flush()
             self.unread = exchange
             return

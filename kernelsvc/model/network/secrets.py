@@ -188,11 +188,18 @@ class Redactor:
         forms = {form for value in values for form in _forms(value) if len(form) >= MIN_VALUE}
         self._words = sorted(forms, key=len, reverse=True)
         self._pattern = re.compile(b"|".join(map(re.escape, self._words))) if self._words else None
+        self._any_case = re.compile(self._pattern.pattern, re.IGNORECASE) if self._pattern else None
         self._kept = b""
+
+    def fields(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """Return the fields of an answer with stars. The case of a name has no meaning, so it hides no value."""
+        if self._any_case is None:
+            return headers
+        return [(self._any_case.sub(_stars, name), self.text(value)) for name, value in headers]
 
     def text(self, data: bytes) -> bytes:
         """Return a complete text, such as a header, with stars."""
-        return data if self._pattern is None else self._pattern.sub(lambda match: b"*" * len(match[0]), data)
+        return data if self._pattern is None else self._pattern.sub(_stars, data)
 
     def feed(self, data: bytes) -> bytes:
         """Return the next bytes of a stream that can be passed on."""
@@ -211,6 +218,10 @@ class Redactor:
 
     def _begins(self, tail: bytes) -> bool:
         return any(word.startswith(tail) for word in self._words)
+
+
+def _stars(match: re.Match[bytes]) -> bytes:
+    return b"*" * len(match[0])
 
 
 def _forms(value: bytes) -> set[bytes]:

@@ -194,6 +194,12 @@ def test_no_split_of_a_stream_lets_a_value_through(pieces):
     assert got == whole.replace(b"s3cretkey", b"*" * 9)
 
 
+def test_a_field_hides_no_value_in_its_name():
+    fields = [(b"x-s3cretkey-x", b"a S3cretKey b"), (b"date", b"now")]
+    assert Redactor([b"S3cretKey"]).fields(fields) == [(b"x-*********-x", b"a ********* b"), (b"date", b"now")]
+    assert Redactor([]).fields(fields) == fields
+
+
 def test_bytes_that_begin_no_value_are_not_held_back():
     redactor = Redactor([b"s3cretkey"])
     assert redactor.feed(b"data: token\n\n") == b"data: token\n\n"
