@@ -263,6 +263,8 @@ class Answers:
             KernelsvcError: The request names an object that does not exist, or a limit is reached.
         """
         request = self._resolved(who, request)
+        if request.store or request.conversation is not None:
+            self.store.check_room(who.name)
         self._unseal(who, request.input)
         head = ResponseHead(id=self.new_id("resp"), created=int(time.time()), request=request)
         earlier = self._history(who, request.previous)

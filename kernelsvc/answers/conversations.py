@@ -29,7 +29,12 @@ class Conversations:
         self._store, self._running = store, running
 
     def create(self, principal: str, named: str, metadata: dict[str, str], entries: list[Entry]) -> KeptConversation:
-        """Create a conversation."""
+        """Create a conversation.
+
+        Raises:
+            QuotaExceeded: See ``AnswerStore.check_room``.
+        """
+        self._store.check_room(principal)
         made = KeptConversation(id=named, created=int(time.time()), metadata=metadata, entries=entries)
         self._store.put_conversation(principal, made)
         return made
@@ -105,7 +110,9 @@ class Conversations:
         Raises:
             NotFound: The principal has no such conversation.
             BadRequest: There are too many.
+            QuotaExceeded: See ``AnswerStore.check_room``.
         """
+        self._store.check_room(principal)
         found = self.find(principal, named)
         self._check_room(principal, found, len(entries), "items")
         found.entries += entries

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from kernelsvc.errors import BadRequest, NotFound
+from kernelsvc.errors import BadRequest, NotFound, QuotaExceeded
 from kernelsvc.linux import atomic_file
 from kernelsvc.linux.clock import SteadyClock
 from kernelsvc.model.answers.machine import AnswerEnded
@@ -130,6 +131,27 @@ class AnswerStore:
         self._directory, self._days = directory, days
         self._clock = SteadyClock()
         self._swept = 0.0
+        #: Bytes of a principal's directory. They are counted by its first request of each hour.
+        self._bytes: dict[Path, int] = {}
+
+    def check_room(self, principal: str) -> None:
+        """Check whether a principal may keep more. Each one leaves as much of the disk free as it uses.
+
+        Raises:
+            QuotaExceeded: Its objects have more bytes than the disk has free.
+        """
+        directory = self._of(principal)
+        try:
+            if directory not in self._bytes:
+                self._bytes[directory] = sum(each.stat().st_size for each in os.scandir(directory))
+            disk = os.statvfs(directory)
+        except OSError:
+            return  # it has none yet, or another request removes one now
+        if self._bytes[directory] > disk.f_bavail * disk.f_frsize:
+            raise QuotaExceeded(
+                "Your stored responses, conversations and files have more bytes than the server's disk has free. "
+                "Delete some, or set 'store' to false."
+            )
 
     def put_response(self, principal: str, response: KeptResponse) -> None:
         """Write a response.
@@ -137,7 +159,7 @@ class AnswerStore:
         Raises:
             OSError: The disk is full.
         """
-        atomic_file.replace_bytes(self._path(principal, response.id, make=True), msgspec.json.encode(response))
+        self._write(self._path(principal, response.id, make=True), msgspec.json.encode(response))
         self._sweep()
 
     def mark(self, who: Principal, response: str) -> None:
@@ -191,8 +213,8 @@ class AnswerStore:
     def size(self, principal: str, named: str) -> int:
         """Return the bytes of an object on disk. 0 if the principal has none with this id."""
         try:
-            return self._path(principal, named).stat().st_size
-        except (OSError, NotFound):
+            return _size(self._path(principal, named))
+        except NotFound:
             return 0
 
     def put_conversation(self, principal: str, conversation: KeptConversation) -> None:
@@ -201,8 +223,7 @@ class AnswerStore:
         Raises:
             OSError: The disk is full.
         """
-        path = self._path(principal, conversation.id, make=True)
-        atomic_file.replace_bytes(path, msgspec.json.encode(conversation))
+        self._write(self._path(principal, conversation.id, make=True), msgspec.json.encode(conversation))
         self._sweep()
 
     def conversation(self, principal: str, conversation: str) -> KeptConversation:
@@ -220,8 +241,8 @@ class AnswerStore:
             OSError: The disk is full.
         """
         path = self._path(principal, file.id, make=True)
-        atomic_file.replace_bytes(path.with_suffix(".data"), data)
-        atomic_file.replace_bytes(path, msgspec.json.encode(file))
+        self._write(path.with_suffix(".data"), data)
+        self._write(path, msgspec.json.encode(file))
         self._sweep()
 
     def file(self, principal: str, file: str) -> KeptFile:
@@ -271,11 +292,22 @@ class AnswerStore:
             NotFound: The principal has none with this id.
         """
         path = self._path(principal, named)
+        size = _size(path) + _size(path.with_suffix(".data"))
         path.with_suffix(".data").unlink(missing_ok=True)
         try:
             path.unlink()
         except OSError:
             raise NotFound(f"There is no object {named[:100]!r}.") from None
+        self._count(path, -size)
+
+    def _write(self, path: Path, data: bytes) -> None:
+        before = _size(path)
+        atomic_file.replace_bytes(path, data)
+        self._count(path, len(data) - before)
+
+    def _count(self, path: Path, more: int) -> None:
+        if path.parent in self._bytes:
+            self._bytes[path.parent] += more
 
     def _read(self, principal: str, named: str, kind: str) -> bytes:
         path = self._path(principal, named)
@@ -304,8 +336,17 @@ class AnswerStore:
         if self._swept and now < self._swept + SWEEP_SECONDS:
             return
         self._swept = now
+        self._bytes.clear()
         oldest = self._clock() - self._days * DAY
         for path in self._directory.glob("*/*"):
             with contextlib.suppress(OSError):
                 if path.lstat().st_mtime < oldest:
                     path.unlink()
+
+
+def _size(path: Path) -> int:
+    """Return the bytes of a file, 0 if there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from kernelsvc.answers.conversations import Conversations
 from kernelsvc.answers.kept import AnswerStore, KeptFile, KeptResponse
-from kernelsvc.errors import NotFound
+from kernelsvc.errors import NotFound, QuotaExceeded
 from kernelsvc.model.answers.values import CodeItem, InputMessage, MessageItem, ServerNote
 from kernelsvc.model.objects import Principal
 from kernelsvc.protocol.openai.requests import AnswerRequest
@@ -38,6 +39,31 @@ def test_a_response_is_read_back_by_its_principal_only(tmp_path: Path) -> None:
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     store.remove("alice", RESPONSE)
     assert list(directory.iterdir()) == []
+
+
+def test_a_principal_keeps_no_more_than_the_disk_has_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Conversations had no limit: a client could fill the disk of all sessions."""
+    store = AnswerStore(tmp_path / "responses", 1)
+    conversations = Conversations(store, ())
+    named = "conv_" + "0" * 32
+    conversations.create("alice", named, {}, [])
+    statvfs = os.statvfs
+
+    def almost_full(path: Path) -> os.statvfs_result:
+        return os.statvfs_result([4096, 4096, 100, 1, 1, *statvfs(path)[5:]])
+
+    conversations.add("alice", named, [InputMessage(role="user", text="x" * 5000)])
+    monkeypatch.setattr(os, "statvfs", almost_full)
+    for refused in (
+        lambda: conversations.add("alice", named, []),
+        lambda: conversations.create("alice", named, {}, []),
+        lambda: store.check_room("alice"),
+    ):
+        with pytest.raises(QuotaExceeded, match="Delete some"):
+            refused()
+    store.check_room("bob")
+    store.remove("alice", named)
+    conversations.create("alice", named, {}, [])
 
 
 def test_old_ones_are_removed(tmp_path: Path) -> None:
