@@ -8,7 +8,7 @@ from typing import Any
 
 #: Most events that wait for a slow client before the answer waits too, and number of events of a background answer
 #: after which it keeps no further pieces of text.
-MAX_WAITING, MAX_KEPT = 2000, 200_000
+MAX_WAITING, MAX_KEPT = 2000, 50_000
 
 
 class EventLog:

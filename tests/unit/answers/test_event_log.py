@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
 import pytest
 
@@ -44,6 +45,14 @@ async def test_a_long_answer_keeps_every_event_but_pieces(monkeypatch: pytest.Mo
     assert [each["sequence_number"] for each in await log.after(0) or []] == [0, 1, 2, 5, 6]
     assert [each["sequence_number"] for each in await log.after(4) or []] == [5, 6]
     assert await log.after(7) is None
+
+
+def test_a_flood_of_tokens_takes_bounded_memory() -> None:
+    """200,000 events took 90 MB, and one principal may have 20 background answers."""
+    log = EventLog(keep=True)
+    for number in range(200):
+        log.add([{"type": "x.delta", "sequence_number": number * 1000 + each} for each in range(1000)])
+    assert sum(map(sys.getsizeof, log.all())) < 16 * 1024 * 1024
 
 
 async def test_a_wake_ends_the_wait_of_a_reader_without_an_event() -> None:
