@@ -66,7 +66,8 @@ FLOODS = {
     "prints": """
 def go():
     end = time.time() + SECONDS
-    while time.time() < end: print("x" * 80)
+    while time.time() < end: print(LINES)
+LINES = ("x" * 80 + "\\n") * 50  # one line at a time is no flood on a busy machine
 threading.Thread(target=go, daemon=True).start()
 """,
 }
@@ -98,7 +99,8 @@ def test_a_flood_is_paused_and_other_sessions_are_served(server: Served, code: s
     )
     with attacking(server, code.replace("SECONDS", str(FLOOD))) as (_, bystander):
         before = bystander.answered
-        wait_for(lambda: metric(server, "kernel_read_pauses") > pauses, deadline=30, what="a pause of the flood")
+        # Before its first pause a flood may read as it likes.
+        wait_for(lambda: metric(server, "kernel_read_pauses") > pauses + 4, deadline=30, what="pauses of the flood")
         bystander.wait(lambda: bystander.answered >= before + CELLS, what="the other session's answers")
         share = (metric(server, "kernel_read_seconds") - busy) / (time.monotonic() - started)
     # A read that has begun is completed, which takes longer on a busy machine. Without pauses it is near 1.

@@ -191,3 +191,22 @@ async def test_the_traceback_of_a_deep_recursion_is_short(k: Client, case: str) 
     assert sum(map(len, shown.content["traceback"])) < 400_000
     if case != "with a cause":
         assert "frames between the first and the last are left out" in "".join(shown.content["traceback"])
+
+
+async def test_threads_that_print_at_the_same_time_do_not_fail(k: Client) -> None:
+    """They look at the pipes of subprocesses at the same time, and poll(2) of one object in two threads is an error."""
+    answer = await k.run(
+        "import threading\nfailed = []\n"
+        "def go():\n"
+        "    try:\n"
+        "        for _ in range(200): print('x' * 5_000)\n"
+        "    except Exception as error:\n"
+        "        failed.append(error)\n"
+        "threads = [threading.Thread(target=go) for _ in range(4)]\n"
+        "for thread in threads: thread.start()\n"
+        "for _ in range(200): display({'text/plain': 'shown'}, raw=True)\n"
+        "for thread in threads: thread.join()\n"
+        "failed",
+        deadline=50.0,
+    )
+    assert (answer.error, answer.result) == (None, "[]")

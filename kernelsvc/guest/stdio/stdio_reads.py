@@ -59,8 +59,11 @@ class StdioReads:
             self._poll.register(fd, select.POLLIN)
 
     def readable(self) -> bool:
-        """Whether there is anything to take."""
-        return bool(self._poll.poll(0))
+        """Whether there is, or may be, anything to take."""
+        try:
+            return bool(self._poll.poll(0))
+        except RuntimeError:  # Another thread looks at this moment. CPython allows one at a time.
+            return True
 
     def take(self) -> None:
         """Read what is in the pipes at this moment. Waits while the server reads, and at most ``_LOCK_TRIES`` ms."""
