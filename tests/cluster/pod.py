@@ -7,6 +7,7 @@ container runs this interpreter, and its volumes lie in one directory.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -68,9 +69,15 @@ class Pod:
         apart = ["unshare", "-m", "-p", "-i", "-u", "-C", "--mount-proc", "--fork", "--kill-child"]
         command = with_readable_interpreter([*enter, *apart, sys.executable, "-c", _PAUSE])
         self._outer = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-        children = wait_for(lambda: psutil.Process(self._outer.pid).children(), what="the pause process")
-        self._pause = children[0].pid
-        wait_for(lambda: b"signal.pause" in Path(f"/proc/{self._pause}/cmdline").read_bytes(), what="its start")
+        self._pause = wait_for(self._find_pause, what="the pause process")
+
+    def _find_pause(self) -> int | None:
+        """Return the pid of the process that is the pod's first, and not that of a helper of unshare(1), which ends."""
+        for child in psutil.Process(self._outer.pid).children():
+            with contextlib.suppress(psutil.Error):
+                if child.cmdline()[1:] == ["-c", _PAUSE]:
+                    return child.pid
+        return None
 
     def path(self, text: str) -> str:
         """Replace the path of a volume by that of its directory here."""
