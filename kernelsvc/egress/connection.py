@@ -207,7 +207,7 @@ class EgressConnection:
                 return server
             try:
                 return await interception.connect(server, destination)
-            except BaseException:
+            except BaseException:  # also a cancellation: no caller has the connection yet, so this must close it
                 server.close()
                 raise
 

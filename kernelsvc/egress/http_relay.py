@@ -25,7 +25,8 @@ from kernelsvc.protocol.egress import websocket
 
 #: Most bytes of a request's head.
 MAX_HEAD = 32 * 1024
-#: Seconds of work on what was read before other sessions have their turn. 64 KiB may be 11,000 chunks of one byte.
+#: Seconds after which the parsing of one read pauses for other sessions. One read of 64 KiB can have 11,000 chunks of
+#: one byte.
 TURN_SECONDS = 0.001
 #: Longest path in a report, without its query, which often has keys.
 MAX_PATH = 512

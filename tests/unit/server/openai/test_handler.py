@@ -1,4 +1,4 @@
-"""What the handlers of OpenAI's API share: batches of an answer's events for one stream."""
+"""The handler of OpenAI's API: it sends the events of an answer in batches."""
 
 from __future__ import annotations
 
