@@ -484,9 +484,9 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
             )
         self.streams.end_cell()
         self.flush_c()
-        if terse:
-            self._unanswered.pop(parent["header"]["msg_id"], None)
         self.session.send_fast(stream, "execute_reply", reply, parent, self.finish_metadata(parent, metadata, reply))
+        if terse:  # After the reply: if sending fails, ensure_end() sends an error in its place.
+            self._unanswered.pop(parent["header"]["msg_id"], None)
         if reply["status"] == "error" and not (terse or silent) and content.get("stop_on_error", True):
             self._abort_queues()
 

@@ -65,6 +65,18 @@ async def test_a_terse_cell_has_one_reply_however_it_ends(k: Client, code: str) 
     assert len(second.messages("execute_reply")) == 1
 
 
+async def test_a_terse_cell_whose_reply_fails_has_one_reply_all_the_same(k: Client) -> None:
+    code = (
+        "kernel = get_ipython().kernel\n"
+        "def fail(*a):\n    del kernel.finish_metadata\n    raise OSError('no metadata')\n"
+        "kernel.finish_metadata = fail"
+    )
+    answer = await k.run(code, terse=True)
+    assert answer.reply.content["evalue"] == "OSError: no metadata"
+    answer = await k.run("1 + 1", terse=True)
+    assert answer.result == "2"
+
+
 async def test_output_of_c_code_comes_before_the_end_of_a_terse_cell(k: Client) -> None:
     code = "import ctypes; libc = ctypes.CDLL(None); n = libc.printf(b'from C, no newline')"
     answer = await k.run(code)
