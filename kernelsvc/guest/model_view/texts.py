@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
-#: Most characters of HTML that are read.
-MAX_HTML = 400_000
+#: Most characters of HTML that are parsed. Rows of a table that are only counted are not among them.
+MAX_HTML = 100_000
+#: Most characters of an SVG drawing that are read.
+MAX_SVG = 400_000
 #: Most rows of an HTML table.
 MAX_ROWS = 40
+_STEP = 20_000
 _ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]{6,16}\b")
 _LIBRARY = re.compile(r"(?:/[\w.+@-]+)+/(?:site|dist)-packages/|(?:/[\w.+@-]+)+/lib/python3\.\d+/")
 _BLOCKS = frozenset(("p", "div", "br", "tr", "table", "ul", "ol", "li", "section", "pre", "h1", "h2", "h3", "h4", "h5"))
@@ -52,7 +55,7 @@ class _TextOfHtml(HTMLParser):
         self._line: list[str] = []
         self._row: list[str] | None = None
         self._hidden = 0
-        self._rows = 0
+        self.rows = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag in _SKIPPED:
@@ -88,28 +91,37 @@ class _TextOfHtml(HTMLParser):
         text = " ".join("".join(self._line).split())
         self._line.clear()
         if row is not None and (row or text):
-            self._rows += 1
-            if self._rows <= MAX_ROWS:
+            self.rows += 1
+            if self.rows <= MAX_ROWS:
                 self.lines.append(" | ".join([*row, text] if text else row))
         elif text:
             self.lines.append(text)
 
     def result(self) -> str:
         self.end_line()
-        if self._rows > MAX_ROWS:
-            self.lines.append(f"[… {self._rows - MAX_ROWS} more rows …]")
+        if self.rows > MAX_ROWS:
+            self.lines.append(f"[… {self.rows - MAX_ROWS} more rows …]")
         return "\n".join(self.lines)
 
 
 def text_of_html(html: str) -> str:
     """Return the words of an HTML text: a line for each block, and table cells with `` | `` between them."""
     reader = _TextOfHtml()
-    reader.feed(html[:MAX_HTML])
+    at = parsed = 0
+    while at < len(html) and parsed < MAX_HTML:
+        reader.feed(html[at : at + _STEP])
+        at, parsed = at + _STEP, parsed + _STEP
+        end = html.find("</table", at) if reader.rows > MAX_ROWS else -1
+        if end > 0:  # The rows up to the table's end are only counted: the parser takes 0.3 s for a megabyte.
+            at -= len(reader.rawdata)
+            reader.rawdata = ""
+            reader.rows += html.count("<tr", at, end)
+            at = end
     reader.close()
     return reader.result()
 
 
 def words_of_svg(svg: str) -> str:
     """Return the text elements of an SVG drawing in one line."""
-    found = re.findall(r"<(?:text|tspan|title|desc)\b[^>]*>([^<]{1,200})", svg[:MAX_HTML])
+    found = re.findall(r"<(?:text|tspan|title|desc)\b[^>]*>([^<]{1,200})", svg[:MAX_SVG])
     return cut(" ".join(word.strip() for word in found if word.strip()), 300)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
@@ -212,6 +213,22 @@ def test_tables_of_html_are_limited() -> None:
     text = texts.text_of_html("<table>" + "<tr><td>1</td><td>2</td></tr>" * 100 + "</table>")
     assert text.splitlines()[-2:] == ["1 | 2", "[… 60 more rows …]"]
     assert len(text.splitlines()) == texts.MAX_ROWS + 1
+
+
+@pytest.mark.parametrize("rows", [1_000, 100_000])
+def test_rows_of_a_long_table_are_counted_without_a_parser(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[int] = []
+    feed = HTMLParser.feed
+
+    def counted(self: HTMLParser, text: str) -> None:
+        parsed.append(len(text))
+        feed(self, text)
+
+    monkeypatch.setattr(HTMLParser, "feed", counted)
+    html = "<table>" + "<tr><td>1</td><td>2</td></tr>" * rows + "</table><p>a footer</p>"
+    text = texts.text_of_html(html)
+    assert text.splitlines()[-2:] == ["a footer", f"[… {rows - texts.MAX_ROWS} more rows …]"]
+    assert sum(parsed) < 50_000
 
 
 def test_a_figure_has_a_line_of_data() -> None:
