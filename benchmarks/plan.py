@@ -61,6 +61,7 @@ class Bench:
         except Exception as error:  # A peer may break in any way; the others are still worth measuring.
             say(f"{subject.name}: {section.name} failed: {type(error).__name__}: {error}")
             self.samples[subject.name].missing[section.name] = f"{type(error).__name__}: {error}"
+            await subject.recover()
             return
         say(f"  {subject.name:26} {section.name:10} {time.perf_counter() - begun:6.1f} s")
 
