@@ -302,7 +302,7 @@ def size_error(part: bytes) -> str | None:
     return None
 
 
-def stream_prefix(name: str, parent: str) -> bytes:
-    """Return the bytes before the text of a STREAM frame."""
+def stream_prefix(name: str, parent: str, *, raw: bool = False) -> bytes:
+    """Return the bytes before the text of a STREAM frame, or before bytes of the pipe (``raw``)."""
     wanted = parent.encode("utf-8", "replace")[:0xFFFF]
-    return struct.pack("<BH", 1 if name == "stdout" else 2, len(wanted)) + wanted
+    return struct.pack("<BH", (1 if name == "stdout" else 2) + 2 * raw, len(wanted)) + wanted

@@ -30,7 +30,7 @@ from typing import Any, NoReturn, Protocol
 
 from kernelsvc.guest import wire_frames
 from kernelsvc.guest.private_modules import fcntl, os, select, signal, socket, threading, time
-from kernelsvc.guest.stdio.stdio_reads import StdioReads
+from kernelsvc.guest.stdio.stdio_reads import MOST_BYTES, StdioReads
 from kernelsvc.guest.wire_frames import (
     ACK,
     CONTROL,
@@ -560,19 +560,27 @@ class WireServer:
 
     def _try_put(self, kind: int, payload: bytes) -> bool:
         with self._guard:
-            box = self.outbox
-            if box.total >= self._ack_check_at:
-                self._serve()
-            if not box.has_room(len(payload)):
-                self._uncork_now()  # Frames that are held back can't be acknowledged.
+            if not self._has_room(len(payload)):
                 return False
-            was_clear = box.clear
-            frame = box.put(kind, payload)
-            if was_clear:
-                box.mark_unsent(len(frame))
+            self._put(kind, payload)
             if not self.corked:
                 self._pump()
             return True
+
+    def _has_room(self, length: int) -> bool:
+        """Whether the outbox takes so many bytes, after a look for acknowledgements."""
+        if self.outbox.total >= self._ack_check_at:
+            self._serve()
+        room = self.outbox.has_room(length)
+        if not room:
+            self._uncork_now()  # Frames that are held back can't be acknowledged.
+        return room
+
+    def _put(self, kind: int, payload: bytes) -> None:
+        was_clear = self.outbox.clear
+        frame = self.outbox.put(kind, payload)
+        if was_clear:
+            self.outbox.mark_unsent(len(frame))
 
     def _pump(self) -> None:
         """Send until the socket takes no more. An error costs the connection but no frame."""
@@ -634,15 +642,23 @@ class WireServer:
 
     def _forward_stdio(self) -> None:
         """Send what ended subprocesses and C code have written before, which the server would read later."""
-        with self._guard:  # A handler that raises must not lose what was read.
-            self._stdio.take()
-        while (taken := self._stdio.taken) and not self.foreign:
-            name, text = taken.popleft()
-            try:
-                self._text(stream_prefix(name, self.cell), text)
-            except BaseException:
-                taken.appendleft((name, text))
-                raise
+        self.wait_for(lambda: self.foreign or self._try_forward())
+        self._wait_until_sent()
+
+    def _try_forward(self) -> bool:
+        """Move what is in the pipes to the socket, also while corked: what the server reads meanwhile would precede it.
+
+        Other threads wait for the lock, and a handler that raises can't lose what was read.
+        """
+        with self._guard:
+            if not self._has_room(2 * MOST_BYTES):
+                return False
+            for name, data in self._stdio.take():
+                prefix = stream_prefix(name, self.cell, raw=True)
+                for at in range(0, len(data), MAX_TEXT):
+                    self._put(STREAM, prefix + data[at : at + MAX_TEXT])
+                self._pump()
+            return True
 
     def message(self, payload: bytes, *, hold: bool = False) -> None:
         """Send a Jupyter message (``wire_frames.join``).

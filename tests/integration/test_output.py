@@ -107,6 +107,27 @@ async def test_writes_that_almost_fill_the_pipe_stay_in_order(k: Client) -> None
     assert [line for line in lines if line[:1] != "."] == [f"{who} {n}" for n in range(600) for who in ("py", "child")]
 
 
+#: Has the server or the kernel read what descriptor 1 holds. The kernel does so before it sends text of its own.
+READERS = """
+import fcntl, os, sys, termios, time
+def unread(): return int.from_bytes(fcntl.ioctl(1, termios.FIONREAD, bytes(4)), sys.byteorder)
+def by_server():
+    while unread(): time.sleep(0.001)
+def by_kernel():
+    while unread(): print('.', file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["server first", "kernel first"])
+async def test_characters_whose_bytes_go_to_two_readers_stay_whole(k: Client, first: int) -> None:
+    await k.run(READERS)
+    answer = await k.run(
+        f"for n, byte in enumerate('ä€😀 '.encode() * 20):\n    os.write(1, bytes([byte]))\n"
+        f"    by_kernel() if n % 2 == {first} else by_server()"
+    )
+    assert answer.stdout == "ä€😀 " * 20
+
+
 @pytest.mark.parametrize("opened", ["fd", "os.open(f'/proc/self/fd/{fd}', os.O_RDONLY)"], ids=["same", "reopened"])
 async def test_code_that_locks_the_pipes_and_keeps_the_lock_gets_all_its_text(k: Client, opened: str) -> None:
     """The kernel's process has the read ends. The lock of a reopened one is against the kernel's own code, too."""

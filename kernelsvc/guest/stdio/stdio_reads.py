@@ -4,20 +4,20 @@ The server reads these pipes, which works while the kernel is busy in C code. Bu
 its end would then arrive after a print that followed, or in the middle of it. So the kernel looks before each frame
 that it sends, and sends what is there as a frame of its own. Text that the server has read already precedes the frame
 anyway: it reads its socket first, and a pipe only when the socket is empty.
+
+Only the server decodes these bytes, because either reader may get one half of a character.
 """
 
 from __future__ import annotations
 
-import codecs
 import sys
 import termios
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from kernelsvc.guest.private_modules import fcntl, os, select, time
 
 #: Most bytes of each pipe that are taken at once: a process that still writes must not hold up the kernel.
-_MOST = 1 << 20
+MOST_BYTES = 1 << 20
 _INT = bytes(4)
 #: Attempts to lock a pipe, a millisecond apart.
 _LOCK_TRIES = 50
@@ -46,13 +46,10 @@ class StdioReads:
 
     Attributes:
         fds: the descriptors.
-        taken: names and texts that were read and not sent yet.
     """
 
     def __init__(self, fds: Sequence[int]) -> None:
         self.fds = list(fds)
-        self.taken: deque[tuple[str, str]] = deque()
-        self._decoders = [codecs.getincrementaldecoder("utf-8")("replace") for _ in self.fds]
         self._inodes = [os.fstat(fd).st_ino for fd in self.fds]
         self._poll = select.poll()
         for fd in self.fds:
@@ -65,8 +62,12 @@ class StdioReads:
         except RuntimeError:  # Another thread looks at this moment. CPython allows one at a time.
             return True
 
-    def take(self) -> None:
-        """Read what is in the pipes at this moment. Waits while the server reads, and at most ``_LOCK_TRIES`` ms."""
+    def take(self) -> Iterator[tuple[str, bytes]]:
+        """Yield the name of each pipe that is not empty, and the bytes that are in it at this moment.
+
+        The pipe stays locked until the next step: the caller sends the bytes before the server can read those that
+        follow them. Waits while the server reads, and at most ``_LOCK_TRIES`` ms.
+        """
         for number, fd in enumerate(self.fds):
             try:
                 if os.fstat(fd).st_ino != self._inodes[number]:
@@ -75,8 +76,9 @@ class StdioReads:
                 os.set_blocking(fd, False)
                 _lock(fd)
                 try:
-                    left = min(_MOST, int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, _INT), sys.byteorder))
-                    data = os.read(fd, left) if left else b""
+                    left = min(MOST_BYTES, int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, _INT), sys.byteorder))
+                    if left and (data := os.read(fd, left)):
+                        yield ("stderr" if number else "stdout"), data
                 finally:
                     fcntl.flock(fd, fcntl.LOCK_UN)
             except BlockingIOError:
@@ -84,6 +86,3 @@ class StdioReads:
             except OSError:  # The server still has descriptors of its own.
                 self._poll = select.poll()
                 return
-            text = self._decoders[number].decode(data)
-            if text:
-                self.taken.append(("stdout" if number == 0 else "stderr", text))

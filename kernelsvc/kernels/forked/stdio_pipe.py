@@ -38,6 +38,7 @@ class StdioPipe:
         fd: the descriptor to read, or -1 after ``close``.
         identity: device and inode of the pipe.
         ended: whether every writer has closed it.
+        decoder: of its bytes, also of those that the kernel reads and sends.
 
     Raises:
         WireViolation: it is not a pipe that this user made.
@@ -57,7 +58,7 @@ class StdioPipe:
         self.identity = found.st_dev, found.st_ino
         self.name = name
         self.ended = False
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def available(self) -> int:
         """Return the number of readable bytes, at most the pipe's capacity (fcntl(2), ``F_GETPIPE_SZ``)."""
@@ -74,7 +75,7 @@ class StdioPipe:
         except OSError:
             return None
         self.ended = not data
-        text = self._decoder.decode(data)
+        text = self.decoder.decode(data)
         return StreamText(name=self.name, text=text) if text else None
 
     @contextlib.contextmanager

@@ -240,6 +240,7 @@ class WireClient:
         self._parser.reset()
         if not self._raw:
             self._raw = connection.take_pipes()
+            self._parser.decoders = [pipe.decoder for pipe in self._raw]
         self._reader = CoalescingReader(self._loop, connection.sock.fileno(), self._read)
         self._raw_readers = [
             CoalescingReader(self._loop, pipe.fd, partial(self._read_raw, n)) for n, pipe in enumerate(self._raw)

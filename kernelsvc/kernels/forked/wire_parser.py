@@ -6,8 +6,9 @@ User code may have written every byte. Everything that the description of the wi
 
 from __future__ import annotations
 
+import codecs
 import itertools
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -38,6 +39,7 @@ RUN_AFTER = 4
 _LIMITS = {STREAM: MAX_STREAM, REPLY: MAX_ANSWER}
 _unpack = HEADER.unpack_from
 _SIZE = HEADER.size
+_RAW = (3, 4)  # first byte of a text that is bytes of the pipe for standard output, standard error
 _PLAIN = 5  # offsets of header, parent header, metadata and content, and the end of the last
 
 
@@ -102,12 +104,14 @@ class WireParser:
     Attributes:
         last: number of the last complete frame. The next one must be one more.
         replies: replies that were parsed. The caller clears them.
+        decoders: of the bytes of the pipes for standard output and error, which the server reads, too.
     """
 
     def __init__(self, *, last: int = 0, max_frame: int = jupyter.MAX_BYTES) -> None:
         self.last = last
         self.max_frame = max_frame
         self.replies: list[Reply] = []
+        self.decoders = [codecs.getincrementaldecoder("utf-8")("replace") for _ in range(2)]
         self._rest = bytearray()
         self._need = 0  # length of the frame at the start of ``_rest``, or of its header while that is incomplete
 
@@ -163,7 +167,7 @@ class WireParser:
             raise WireViolation(f"a text frame of {end - _SIZE} bytes")
         self.last = number
         with memoryview(data) as view, view[at:end] as parsed:
-            return _text(bytes(data[_SIZE:at]), str(parsed, "utf-8", "replace"), number)
+            return self._text(bytes(data[_SIZE:at]), parsed, number)
 
     def _walk(self, data: bytes, outputs: list[Output]) -> None:
         at, size = 0, len(data)
@@ -221,8 +225,20 @@ class WireParser:
                 number += len(more)
                 runs = False
         self.last = number
-        outputs.append(_text(prefix, b"".join(pieces).decode("utf-8", "replace"), number))
+        text = self._text(prefix, b"".join(pieces), number)
+        if text.text or prefix[0] not in _RAW:  # a pipe's bytes may be the beginning of a character
+            outputs.append(text)
         return at, runs
+
+    def _text(self, prefix: bytes, data: bytes | memoryview, number: int) -> StreamText:
+        kind = prefix[0]
+        raw = kind in _RAW
+        return StreamText(
+            name="stderr" if kind in (2, 4) else "stdout",
+            text=self.decoders[_RAW.index(kind)].decode(data) if raw else str(data, "utf-8", "replace"),
+            parent=prefix[3:].decode("utf-8", "replace")[:MAX_ID],
+            frame=number,
+        )
 
     def _check_length(self, kind: int, length: int) -> None:
         limit = self.max_frame if kind == MESSAGE else _LIMITS.get(kind)
@@ -270,11 +286,6 @@ def take_run(data: bytes, at: int, prefix: bytes, last: int) -> tuple[list[bytes
     if len(texts) != len(pieces):
         return [], at
     return texts, at + sum(map(len, pieces)) + len(prefix) * len(pieces)
-
-
-def _text(prefix: bytes, text: str, number: int) -> StreamText:
-    name: Literal["stdout", "stderr"] = "stderr" if prefix[0] == 2 else "stdout"
-    return StreamText(name=name, text=text, parent=prefix[3:].decode("utf-8", "replace")[:MAX_ID], frame=number)
 
 
 def merge_texts(one: list[Output], two: list[Output]) -> list[Output]:

@@ -48,6 +48,15 @@ def test_text_of_one_kind_in_one_read_is_one_text_with_the_last_number() -> None
     ]
 
 
+def test_bytes_of_a_pipe_are_decoded_where_the_servers_reads_of_it_are() -> None:
+    parser = WireParser()
+    euro = "€".encode()
+    assert parser.feed(text(1, euro[:1], name=3) + text(2, euro[:1], name=4)) == []
+    assert parser.decoders[0].decode(euro[1:]) == "€"  # the server's read
+    assert parser.feed(text(3, euro[1:], name=4)) == [StreamText(name="stderr", text="€", parent="p", frame=3)]
+    assert parser.last == 3
+
+
 def test_a_message_ends_a_text() -> None:
     got = WireParser().feed(text(1, b"a") + status(2) + text(3, b"b"))
     assert [type(item) for item in got] == [StreamText, KernelMessage, StreamText]
