@@ -182,8 +182,8 @@ def write_info(runtime_dir: Path, info: ServerInfo) -> Path:
 
 
 def quoted(path: str) -> str:
-    """Percent-encode a file's path for a URL."""
-    return "/".join(quote(part, safe="") for part in path.split("/"))
+    """Percent-encode a file's path for a URL. Bytes that are not UTF-8 are surrogates, as in ``os.listdir``."""
+    return "/".join(quote(part, safe="", errors="surrogateescape") for part in path.split("/"))
 
 
 def without_none(**params: Any) -> dict[str, Any]:

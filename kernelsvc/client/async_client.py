@@ -19,7 +19,7 @@ from kernelsvc.client.offered import OfferedFunction, offered
 from kernelsvc.client.sessions import AsyncSession
 from kernelsvc.client.tools import provider_of
 from kernelsvc.client.tracing import request_meta
-from kernelsvc.client.transfer import upload_body
+from kernelsvc.client.transfer import CONTENT, file_list, upload_body
 from kernelsvc.client.values import Cell, FileInfo, new_id, read
 from kernelsvc.model.objects import Deletion, SessionInfo
 from kernelsvc.model.storage.workspaces import WorkspaceInfo
@@ -262,9 +262,7 @@ class AsyncClient:
         """
         info = await self.workspace(workspace)
         where = f"{_files_of(info)}{quoted(directory)}"
-        return read(
-            (await self._rest.json("GET", query(where, recursive=str(recursive).lower())))["files"], list[FileInfo]
-        )
+        return file_list(await self._rest.json("GET", query(where, recursive=str(recursive).lower())))
 
     async def download_from(self, workspace: str, name: str) -> bytes:
         """Return the content of a file of a workspace.
@@ -273,7 +271,8 @@ class AsyncClient:
             workspace: ``NAME`` or ``OWNER/NAME``.
             name: path in it.
         """
-        return await self._rest.raw("GET", f"{_files_of(await self.workspace(workspace))}{quoted(name)}")
+        where = f"{_files_of(await self.workspace(workspace))}{quoted(name)}"
+        return await self._rest.raw("GET", where, headers=CONTENT)
 
     async def upload_to(self, workspace: str, source: str | os.PathLike[str] | bytes, name: str | None = None) -> str:
         """Copy a file, or bytes, into a workspace. Return its path there.

@@ -18,7 +18,7 @@ from kernelsvc.client.programs import AsyncProgram, CommandResult, run_command, 
 from kernelsvc.client.streams import AsyncEvents, AsyncPages, AsyncStream, SessionRpc
 from kernelsvc.client.tools import AsyncCall, OnApproval, provider_of
 from kernelsvc.client.tracing import request_meta
-from kernelsvc.client.transfer import save, target_of, upload_body
+from kernelsvc.client.transfer import CONTENT, file_list, save, target_of, upload_body
 from kernelsvc.client.values import Cell, FileInfo, new_id, read
 from kernelsvc.model.events import ToolCalled
 from kernelsvc.model.network.ports import PortAddress
@@ -577,7 +577,7 @@ class AsyncSession:
 
     async def download(self, name: str) -> bytes:
         """Return a file's content. For a large file use ``save``."""
-        return await self._rest.raw("GET", f"{self._path}/files/{quoted(name)}")
+        return await self._rest.raw("GET", f"{self._path}/files/{quoted(name)}", headers=CONTENT)
 
     async def save(self, name: str, to: str | os.PathLike[str] = ".") -> Path:
         """Download a file to this machine, atomically. If ``to`` is a directory, the file keeps its name."""
@@ -593,7 +593,7 @@ class AsyncSession:
         """List a directory of the session's working directory. Returns at most 10,000 files."""
         where = f"{self._path}/files/{quoted(path)}"
         options = {"limit": 10_000, "recursive": "true" if recursive else None}
-        return read((await self._rest.json("GET", query(where, **options)))["files"], list[FileInfo])
+        return file_list(await self._rest.json("GET", query(where, **options)))
 
     async def notebook(self, format: Format = "ipynb") -> bytes:
         """Return the session as a notebook, also while it runs and after it is closed."""

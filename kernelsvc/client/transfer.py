@@ -5,12 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote
 
 from kernelsvc.client.http import Body, Rest
+from kernelsvc.client.values import FileInfo, read
 from kernelsvc.errors import BadRequest
 from kernelsvc.linux.output_file import output_file
 
 _CHUNK = 256 * 1024
+#: Headers of a request for a file's content: a directory is then an error, and its listing is no file.
+CONTENT = {"Accept": "application/octet-stream"}
+
+
+def file_list(answer: Any) -> list[FileInfo]:
+    """Return the entries of a listing. Bytes of a path that are not UTF-8 are surrogates, as ``quoted`` takes them."""
+    files = [{**entry, "path": unquote(entry["url"], errors="surrogateescape")} for entry in answer["files"]]
+    return read(files, list[FileInfo])
 
 
 def upload_body(source: str | os.PathLike[str] | bytes, name: str | None) -> tuple[Body, int, str]:
@@ -51,4 +62,4 @@ async def save(rest: Rest, path: str, target: Path) -> None:
         def write(chunk: bytes) -> None:
             file.write(chunk)
 
-        await rest.raw("GET", path, sink=write, on_restart=start_over)
+        await rest.raw("GET", path, headers=CONTENT, sink=write, on_restart=start_over)

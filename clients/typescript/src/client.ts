@@ -2,7 +2,7 @@
 import { type CallOptions, type ConnectionState, RpcConnection } from "./connection.ts";
 import { Unreachable } from "./errors.ts";
 import type { Deletion, FileList, LimitsRequest, SessionInfo, SessionState, ToolFilter, WorkspaceInfo } from "./generated.ts";
-import { type Content, Rest } from "./http.ts";
+import { CONTENT, type Content, Rest } from "./http.ts";
 import { type OfferedFunction, providerOf } from "./offered.ts";
 import { Session } from "./session.ts";
 import { requestMeta, type Trace } from "./trace.ts";
@@ -235,7 +235,7 @@ export class Client implements AsyncDisposable {
 
   /** Return the content of a file of a workspace. */
   async downloadFrom(workspace: string, name: string): Promise<Uint8Array<ArrayBuffer>> {
-    return (await this.#rest.raw("GET", await this.#workspaceFile(workspace, name))).data;
+    return (await this.#rest.raw("GET", await this.#workspaceFile(workspace, name), { headers: CONTENT })).data;
   }
 
   /** Write a file of a workspace. Return its path there. */

@@ -6,6 +6,9 @@ import { type Address, errorOfResponse, headersOf, unreachable } from "./values.
 /** Content to upload. A stream is none of these, because the client repeats an upload after a lost connection. */
 export type Content = string | Uint8Array<ArrayBuffer> | ArrayBuffer | Blob;
 
+/** Headers of a request for a file's content: a directory is then an error, and its listing is no file. */
+export const CONTENT = { Accept: "application/octet-stream" };
+
 /** Options of one request. */
 export interface RequestOptions {
   body?: Content | undefined;

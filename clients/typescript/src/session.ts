@@ -12,7 +12,7 @@ import type {
   ValueData,
   Variable,
 } from "./generated.ts";
-import type { Content, Rest } from "./http.ts";
+import { CONTENT, type Content, type Rest } from "./http.ts";
 import { type OfferedFunction, providerOf, SessionCall } from "./offered.ts";
 import {
   type CommandOptions,
@@ -527,7 +527,7 @@ export class Session implements AsyncDisposable {
 
   /** Return a file's content. */
   async download(name: string, options: CallOptions = {}): Promise<Uint8Array<ArrayBuffer>> {
-    return (await this.#rest.raw("GET", this.#file(name), options)).data;
+    return (await this.#rest.raw("GET", this.#file(name), { ...options, headers: CONTENT })).data;
   }
 
   /** Remove a file from the session's working directory. */

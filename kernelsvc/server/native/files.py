@@ -135,6 +135,8 @@ class FileHandler(ApiHandler):
         named, session = self._path(), self._session()
         files = self._files()
         if path.endswith("/") or (await files.stat(self.who, session, named)).kind == "directory":
+            if self.request.headers.get("Accept") == "application/octet-stream":
+                raise BadRequest(f"{shown(named)!r} is a directory. Name a file in it.")
             await self._list(named, query)
         else:
             await self.download(named)

@@ -327,6 +327,13 @@ async def test_files(connect, tmp_path):
     with pytest.raises(errors.NotFound):
         await session.save("big.bin", tmp_path / "out" / "no.bin")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["big.bin"]
+    with pytest.raises(errors.BadRequest, match="'a dir' is a directory"):
+        await session.download("a dir")
+    odd = "caf\udce9"  # the byte E9
+    await session.upload(b"odd", odd)
+    assert odd in [info.path for info in await session.files()]
+    assert await session.download(odd) == b"odd"
+    await session.delete(odd)
     assert b"nothing" not in await session.notebook("py")
     with pytest.raises(errors.BadRequest):
         await session.upload(b"nameless")
