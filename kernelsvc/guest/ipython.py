@@ -762,6 +762,7 @@ def make_kernel() -> ForkableKernel:
     kernel: ForkableKernel = ForkableKernel.instance(
         session=session, config=config, log=logging.getLogger("kernelsvc.guest"), user_ns=None
     )
+    kernel.shell.extension_manager.load_extension("storemagic")  # as ipykernel's application does
     kernel.shell.plain = PlainCellDetector(kernel.shell)
     # The modules of user code read the hook here, not in the private copy.
     vars(sys.modules["threading"])["excepthook"] = kernel.shell.report_thread

@@ -81,6 +81,7 @@ def test_a_session_shows_no_path_of_the_machine(session: Session, below_run: Ser
 
 _CELLS = {
     "cd": ("%cd /tmp\n%pushd ~\n%popd\n%bookmark here\n%cd -b here\n%cd ~", "/home/user"),
+    "store": ("kept = 6 * 7\n%store kept\ndel kept\n%store -r kept\nprint(kept)", "42"),
     "font-cache": (
         "import matplotlib as mpl, shutil, matplotlib.font_manager as fm\nshutil.rmtree(mpl.get_cachedir())\n"
         "fm._load_fontmanager(try_read_cache=False)\nprint([name[:8] for name in os.listdir(mpl.get_cachedir())])",
