@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from kernelsvc.model import events as ev
 from kernelsvc.model.view import crash_dump
-from kernelsvc.model.view.plain_form import text_form, without_hidden
+from kernelsvc.model.view.plain_form import MODEL_MIME, text_form, without_hidden
 
 #: Most separate outputs of one cell, each in head and tail.
 MAX_PARTS = 5000
@@ -148,7 +148,7 @@ def _characters_lost(before: Output, after: Output) -> int:
 
 def _shows_nothing(output: Output) -> bool:
     """Whether an output has only scripts and styles, as a plotting library loads itself before its first figure."""
-    if output["output_type"] != "display_data" or set(output["data"]) != {"text/html"}:
+    if output["output_type"] != "display_data" or set(output["data"]) - {MODEL_MIME} != {"text/html"}:
         return False
     return not _TAG.sub("", without_hidden(str(output["data"]["text/html"]))).strip()
 

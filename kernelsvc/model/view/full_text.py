@@ -9,11 +9,9 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from kernelsvc.model.view import crash_dump
-from kernelsvc.model.view.plain_form import is_placeholder, text_form
+from kernelsvc.model.view.plain_form import MODEL_MIME, is_placeholder, text_form
 from kernelsvc.model.view.terminal import screen_text
 
-#: MIME type of a value's form for language models, which the kernel makes.
-MODEL_MIME = "text/vnd.kernelsvc.model"
 #: Longest line, in characters. A longer one is several numbered lines.
 LINE = 2000
 _PICTURES = ("image/png", "image/jpeg", "image/webp", "image/gif")

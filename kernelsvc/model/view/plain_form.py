@@ -6,6 +6,8 @@ import html
 import re
 from typing import Any
 
+#: MIME type of a value's form for language models, which the kernel makes.
+MODEL_MIME = "text/vnd.kernelsvc.model"
 #: Most characters of HTML or SVG that are read.
 MAX_SOURCE = 200_000
 _PLACEHOLDER = re.compile(r"<[\w.]+ (?:object|at 0x)[^<>\n]*>|<[\w.]+\.(?:HTML|Styler|Markdown|SVG)[^<>\n]*>")
@@ -40,7 +42,9 @@ def text_form(data: dict[str, Any]) -> str:
     if isinstance(value := data.get("image/svg+xml"), str):
         words = " ".join(found.strip() for found in _WORDS.findall(value[:MAX_SOURCE]) if found.strip())
         return f"[SVG drawing: {html.unescape(words)[:300]}]" if words else "[SVG drawing]"
-    return str(plain) if plain is not None else f"[{', '.join(sorted(data))}]" if data else ""
+    if plain is not None:
+        return str(plain)
+    return str(data.get(MODEL_MIME) or (f"[{', '.join(sorted(data))}]" if data else ""))
 
 
 def html_text(source: str) -> str:

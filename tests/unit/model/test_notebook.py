@@ -14,6 +14,7 @@ from kernelsvc.model.limits import CellUsage, Limits
 from kernelsvc.model.network.rules import NetworkRules
 from kernelsvc.model.notebook import RULES, CellFold, NotebookFold, fold, inherited, nb_id, notebook
 from kernelsvc.model.objects import CellState
+from kernelsvc.model.view.plain_form import MODEL_MIME
 
 EVENTS = typing.get_args(ev.AnyEvent)
 
@@ -273,6 +274,16 @@ def test_a_library_that_a_page_loads_is_no_output(shown, text):
     cell = folded(ev.Display(data={"text/html": library}), ev.Stream(text="after"), budget=2000)
     assert text in cell.text()
     assert (len(cell.render()) == 1) == (not shown)
+
+
+def test_a_library_is_no_output_if_it_has_a_form_for_models():
+    library = {"text/html": f"<script>{'x' * 5000}</script>", MODEL_MIME: "[HTML without text]"}
+    assert folded(ev.Display(data=library), budget=2000).render() == []
+
+
+def test_a_value_without_plain_text_is_its_form_for_models():
+    figure = {"application/vnd.plotly.v1+json": {"data": []}, MODEL_MIME: "[Plotly chart]"}
+    assert folded(ev.Display(data=figure)).text() == "[Plotly chart]\n"
 
 
 @pytest.mark.timeout(30)

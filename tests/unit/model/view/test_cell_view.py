@@ -17,8 +17,9 @@ from kernelsvc.model.events import Event, Reason
 from kernelsvc.model.objects import CellView
 from kernelsvc.model.view.cell_view import ViewRequest, shares, view_cell
 from kernelsvc.model.view.estimate import estimate
-from kernelsvc.model.view.full_text import LINE, MODEL_MIME, full_text
+from kernelsvc.model.view.full_text import LINE, full_text
 from kernelsvc.model.view.line_search import compile_pattern
+from kernelsvc.model.view.plain_form import MODEL_MIME
 
 GAP = re.compile(r"\[… lines? (\d+)(?:–(\d+))? …\]")
 PNG = "iVBORw0KGgo="
