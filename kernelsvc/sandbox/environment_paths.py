@@ -13,6 +13,8 @@ from kernelsvc.sandbox.rootfs_paths import TOO_BROAD, is_beneath, python_prefixe
 #: Paths of an interpreter's installation, of a virtual environment over it, and of the guest package.
 PYTHON, ENVIRONMENT, GUEST = f"{TOP}/python", f"{TOP}/environment", f"{TOP}/guest"
 _SYSTEM = ("/usr", "/usr/local")
+#: Programs that print the paths of the interpreter that their first line names.
+_SCRIPTS = ("pip", "pip3")
 
 
 class EnvironmentPaths(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,9 +43,10 @@ def environment_paths(python: str, guest: str, config: Path) -> EnvironmentPaths
         python: the environment's interpreter.
         guest: the directory of the guest package.
         config: a file to write, if the environment is virtual: its ``pyvenv.cfg`` with the interpreter's new path.
+            Further ones with this name as their beginning are the environment's ``pip``, with the new path, too.
 
     Raises:
-        OSError: the file can't be written.
+        OSError: a file can't be written.
     """
     python = os.path.abspath(python)
     first, *bases = python_prefixes(python)
@@ -64,7 +67,22 @@ def environment_paths(python: str, guest: str, config: Path) -> EnvironmentPaths
         binds[str(config)] = f"{ENVIRONMENT}/pyvenv.cfg"
     inside = names.get(first)
     start = python if inside is None else f"{inside}/bin/{os.path.basename(python)}"
+    if inside is not None:
+        binds |= _scripts(Path(first, "bin"), inside, start, config)
     return EnvironmentPaths(names=names, binds={**binds, guest: GUEST}, python=start)
+
+
+def _scripts(directory: Path, inside: str, python: str, config: Path) -> dict[str, str]:
+    """Write the scripts with the interpreter's new path. Return their binds."""
+    binds = {}
+    for name in _SCRIPTS:
+        script = directory / name
+        if script.is_file() and not script.is_symlink() and (text := script.read_bytes()).startswith(b"#!"):
+            moved = config.with_name(f"{config.name}.{name}")
+            moved.write_bytes(f"#!{python}\n".encode() + text.partition(b"\n")[2])
+            moved.chmod(0o755)
+            binds[str(moved)] = f"{inside}/bin/{name}"
+    return binds
 
 
 def _is_movable(path: str) -> bool:

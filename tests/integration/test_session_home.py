@@ -64,6 +64,7 @@ _SHOWS_PATHS = {
     "python": "!python -c 'import sys, json; print(sys.path, sys.executable, sys.base_prefix, json.__file__)'",
     "help": "import json; help(json.dumps)\njson.dumps?\n",
     "traceback": "import json; json.loads('no')",
+    "pip": "!pip install numpy; pip3 --version",
     "thread": "import threading; t = threading.Thread(target=lambda: 1 / 0); t.start(); t.join()",
     "variables": "print(sorted(__import__('os').environ.items()))",
 }

@@ -45,6 +45,19 @@ def test_over_the_systems_python_only_the_environment_has_a_new_path(tmp_path: P
     assert not (tmp_path / "new.cfg").exists()
 
 
+def test_pip_runs_in_the_interpreter_with_the_new_path(tmp_path: Path) -> None:
+    python = made(tmp_path, home="/usr/bin")
+    pip = Path(python).with_name("pip")
+    pip.write_text(f"#!{python}\nimport sys\n")
+    pip.with_name("pip3").symlink_to("pip")
+    found = chosen(python, tmp_path)
+    assert found is not None
+    (moved,) = [Path(source) for source, target in found.binds.items() if target == "/opt/environment/bin/pip"]
+    assert moved.read_text() == "#!/opt/environment/bin/python\nimport sys\n"
+    assert moved.stat().st_mode & 0o777 == 0o755
+    assert len(found.binds) == 3
+
+
 def test_an_installation_is_the_python(tmp_path: Path) -> None:
     found = chosen(made(tmp_path), tmp_path)
     assert found is not None
