@@ -1,4 +1,7 @@
-"""Notebooks as HTML and scripts, by the real nbconvert, with outputs that an attacker made."""
+"""Notebooks as HTML and scripts, by the real nbconvert, with outputs that an attacker made.
+
+Most pages are made in this process. A process for each, as the server has one, would import nbconvert each time.
+"""
 
 import ast
 import asyncio
@@ -18,6 +21,7 @@ from kernelsvc.model import events as ev
 from kernelsvc.model import hash_chain
 from kernelsvc.model.notebook import fold
 from kernelsvc.store.convert import ConverterQueue, convert
+from kernelsvc.store.html_export import to_html
 
 EVIL = "<script>alert('EVIL')</script><img src=x onerror=\"alert('EVIL')\"><a href=\"javascript:alert('EVIL')\">x</a>"
 FRAMES = "<iframe srcdoc=\"<script>alert('EVIL')</script>\"></iframe><meta http-equiv=refresh content='0;url=//evil'>"
@@ -101,7 +105,7 @@ def display(data, **metadata):
 
 
 def body(*outputs):
-    page = asyncio.run(convert(document(code(*outputs)), "html")).decode()
+    page = to_html(document(code(*outputs)))
     return page[page.index("<body") :]
 
 
@@ -124,7 +128,7 @@ def test_nothing_of_the_metadata_reaches_an_attribute():
     named = {"name": BREAKOUT, "pygments_lexer": BREAKOUT, "codemirror_mode": BREAKOUT}
     widgets = {"application/vnd.jupyter.widget-state+json": {"state": {}, "version_major": 2, "version_minor": 0}}
     hostile = document(cell, note, language_info=named, title=BREAKOUT, widgets=widgets)
-    page = asyncio.run(convert(hostile, "html")).decode()
+    page = to_html(hostile)
     parser = Scripts()
     parser.feed(page)
     assert parser.found == []
@@ -197,7 +201,7 @@ def test_a_cut_prefix_makes_no_script_of_a_link():
         "metadata": {},
         "source": "[x](/files/javascript:alert(1)) [y](files/a.txt)",
     }
-    page = asyncio.run(convert(document(note), "html")).decode()
+    page = to_html(document(note))
     assert "javascript:" not in page[page.index("<body") :]
     assert 'href="a.txt"' in page
 
