@@ -1,7 +1,7 @@
 """Exported pages in a real Chromium: how they look, what they run and what they load."""
 
-import asyncio
 import base64
+import contextlib
 import html.parser
 import http.server
 import json
@@ -13,12 +13,13 @@ import threading
 from pathlib import Path
 
 import pytest
-from browsing import browser_path
+from browsing import chromium
 from hostile_html import HOSTILE
 from matplotlib import get_data_path
 from PIL import Image, ImageChops, ImageFilter, ImageStat
+from waiting import wait_for
 
-from kernelsvc.store.convert import convert
+from kernelsvc.store.html_export import to_html
 
 ROOT = Path(__file__).parents[2]
 REFERENCES = Path(__file__).parent
@@ -31,21 +32,35 @@ TOLERANCE = 4.0
 pytestmark = pytest.mark.timeout(120)
 
 
-@pytest.fixture(scope="session")
+# Of a module, not of the run: Playwright's loop must have ended before other tests start theirs.
+@pytest.fixture(scope="module")
 def browser():
-    return browser_path()
+    with chromium() as found:
+        yield found
 
 
-def run(browser, page, tmp_path, *options):
+@contextlib.contextmanager
+def opened(browser, page, tmp_path, size=SIZE):
+    """A page in a browser's context of its own, from a file as a person opens it."""
     path = tmp_path / "page.html"
     path.write_text(page)
-    quiet = "background-networking", "component-update", "sync", "quic", "gpu", "dev-shm-usage"
-    switches = [*(f"--disable-{name}" for name in quiet), "--no-sandbox", "--no-first-run", "--hide-scrollbars"]
-    profile = f"--user-data-dir={tmp_path / 'profile'}"
-    command = [browser, "--headless", "--force-device-scale-factor=1", *switches, profile, *options, path.as_uri()]
-    done = subprocess.run(command, capture_output=True, timeout=90, check=False)
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
-    return done.stdout.decode()
+    context = browser.new_context(viewport={"width": size[0], "height": size[1]})
+    shown = context.new_page()
+    yield shown, path.as_uri()
+    context.close()
+
+
+def dom_of(browser, page, tmp_path, virtual_seconds=0):
+    """The elements of a page after its timers had this time."""
+    with opened(browser, page, tmp_path) as (shown, address):
+        shown.goto(address)
+        if virtual_seconds:
+            over = []
+            session = shown.context.new_cdp_session(shown)
+            session.on("Emulation.virtualTimeBudgetExpired", lambda event: over.append(event))
+            session.send("Emulation.setVirtualTimePolicy", {"policy": "advance", "budget": virtual_seconds * 1000})
+            wait_for(lambda: shown.evaluate("1") and over, what="the end of the virtual time")
+        return shown.content()
 
 
 def with_fonts(page):
@@ -62,14 +77,16 @@ def with_fonts(page):
     return page.replace("</head>", f"<style>{''.join(faces)}{used}</style></head>")
 
 
-def picture(browser, page, tmp_path):
+def picture(browser, page, tmp_path, size=SIZE):
     target = tmp_path / "shot.png"
-    run(browser, with_fonts(page), tmp_path, f"--window-size={SIZE[0]},{SIZE[1]}", f"--screenshot={target}")
+    with opened(browser, with_fonts(page), tmp_path, size) as (shown, address):
+        shown.goto(address)
+        shown.screenshot(path=target)
     with Image.open(target) as shot:
-        assert shot.size == SIZE
+        assert shot.size == size
         # Coarse: where there is ink, not which pixels a font's edge has.
         grey = shot.convert("L").filter(ImageFilter.GaussianBlur(6))
-        return grey.resize((SIZE[0] // 8, SIZE[1] // 8), Image.Resampling.BOX)
+        return grey.resize((size[0] // 8, size[1] // 8), Image.Resampling.BOX)
 
 
 def difference(one, other):
@@ -92,7 +109,7 @@ def exported(*outputs):
         for n, output in enumerate(outputs)
     ]
     notebook = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
-    return asyncio.run(convert(json.dumps(notebook).encode(), "html")).decode()
+    return to_html(json.dumps(notebook).encode())
 
 
 def shown(source):
@@ -113,7 +130,7 @@ def assert_looks_as(reference, page, browser, tmp_path):
 
 
 def test_the_worked_example_looks_as_it_should(browser, tmp_path):
-    page = asyncio.run(convert((ROOT / "notebooks" / "analysis.ipynb").read_bytes(), "html")).decode()
+    page = to_html((ROOT / "notebooks" / "analysis.ipynb").read_bytes())
     assert_looks_as("analysis.png", page, browser, tmp_path)
 
 
@@ -130,7 +147,7 @@ def test_the_page_of_the_demo_looks_as_it_should(browser, tmp_path):
 
 def test_the_worked_example_as_the_browser_reads_it(browser, tmp_path):
     notebook = (ROOT / "notebooks" / "analysis.ipynb").read_bytes()
-    page = run(browser, asyncio.run(convert(notebook, "html")).decode(), tmp_path, "--dump-dom")
+    page = dom_of(browser, to_html(notebook), tmp_path)
     tags = Elements(page).tags
     in_notebook = "".join(
         "".join(output.get("data", {}).get("text/html", ""))
@@ -173,7 +190,7 @@ def test_hostile_outputs_run_and_load_nothing_even_without_the_policy(browser, t
     page = exported(*map(shown, armed(address)))
     bare = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
     assert bare != page
-    dom = run(browser, bare, tmp_path, "--dump-dom", "--virtual-time-budget=3000")
+    dom = dom_of(browser, bare, tmp_path, virtual_seconds=3)
     assert "data-hit" not in dom[:2000]
     assert asked == []
     assert dom.count("jp-CodeCell") == page.count("jp-CodeCell")
@@ -182,7 +199,7 @@ def test_hostile_outputs_run_and_load_nothing_even_without_the_policy(browser, t
 def test_the_same_outputs_do_harm_where_they_are_not_cleaned(browser, tmp_path, server):
     address, asked = server
     page = "<!DOCTYPE html><body>" + "".join(f"<div>{source}</div>" for source in list(armed(address))[:6])
-    dom = run(browser, page + f"<img src=http://{address}/x>", tmp_path, "--dump-dom", "--virtual-time-budget=3000")
+    dom = dom_of(browser, page + f"<img src=http://{address}/x>", tmp_path, virtual_seconds=3)
     assert "data-hit" in dom[:2000]
     assert asked
 
@@ -192,7 +209,8 @@ def test_an_output_paints_in_its_box_alone(browser, tmp_path):
         hostile = shown(f"<style>{style}</style><p class='x' style='{style[2:-1]}'>hostile</p>")
         return exported(shown("<h1>one</h1>"), hostile, shown("<h1>two</h1>"))
 
-    wanted = picture(browser, page(".y{color:black}"), tmp_path)
+    size = (SIZE[0], 400)
+    wanted = picture(browser, page(".y{color:black}"), tmp_path, size)
     for style in (
         ".x{position:fixed;top:0;left:0;width:100%;height:100%;background:black}",
         "*{background:black}.jp-Cell{display:none}",
@@ -200,7 +218,7 @@ def test_an_output_paints_in_its_box_alone(browser, tmp_path):
         ".x{box-shadow:0 0 0 2000px black}",
         ".x{transform:scale(50);background:black}",
     ):
-        found = picture(browser, page(style), tmp_path)
+        found = picture(browser, page(style), tmp_path, size)
         # The first cell lies above the hostile one, in the top 7 of the picture's rows.
         top = (0, 0, SIZE[0] // 8, 7)
         assert difference(found.crop(top), wanted.crop(top)) < 1, style
