@@ -60,6 +60,11 @@ async def mcp(served: Served, request: pytest.FixtureRequest) -> AsyncIterator[A
     await running
 
 
+#: For tests of what a tool does, which no era changes: the other tests have results, pictures, errors, progress and
+#: cancelled calls of both eras. A thorough run has these in both, too.
+ONE_ERA = pytest.mark.parametrize("mcp", [ERAS[0], pytest.param(ERAS[1], marks=pytest.mark.thorough)], indirect=True)
+
+
 class Calls:
     def __init__(self, client: Client, session: str) -> None:
         self.client, self.session = client, session
@@ -223,6 +228,7 @@ async def test_errors_tell_the_next_step(mcp):
         await mcp("run_cobol")
 
 
+@ONE_ERA
 async def test_a_crash_says_so_and_keeps_the_variables(mcp):
     await mcp("run_code", code="kept = 7")
     await mcp("checkpoint", name="before")
@@ -233,6 +239,7 @@ async def test_a_crash_says_so_and_keeps_the_variables(mcp):
     assert (await mcp("run_code", code="kept")).structured_content["text"] == "7\n"
 
 
+@ONE_ERA
 async def test_interrupt_restart_rollback_and_branch(mcp):
     await mcp("run_code", code="x = 1")
     await mcp("checkpoint", name="one")
@@ -251,6 +258,7 @@ async def test_interrupt_restart_rollback_and_branch(mcp):
     assert (await mcp("run_code", code="x")).structured_content["error"]["ename"] == "NameError"
 
 
+@ONE_ERA
 async def test_output_is_bounded_and_each_gap_can_be_read(mcp):
     code = (
         "print('start')\nprint('late', file=__import__('sys').stderr)\nprint(' '.join(f'n{k}' for k in range(30_000)))"
@@ -267,6 +275,7 @@ async def test_output_is_bounded_and_each_gap_can_be_read(mcp):
     assert (await mcp("read_output", cell=number, offset=2, limit=2)).structured_content["next_offset"] == 4
 
 
+@ONE_ERA
 async def test_waiting_returns_what_is_new(mcp):
     wait = "while not __import__('os').path.exists('go'): time.sleep(0.05)"
     code = f"import time\nprint('first')\nprint('second')\n{wait}\n'end'"
@@ -280,6 +289,7 @@ async def test_waiting_returns_what_is_new(mcp):
     assert "first" in await mcp.text("wait")
 
 
+@ONE_ERA
 async def test_the_tools_by_their_new_names(mcp):
     await mcp("run_code", code="x = 1")
     await mcp("keep", name="one")
