@@ -406,8 +406,15 @@ def test_calls_survive_cut_sockets_and_a_killed_server(own: Served) -> None:
     Storm(own, calls=300, faults=["socket", "server", "socket"]).run()
 
 
-def test_a_client_that_dies_loses_its_call_and_another_one_may_repeat_it(own: Served) -> None:
-    with Client(own.url, own.token) as watcher:
+@pytest.fixture
+def impatient(short_tmp: Path) -> Iterator[Served]:
+    """A server that soon takes a lost client for dead."""
+    with serving(short_tmp / "impatient", env={"KERNELSVC_TOOLS_GRACE_SECONDS": "0.5"}) as instance:
+        yield instance
+
+
+def test_a_client_that_dies_loses_its_call_and_another_one_may_repeat_it(impatient: Served) -> None:
+    with Client(impatient.url, impatient.token) as watcher:
         session = watcher.create_session(keep=True)
         begun, left = threading.Event(), threading.Event()
 
@@ -418,7 +425,7 @@ def test_a_client_that_dies_loses_its_call_and_another_one_may_repeat_it(own: Se
 
         for idempotent in (True, False):
             begun.clear()
-            dying = Client(own.url, own.token)
+            dying = Client(impatient.url, impatient.token)
             inner = dying.session(session.id)
             inner.offer(work, idempotent=idempotent)
             cell = session.run("tools.work()", wait="queued")
