@@ -22,6 +22,8 @@ from kernelsvc.guest.confine import init, linux
 from kernelsvc.linux import procfs
 
 DEADLINE = 30.0
+#: Each is two forks of the process that runs the tests, which is large.
+STRAYS = 10
 #: Each step needs a fork or a signal, which took over 10 seconds on a loaded machine.
 wait_for = functools.partial(waiting.wait_for, deadline=DEADLINE)
 
@@ -65,7 +67,14 @@ class Guarded:
 
     def grown(self) -> int:
         """Wait until ``_brood`` is complete: the kernel with a child, and a daemon, whose pid is returned."""
-        wait_for(lambda: sorted(len(procfs.children(pid)) for pid in procfs.children(self.pid)) == [0, 1])
+
+        def complete() -> bool:
+            pids = procfs.children(self.pid)
+            # A stray has the kernel's session. The daemon has another one.
+            sessions = {about.session for pid in pids if (about := procfs.stat(pid))}
+            return sorted(len(procfs.children(pid)) for pid in pids) == [0, 1] and len(sessions) == 2
+
+        wait_for(complete)
         return next(pid for pid in procfs.children(self.pid) if not procfs.children(pid))
 
     def knock(self) -> None:
@@ -131,7 +140,7 @@ def test_it_names_itself_and_the_kernel_and_tells_the_end(make: Make) -> None:
 
 def _brood() -> None:
     """Strays that end, a child that stays, and a daemon."""
-    for _ in range(50):
+    for _ in range(STRAYS):
         if os.fork() == 0:
             if os.fork():
                 os._exit(1)
@@ -144,7 +153,7 @@ def _brood() -> None:
         if os.fork():
             os._exit(0)
         signal.pause()
-    for _ in range(51):
+    for _ in range(STRAYS + 1):
         os.wait()
     signal.pause()
 
