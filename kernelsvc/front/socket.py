@@ -104,17 +104,20 @@ class NodeConnection:
         """
         headers = [("Authorization", f"Bearer {self._socket.token()}")]
         # The setting limits requests. An answer may be longer.
-        stream = await client.connect(member.url, "/v1/ws", headers, self._on_message, self._on_closed, 1 << 40)
+        stream = await client.connect(
+            member.url, "/v1/ws", headers, self._on_message, self._on_closed, 1 << 40, self._socket.flush_queue
+        )
         if self._over:
             stream.close()
             return
         self._stream, self._member = stream, member
         member.on_lost.add(self.close)
         for frame in self.waiting():
-            stream.send(frame)
+            stream.queue(frame)
+        stream.flush()
 
     def send(self, message: bytes) -> asyncio.Future[None] | None:
-        """Send a client's frame, now or when the connection is open.
+        """Send a client's frame with the next ``flush``, or when the connection is open.
 
         Returns:
             A future that is done when the client may send more, or None.
@@ -127,9 +130,14 @@ class NodeConnection:
             self._waiting.append(message)
             return None
         try:
-            return self._stream.send(message)
+            return self._stream.queue(message)
         except StreamClosedError:
             return None  # the client's connection is about to be closed
+
+    def flush(self) -> None:
+        """Send the frames that are ready, in one write."""
+        if self._stream is not None:
+            self._stream.flush()
 
     def waiting(self) -> list[bytes]:
         """Return the frames that were not sent, and forget them."""
@@ -152,6 +160,7 @@ class NodeConnection:
         future: asyncio.Future[_Reply] = asyncio.get_running_loop().create_future()
         future.add_done_callback(lambda done: done.cancelled() or done.exception())  # some are not awaited
         self.send(_encode({"jsonrpc": "2.0", "id": name, "method": method, "params": params}))
+        self.flush()
         self._asked[name] = future
         return future
 
@@ -228,6 +237,7 @@ class FrontSocket(ApiSocket):
         self._nodes: dict[str, NodeConnection] = {}
         self._offers = KnownOffers()
         self.room = _Room()
+        self._unflushed: dict[NodeConnection, None] = {}
         self._own = OwnedTasks()
 
     def open(self, *args: str, **kwargs: str) -> None:
@@ -248,14 +258,14 @@ class FrontSocket(ApiSocket):
         self._abort_stream()
 
     def pass_back(self, message: bytes) -> asyncio.Future[None] | None:
-        """Send a node's message to the client.
+        """Send a node's message to the client, with the others of the same read.
 
         Returns:
             A future that is done when the node may send more, or None.
         """
         if self._send_queue.closed:
             return None
-        self._send_queue.put(jsonrpc.text_frame(message))
+        self._send_queue.hold(jsonrpc.text_frame(message))
         if self._send_queue.backlog < MAX_UNSENT:
             return None
         return self._own.start(self._send_queue.drained())
@@ -284,7 +294,14 @@ class FrontSocket(ApiSocket):
         members = self.cluster.members
         return (members.moved(session) if members.any_guests else None) or ids.node_of(session)
 
+    def on_read(self) -> None:
+        """Send the requests of one read, with one write to each node."""
+        for connection in self._unflushed:
+            connection.flush()
+        self._unflushed.clear()
+
     def _send(self, connection: NodeConnection, raw: bytes) -> Awaitable[None] | None:
+        self._unflushed[connection] = None
         try:
             return connection.send(raw)
         except QuotaExceeded as error:
@@ -300,7 +317,9 @@ class FrontSocket(ApiSocket):
             except KernelsvcError as error:
                 await self._refuse_frame(raw, error)
                 return
-        if (sent := self._send(self._connection(owner), raw)) is not None:
+        sent = self._send(self._connection(owner), raw)
+        self.on_read()
+        if sent is not None:
             await sent
 
     def _connection(self, node: str) -> NodeConnection:

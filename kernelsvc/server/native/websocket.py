@@ -218,8 +218,11 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         """Tornado's hook: use ``FastWebSocketProtocol``."""
         protocol = super().get_websocket_protocol()
         if isinstance(protocol, WebSocketProtocol13):
-            return FastWebSocketProtocol(self, self.flush_queue, params=protocol.params)
+            return FastWebSocketProtocol(self, self.flush_queue, self.on_read, params=protocol.params)
         return None
+
+    def on_read(self) -> None:
+        """Called after the messages of each read."""
 
     def open(self, *args: str, **kwargs: str) -> None:
         """Tornado's hook: the WebSocket is open."""

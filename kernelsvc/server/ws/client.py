@@ -15,7 +15,7 @@ from tornado.iostream import StreamClosedError
 from kernelsvc.errors import BadRequest
 from kernelsvc.protocol import jsonrpc
 from kernelsvc.server.ws.protocol import FIN, TEXT, FrameParser, MessageTooBig, ProtocolViolation
-from kernelsvc.server.ws.socket_stream import READ_BYTES, SocketStream
+from kernelsvc.server.ws.socket_stream import MAX_BACKLOG, READ_BYTES, SendQueue, SocketStream
 
 CLOSE, PING, PONG = 0x8, 0x9, 0xA
 #: Seconds for a connection, and for the answer to the opening handshake.
@@ -96,6 +96,7 @@ class ClientSocket:
         on_message: Called with each message. While it returns a future that is not done, nothing more is read.
         on_closed: Called once when the connection has ended, from either side.
         limit: Most bytes of a message.
+        on_read: Called after the messages of each read.
     """
 
     def __init__(
@@ -104,10 +105,13 @@ class ClientSocket:
         on_message: Callable[[bytes], asyncio.Future[None] | None],
         on_closed: Callable[[], None],
         limit: int,
+        on_read: Callable[[], None] = lambda: None,
     ) -> None:
         self._on_message = on_message
+        self._on_read = on_read
         self._parser = FrameParser(limit)
         self._stream = SocketStream(connected, self._on_data, on_closed)
+        self._queue = SendQueue(self._stream.write, lambda: None)
 
     def start(self, early: bytes) -> None:
         """Begin to read, after the bytes that came with the handshake."""
@@ -120,16 +124,32 @@ class ClientSocket:
         """Whether the connection has ended."""
         return self._stream.closed()
 
-    def send(self, message: bytes) -> asyncio.Future[None]:
+    def send(self, message: bytes) -> None:
         """Send a text message.
-
-        Returns:
-            A future that is done when the bytes have left the process.
 
         Raises:
             StreamClosedError: The connection has ended.
         """
-        return self._stream.write(_frame(FIN | TEXT, message))
+        self.queue(message)
+        self.flush()
+
+    def queue(self, message: bytes) -> asyncio.Future[None] | None:
+        """Queue a text message until the next ``flush``. Messages that are ready together leave in one write.
+
+        Returns:
+            A future that is done when more may be queued, or None.
+
+        Raises:
+            StreamClosedError: The connection has ended.
+        """
+        if self._stream.closed():
+            raise StreamClosedError
+        self._queue.hold(_frame(FIN | TEXT, message))
+        return None if self._queue.backlog < MAX_BACKLOG else asyncio.ensure_future(self._queue.drained())
+
+    def flush(self) -> None:
+        """Send the queued messages."""
+        self._queue.flush()
 
     def close(self) -> None:
         """Close the connection immediately. Idempotent."""
@@ -146,6 +166,8 @@ class ClientSocket:
                     return
         except (ProtocolViolation, MessageTooBig, StreamClosedError):
             self._stream.close()
+        finally:
+            self._on_read()
 
     def _resume(self) -> None:
         if not self._stream.closed():
@@ -178,6 +200,7 @@ async def connect(
     on_message: Callable[[bytes], asyncio.Future[None] | None],
     on_closed: Callable[[], None],
     limit: int,
+    on_read: Callable[[], None] = lambda: None,
 ) -> ClientSocket:
     """Open a WebSocket. Safe to cancel.
 
@@ -188,6 +211,7 @@ async def connect(
         on_message: See ``ClientSocket``.
         on_closed: See ``ClientSocket``.
         limit: See ``ClientSocket``.
+        on_read: See ``ClientSocket``.
 
     Raises:
         OSError, TimeoutError: The server can't be reached, or closes the connection.
@@ -200,7 +224,7 @@ async def connect(
     except BaseException:
         connected.close()
         raise
-    made = ClientSocket(connected, on_message, on_closed, limit)
+    made = ClientSocket(connected, on_message, on_closed, limit, on_read)
     made.start(early)
     return made
 

@@ -150,12 +150,16 @@ class FastWebSocketProtocol(WebSocketProtocol13):
     Args:
         handler: The handler of the connection.
         flush: Sends the frames that the handler has queued, before a close frame.
+        on_read: Called after the messages of each read.
         params: See Tornado.
     """
 
-    def __init__(self, handler: WebSocketHandler, flush: Callable[[], None], *, params: Any) -> None:
+    def __init__(
+        self, handler: WebSocketHandler, flush: Callable[[], None], on_read: Callable[[], None], *, params: Any
+    ) -> None:
         super().__init__(handler, mask_outgoing=False, params=params)
         self._flush = flush
+        self._on_read = on_read
 
     async def _receive_frame_loop(self) -> None:
         """Tornado's hook: the connection is open. Returns when it has ended."""
@@ -188,7 +192,10 @@ class FastWebSocketProtocol(WebSocketProtocol13):
         if data:
             self._frame_parser.feed(data)
         try:
-            self._handle_frames()
+            try:
+                self._handle_frames()
+            finally:
+                self._on_read()
             held = self._frame_parser.held
             if self._limited is not None and (held > HELD_FROM or self._limited.held):
                 self._limited.hold(held)

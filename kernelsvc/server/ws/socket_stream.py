@@ -252,19 +252,22 @@ class SendQueue:
         self._lingers = self._sent_first = False
         self._waiting: list[asyncio.Future[None]] = []
 
+    def hold(self, frames: bytes) -> None:
+        """Keep whole frames for the next write, which the caller starts."""
+        if not self.closed:
+            self._frames.append(frames)
+            self.backlog += len(frames)
+
     def put(self, frames: bytes, linger: float = 0.0) -> None:
         """Send whole frames with the next write: in this turn of the loop, or within ``linger`` seconds."""
-        if self.closed:
-            return
-        self._frames.append(frames)
-        self.backlog += len(frames)
-        self._schedule(linger)
+        if not self.closed:
+            self.hold(frames)
+            self._schedule(linger)
 
     def send(self, frames: bytes) -> None:
         """Send whole frames immediately, after all that wait."""
         if not self.closed:
-            self._frames.append(frames)
-            self.backlog += len(frames)
+            self.hold(frames)
             self.flush()
 
     def send_first(self, frames: bytes) -> None:

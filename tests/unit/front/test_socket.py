@@ -17,6 +17,7 @@ from waiting import wait_until
 from kernelsvc.front import socket as front_socket
 from kernelsvc.model.cluster import ids
 from kernelsvc.model.cluster.reports import PROTOCOL, Hello, NodeMessage, NodeReport
+from kernelsvc.server.ws.socket_stream import SocketStream
 
 
 @pytest_asyncio.fixture
@@ -189,3 +190,29 @@ async def test_a_client_that_does_not_read_holds_its_node_up(fleet: Fleet) -> No
 async def test_a_socket_needs_a_token(fleet: Fleet) -> None:
     with pytest.raises(websockets.InvalidStatus):
         await fleet.socket(token="wrong").__aenter__()
+
+
+async def test_requests_that_come_together_leave_in_one_write_to_each_node(
+    fleet: Fleet, rpc: Rpc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [*await fleet.on_each()]
+    for each in made:
+        await rpc.call("session.get", session=each["id"])
+    requests: list[int] = []
+    send = SocketStream._send
+
+    def counted(self: SocketStream, data: bytes) -> int:
+        if count := data.count(b"session.get"):
+            requests.append(count)
+        return send(self, data)
+
+    monkeypatch.setattr(SocketStream, "_send", counted)
+    socket = rpc.socket
+    for number in range(20):
+        session = made[number % 2]["id"]
+        message = {"jsonrpc": "2.0", "id": f"n{number}", "method": "session.get", "params": {"session": session}}
+        socket.protocol.send_text(msgspec.json.encode(message))
+    socket.transport.write(b"".join(socket.protocol.data_to_send()))
+    for number in range(20):
+        assert (await rpc.answer(f"n{number}"))["result"]["id"] == made[number % 2]["id"]
+    assert requests == [10, 10]
