@@ -189,8 +189,11 @@ class RelayHandler(FrontHandler):
         return super().data_received(chunk)
 
     async def _put(self, chunk: bytes | None) -> None:
-        """Hand a piece to the node's connection, unless the exchange ends first."""
+        """Pass a piece to the node's connection, unless the exchange ends first."""
         assert self._work is not None
+        if not self._pieces.full():
+            self._pieces.put_nowait(chunk)
+            return
         putting = asyncio.ensure_future(self._pieces.put(chunk))
         await asyncio.wait({putting, self._work}, return_when=asyncio.FIRST_COMPLETED)
         putting.cancel()
@@ -358,12 +361,9 @@ class Passing(HTTPMessageDelegate):
         """Set status and headers."""
         handler = self._handler
         handler.set_status(status, reason)
-        for name in [*handler._headers]:
-            handler.clear_header(name)
-        seen: set[str] = set()
+        handler._headers = HTTPHeaders()
         for name, value in end_to_end(headers.get_all()):
-            (handler.add_header if name in seen else handler.set_header)(name, value)
-            seen.add(name)
+            handler._headers.add(name, value)
         self._length = headers.get("Content-Length")
         if headers.get("Content-Type", "").startswith("text/event-stream") and (task := asyncio.current_task()):
             handler.context.streams.add(task)

@@ -70,8 +70,8 @@ def end_to_end(headers: Iterable[tuple[str, str]]) -> Headers:
     given = list(headers)
     listed = ",".join(value for name, value in given if name.lower() == "connection")
     # A message must not use this to remove a field that an intermediary relies on.
-    named = {part.strip().lower() for part in listed.split(",")} - {"host", "content-length"}
-    return [(name, value) for name, value in given if name.lower() not in named | _HOP_BY_HOP]
+    dropped = {part.strip().lower() for part in listed.split(",")} - {"host", "content-length"} | _HOP_BY_HOP
+    return [(name, value) for name, value in given if name.lower() not in dropped]
 
 
 def for_session(
