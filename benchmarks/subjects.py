@@ -119,6 +119,9 @@ class Subject(ABC):
 
     async def recover(self) -> None:
         """End what a failed section has left running, so that it takes no time from the next one."""
+        if self.server is not None:
+            await self.server.stop()
+            await self.server.start()
 
     async def stop(self) -> None:
         """End the subject and all its processes."""
@@ -213,6 +216,9 @@ class Kernelsvc(Subject):
     async def _disconnect(self) -> None:
         self.reader.cancel()
         await self.socket.close()
+
+    async def recover(self) -> None:
+        """Leave the server as it is: what it still runs is a fault that the next section shall show."""
 
     async def stop(self) -> None:
         if hasattr(self, "reader"):
@@ -327,11 +333,6 @@ class JupyterServer(Subject):
 
     async def start(self) -> None:
         assert self.server is not None
-        await self.server.start()
-
-    async def recover(self) -> None:
-        assert self.server is not None
-        await self.server.stop()
         await self.server.start()
 
     @contextlib.asynccontextmanager
