@@ -25,6 +25,7 @@ HOSTILE = [
     "<svg><desc><table><a href=javascript:alert(1)>x",
     "<rect fill=\"url(//evil/x)\">",
     "<svg><rect fill='u\\72l(https://evil/x)' mask='url(https://evil/x#y)'/></svg>",
+    "<svg><rect fill='src(\"//evil/y\")' mask='image-set(\"https://evil/x\" 1x)' width=9 height=9 /></svg>",
     "<math><mtext><table><mglyph><style><!--</style><img title=\"--&gt;&lt;img src=1 onerror=alert(1)&gt;\">",
     "<math><mtext><mglyph><svg><mtext><textarea><path id=\"</textarea><img onerror=alert(1) src=1>\">",
     "<math><annotation-xml encoding='text/html'><script>alert(1)</script></annotation-xml></math>",

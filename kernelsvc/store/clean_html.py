@@ -227,7 +227,9 @@ class HtmlCleaner:
         if name in _PRESENTATION and tag in _SVG:
             if local := _LOCAL.fullmatch(value):
                 return f"url(#{self._prefix}{local[1]})"
-            return None if "url" in value.lower() or "\\" in value else value
+            # A value with a function is CSS: image-set() and src() load without the word "url".
+            loads = "url" in value.lower() or "\\" in value or ("(" in value and not clean_style(f"{name}: {value}"))
+            return None if loads else value
         return value
 
     def _address(self, tag: str, value: str) -> str | None:

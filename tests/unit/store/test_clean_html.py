@@ -45,7 +45,7 @@ class Page(html.parser.HTMLParser):
             if name == "class" and re.search(r"(^|\s)(jp|lm|kernelsvc)-", value):
                 self.bad.append(value)
             if name == "style" or name in ("fill", "mask"):
-                self.bad += re.findall(r"url\((?!#)|position|expression|\\", value)
+                self.bad += re.findall(r"url\((?!#)|image-set|src\(|position|expression|\\", value)
         if tag not in ("br", "col", "hr", "img", "input", "wbr"):
             self.open.append(tag)
 
