@@ -6,9 +6,9 @@ import asyncio
 from bisect import bisect_left
 from typing import Any
 
-#: Most events that wait for a slow client before the answer waits too, and number of events of a background answer
-#: after which it keeps no further pieces of text.
-MAX_WAITING, MAX_KEPT = 2000, 50_000
+#: Most events and characters of text that wait for a slow client before the answer waits too, and number of events of a
+#: background answer after which it keeps no further pieces of text.
+MAX_WAITING, MAX_CHARACTERS, MAX_KEPT = 2000, 4 * 1024 * 1024, 50_000
 
 
 class EventLog:
@@ -23,6 +23,7 @@ class EventLog:
         self._events: list[dict[str, Any]] = []
         self._first = first
         self._keep = keep
+        self._characters = 0
         self._news = asyncio.Event()
         self._room = asyncio.Event()
         self._closed = False
@@ -33,6 +34,7 @@ class EventLog:
             events = [each for each in events if not str(each.get("type")).endswith(".delta")]
         if events:
             self._events += events
+            self._characters += 0 if self._keep else _characters(events)
             self._news.set()
 
     def close(self) -> None:
@@ -42,9 +44,12 @@ class EventLog:
 
     async def flush(self) -> None:
         """Wait while too much waits for the only reader. Safe to cancel."""
-        while not self._keep and len(self._events) > MAX_WAITING and not self._closed:
+        while not self._closed and (self._characters > MAX_CHARACTERS or self._is_long()):
             self._room.clear()
             await self._room.wait()
+
+    def _is_long(self) -> bool:
+        return not self._keep and len(self._events) > MAX_WAITING
 
     def wake(self) -> None:
         """End the waits of the readers."""
@@ -62,7 +67,7 @@ class EventLog:
             found = self._events[self._position(number) :]
         if not self._keep:
             self._first += len(self._events)
-            self._events = []
+            self._events, self._characters = [], 0
             self._room.set()
         return None if self._closed and not found else found
 
@@ -81,3 +86,12 @@ class EventLog:
     def all(self) -> list[dict[str, Any]]:
         """Return the kept events."""
         return list(self._events)
+
+
+def _characters(value: Any) -> int:
+    """Return the number of characters of all texts in a JSON value."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_characters, value.values()))
+    return sum(map(_characters, value)) if isinstance(value, list) else 0

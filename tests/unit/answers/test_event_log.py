@@ -35,6 +35,20 @@ async def test_an_answer_waits_for_its_slow_reader() -> None:
     assert await log.after(event_log.MAX_WAITING + 1) == [{"n": "next"}]
 
 
+async def test_an_answer_waits_for_its_slow_reader_after_few_events_with_much_text() -> None:
+    log = EventLog(keep=False)
+    log.add([{"n": 0, "choices": [{"delta": {"content": "x" * event_log.MAX_CHARACTERS}}]}])
+    flushing = asyncio.ensure_future(log.flush())
+    await asyncio.sleep(0)
+    assert flushing.done()
+    log.add([{"n": 1, "delta": "y"}])
+    flushing = asyncio.ensure_future(log.flush())
+    await asyncio.sleep(0)
+    assert not flushing.done()
+    assert len(await log.after(0) or []) == 2
+    await flushing
+
+
 async def test_a_long_answer_keeps_every_event_but_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_log, "MAX_KEPT", 3)
     log = EventLog(keep=True)
