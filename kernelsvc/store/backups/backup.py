@@ -59,7 +59,8 @@ _CAUSED = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENXIO}
 #: Longest path, in bytes, and most names of one. ``restore`` makes it below another directory, and PATH_MAX is 4096
 #: (limits.h). Each level takes a descriptor and two frames of the stack.
 _MOST_PATH, _MOST_DEPTH = 3000, 200
-#: Most bytes that take no space on the disk (lseek(2), SEEK_HOLE), for each session. In an archive they do.
+#: Most bytes that take no space on the disk, for each session: holes of files (lseek(2), SEEK_HOLE) and further names
+#: of a file (link(2)). In an archive they do.
 _MOST_HOLES = 1 << 30
 #: Latest time of a file, in 2242: 11 octal digits (tar(5)). utime(2) refuses some that a file system has.
 _MOST_TIME = 8**11 - 1
@@ -290,6 +291,7 @@ class _Tree:
     def __init__(self, tar: tarfile.TarFile, report: BackupReport) -> None:
         self._tar, self._report = tar, report
         self._holes = 0
+        self._linked: set[tuple[int, int]] = set()
 
     def add(self, above: int, prefix: str, names: Iterable[str]) -> None:
         """Add the entries with these names of an open directory, and all below them."""
@@ -297,6 +299,7 @@ class _Tree:
             theirs = _THEIRS.match(prefix + name)
             if theirs and theirs[1] == prefix + name:
                 self._holes = 0
+                self._linked.clear()
             try:
                 added = self._add(above, prefix, name)
             except FileNotFoundError:
@@ -342,7 +345,10 @@ class _Tree:
         opened = os.fstat(fd)
         if not stat.S_ISREG(opened.st_mode):
             return False  # It was a file a moment ago.
-        holes = max(0, opened.st_size - opened.st_blocks * 512)
+        inode = (opened.st_dev, opened.st_ino)
+        holes = opened.st_size if inode in self._linked else max(0, opened.st_size - opened.st_blocks * 512)
+        if opened.st_nlink > 1:
+            self._linked.add(inode)
         if self._holes + holes > _MOST_HOLES and _THEIRS.match(name):
             return False
         self._holes += holes

@@ -112,6 +112,16 @@ def test_files_that_no_backup_can_hold_are_left_out_and_counted(data: Data, make
     data.restored()
 
 
+def test_further_names_of_a_file_count_as_bytes_without_space(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOST_HOLES", 3 << 16)
+    (data.files / "large").write_bytes(os.urandom(1 << 16))
+    for number in range(9):
+        os.link(data.files / "large", data.files / f"second{number}")
+    report = data.back_up()
+    assert (report.skipped, report.bytes < 5 << 16) == (6, True)
+    assert len(list(data.restored().glob("*"))) == 5
+
+
 @pytest.mark.parametrize("seconds", [-(2**62), -1, 0, 2**33, 2**63 - 1])
 def test_a_time_that_other_file_systems_lack_stops_no_restore(tmp_path: Path, seconds: int) -> None:
     info = module._info("x", os.stat_result((0o600, 1, 1, 1, 0, 0, 0, 0, seconds, 0)))
