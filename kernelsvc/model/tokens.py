@@ -55,6 +55,10 @@ class TokenRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     scopes: frozenset[Scope] = DEFAULT_SCOPES
     max_sessions: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
+    def delegates(self) -> bool:
+        """Return whether the token's holder may act for users of its own."""
+        return any("delegate" in _IMPLIED[scope] for scope in self.scopes)
+
     def principal(self) -> Principal:
         """Return the principal, with all scopes that its scopes include."""
         granted: set[str] = set()
@@ -121,7 +125,8 @@ def on_behalf_of(backend: Principal, user: str, records: Iterable[TokenRecord]) 
         records: All tokens. A principal with a token of its own can't be a user.
 
     Raises:
-        Forbidden: The token lacks the scope ``delegate``, or the principal has a token of its own.
+        Forbidden: The token lacks the scope ``delegate``, or the principal has a token of its own, or is a user of
+            another backend.
         BadRequest: The name is not valid.
     """
     if "delegate" not in backend.scopes:
@@ -131,6 +136,10 @@ def on_behalf_of(backend: Principal, user: str, records: Iterable[TokenRecord]) 
     name = f"{backend.name}/{user}"
     if any(record.name == name for record in records):
         raise Forbidden(f"The principal {name!r} has a token of its own. Use that.")
+    # A name may hold "/": the user b/c of a backend a, and the user c of a backend a/b.
+    nested = (record for record in records if record.name.startswith(f"{backend.name}/") and record.delegates())
+    if any(name.startswith(f"{record.name}/") for record in nested):
+        raise Forbidden(f"The principal {name!r} is a user of another backend. Use that backend's token.")
     return msgspec.structs.replace(backend, name=name, scopes=backend.scopes - _NOT_OF_USERS, backend=backend.name)
 
 

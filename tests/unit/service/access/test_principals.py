@@ -121,6 +121,17 @@ async def test_a_user_that_a_backend_may_not_name_is_refused(token, user, error)
                 await client.sessions()
 
 
+def test_a_user_of_another_backend_is_not_a_user_of_the_one_whose_name_it_begins_with():
+    own = TokenRecord(name="app", sha256=hash_token("app"), scopes=frozenset({"delegate"}))
+    below = TokenRecord(name="app/staff", sha256=hash_token("below"), scopes=frozenset({"admin"}))
+    user = on_behalf_of(below.principal(), "u1", [own, below])
+    assert user.name == "app/staff/u1"
+    with pytest.raises(Forbidden):
+        on_behalf_of(own.principal(), "staff/u1", [own, below])
+    plain = TokenRecord(name="app/plain", sha256=hash_token("plain"))
+    assert on_behalf_of(own.principal(), "plain/u1", [own, plain]).name == "app/plain/u1"
+
+
 def test_a_user_has_no_scope_that_reaches_others():
     who = on_behalf_of(record_for("token").principal(), "u1", [])
     assert (who.name, who.account, sorted(who.scopes)) == ("local/u1", "local", ["approve", "read", "run"])
