@@ -21,7 +21,7 @@ from kernelsvc.server.handler import ApiHandler
 
 #: Seconds for which a ticket can be redeemed.
 TICKET_SECONDS = 60.0
-#: Most tickets at a time. The oldest is dropped first.
+#: Most tickets of one principal at a time. Its oldest is dropped first.
 MAX_TICKETS = 100
 _MAX_BODY = 4096
 
@@ -58,19 +58,23 @@ class Tickets:
     """Tickets that were not redeemed yet, each with its token, in memory only. Times are monotonic seconds."""
 
     def __init__(self) -> None:
-        self._tokens: OrderedDict[str, tuple[str, float]] = OrderedDict()
+        # By ticket, the oldest first: the token, its principal, and the end.
+        self._tokens: OrderedDict[str, tuple[str, str, float]] = OrderedDict()
 
-    def issue(self, token: str, now: float) -> str:
-        """Return a ticket that can be redeemed once for this token."""
-        ticket = secrets.token_urlsafe(32)
-        self._tokens[ticket] = token, now + TICKET_SECONDS
-        while len(self._tokens) > MAX_TICKETS or next(iter(self._tokens.values()))[1] < now:
+    def issue(self, token: str, principal: str, now: float) -> str:
+        """Return a ticket that can be redeemed once for this token of a principal."""
+        while self._tokens and next(iter(self._tokens.values()))[2] < now:
             self._tokens.popitem(last=False)
+        own = [ticket for ticket, (_, owner, _) in self._tokens.items() if owner == principal]
+        if len(own) >= MAX_TICKETS:
+            del self._tokens[own[0]]
+        ticket = secrets.token_urlsafe(32)
+        self._tokens[ticket] = token, principal, now + TICKET_SECONDS
         return ticket
 
     def redeem(self, ticket: str, now: float) -> str | None:
         """Return the token of a ticket and forget both. None if it is unknown, was redeemed before or has expired."""
-        token, until = self._tokens.pop(ticket, ("", 0.0))
+        token, _, until = self._tokens.pop(ticket, ("", "", 0.0))
         return token if token and now <= until else None
 
 
@@ -92,7 +96,7 @@ class TicketHandler(ApiHandler):
                 "A ticket gives the token of its request, here the backend's. Make a token for the user, or send the "
                 "request without X-On-Behalf-Of."
             )
-        ticket = self.tickets.issue(self.token() or "", time.monotonic())
+        ticket = self.tickets.issue(self.token() or "", self.who.name, time.monotonic())
         self.answer(SignInTicket(ticket=ticket, expires_in=TICKET_SECONDS), 201)
 
 

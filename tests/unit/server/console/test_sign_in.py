@@ -11,7 +11,7 @@ from kernelsvc.store.token_file import TokenFile
 
 def test_a_ticket_gives_its_token_once():
     tickets = Tickets()
-    one, other = tickets.issue("a", 0.0), tickets.issue("b", 0.0)
+    one, other = tickets.issue("a", "ann", 0.0), tickets.issue("b", "bob", 0.0)
     assert one != other
     assert tickets.redeem(other, 1.0) == "b"
     assert tickets.redeem(other, 1.0) is None
@@ -25,13 +25,14 @@ def test_an_unknown_ticket_gives_nothing(ticket):
 
 def test_a_ticket_expires_and_old_ones_make_way():
     tickets = Tickets()
-    late = tickets.issue("a", 0.0)
+    late = tickets.issue("a", "ann", 0.0)
     assert tickets.redeem(late, TICKET_SECONDS + 0.1) is None
-    first = tickets.issue("a", 100.0)
+    others, first = tickets.issue("a", "ann", 100.0), tickets.issue("b", "bob", 100.0)
     for _ in range(MAX_TICKETS):
-        tickets.issue("b", 100.0)
+        tickets.issue("b", "bob", 100.0)
     assert tickets.redeem(first, 100.0) is None
-    kept = tickets.issue("c", 100.0 + TICKET_SECONDS + 1)
+    assert tickets.redeem(others, 100.0) == "a", "one principal drops no ticket of another"
+    kept = tickets.issue("c", "ann", 100.0 + TICKET_SECONDS + 1)
     assert list(tickets._tokens) == [kept]
 
 
