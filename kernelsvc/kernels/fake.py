@@ -438,6 +438,11 @@ class FakeKernel:
         """See ``port.Kernel``."""
         return 0
 
+    @property
+    def kept_bytes(self) -> int:
+        """See ``port.Kernel``."""
+        return 0
+
     def resume(self) -> None:
         """See ``port.Kernel``."""
         self.process.resume()

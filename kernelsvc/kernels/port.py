@@ -149,6 +149,10 @@ class Kernel(Protocol):
     def unsent_bytes(self) -> int:
         """Bytes that were sent and that the kernel has not read, as far as this is known."""
 
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of requests in memory that the kernel has not confirmed, as far as this is known."""
+
     def interrupt(self, seconds: float = 0.0) -> None:
         """Send SIGINT to the kernel, or an interrupt message if its kernelspec asks for one.
 

@@ -23,7 +23,7 @@ from kernelsvc.model import limit_causes
 from kernelsvc.model.events import Event, Reason
 from kernelsvc.model.limits import Limits
 from kernelsvc.model.network.ports import PortState
-from kernelsvc.model.objects import CellState, Checkpoint, SessionState
+from kernelsvc.model.objects import CellRequest, CellState, Checkpoint, SessionState
 from kernelsvc.model.stimuli import KernelReplied
 from kernelsvc.model.tool_calls.ledger import CallLedger
 
@@ -172,7 +172,7 @@ def digest(code: str) -> int:
     return hash(("cell", code))
 
 
-def size_of(queued: ev.CellQueued) -> int:
+def size_of(queued: ev.CellQueued | CellRequest) -> int:
     """Return about how many bytes a waiting cell takes, without the constant part. The same cell has the same size."""
     size = len(queued.code)
     if queued.user_expressions:

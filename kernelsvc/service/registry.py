@@ -14,10 +14,19 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
-from kernelsvc.errors import Conflict, Forbidden, NotFound, Recovering, SessionClosed
+from kernelsvc.errors import Conflict, Forbidden, NotFound, QuotaExceeded, Recovering, SessionClosed
 from kernelsvc.model.admission import Ceilings, Reservation, admit
 from kernelsvc.model.limits import Limits, Usage
-from kernelsvc.model.objects import Principal, Scope, SessionInfo, SessionRequest, SessionState
+from kernelsvc.model.objects import (
+    CellRequest,
+    Principal,
+    Scope,
+    SessionInfo,
+    SessionRequest,
+    SessionState,
+    is_user_of,
+)
+from kernelsvc.model.state import size_of
 from kernelsvc.service.loading.background_loading import BackgroundLoads, ids_in
 from kernelsvc.service.loading.closed_sessions import ClosedSessions
 from kernelsvc.session import Session, SessionSpec
@@ -26,6 +35,9 @@ from kernelsvc.telemetry.metrics import Statistics
 
 #: The scope that allows the same with the sessions of other principals.
 _SCOPE_OF_OTHERS: dict[Scope, Scope] = {"read": "audit", "run": "operate", "approve": "operate"}
+#: Most bytes of cells and other requests that wait in all sessions of one principal, and of a cell that counts only if
+#: another one waits in its session: an idle session costs more.
+MAX_WAITING_BYTES, SMALL_CELL = 256 * 1024 * 1024, 64 * 1024
 #: Idempotency keys that are remembered. The oldest is forgotten first.
 MAX_KEYS = 10_000
 
@@ -291,6 +303,29 @@ class SessionRegistry:
         )
         pool = [Reservation(principal="", memory_bytes=settings.limits.memory_bytes)] * warm
         admit([*self._reservations(), *self._reserved.values(), *pool], ceilings, who.account, limits, count=count)
+
+    def check_cells(self, who: Principal, session: Session, cells: Sequence[CellRequest]) -> None:
+        """Check that cells have room among those that run or wait in their owner's sessions. See ``check_waiting``."""
+        size = sum(size_of(each) for each in cells if each.cell not in session.machine.cells)
+        if size > SMALL_CELL or (size and session.waiting_bytes):
+            self.check_waiting(who, session, size)
+
+    def check_waiting(self, who: Principal, session: Session, size: int) -> None:
+        """Check that a request of ``size`` bytes has room among those that wait in all sessions of its owner.
+
+        Raises:
+            QuotaExceeded: it has none. Nothing was sent.
+        """
+        owner = who.account if who.name == session.principal else session.principal
+        own = (each for each in self._open.values() if each.principal == owner or is_user_of(each.principal, owner))
+        waiting = sum(each.waiting_bytes for each in own)
+        if waiting and waiting + size > MAX_WAITING_BYTES:
+            raise QuotaExceeded(
+                f"The cells and requests that wait in all of your sessions have {waiting} bytes, and with this one "
+                f"more than {MAX_WAITING_BYTES}. Wait until some finish.",
+                waiting=waiting,
+                allowed=MAX_WAITING_BYTES,
+            )
 
     def has_room(self, warm: int) -> bool:
         """Whether the warm pool may grow by one: it would be admitted, and no session is in creation.

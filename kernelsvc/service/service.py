@@ -543,6 +543,7 @@ class Service:
         if not cells:
             raise BadRequest("A batch needs at least one cell.")
         self._check_code(cells)
+        self._registry.check_cells(who, found, cells)
         if (meta := REQUEST_META.get()) is not None:
             cells = [c if c.meta is not None else msgspec.structs.replace(c, meta=meta) for c in cells]
         about_calls = any(cell.within is not None or cell.reuse_calls is not None for cell in cells)
@@ -650,6 +651,7 @@ class Service:
         found = self._registry.find(who, session, "run")
         if message.msg_type not in COMMS:
             raise BadRequest(f"{message.msg_type[:64]!r} is no comm message. There are {', '.join(sorted(COMMS))}.")
+        self._registry.check_waiting(who, found, sum(map(len, message.buffers)))
         await found.send_comm(message)
 
     async def variables(self, who: Principal, session: str) -> Variables:

@@ -70,6 +70,11 @@ class Session(SessionRuntime):
         return next(iter(self.machine.queue), None)
 
     @property
+    def waiting_bytes(self) -> int:
+        """Bytes in memory of cells that run or wait, and of requests that the kernel has not confirmed."""
+        return self.machine.waiting_bytes + (0 if self.kernel is None else self.kernel.kept_bytes)
+
+    @property
     def approvals_pending(self) -> int:
         """Calls of clients' functions that wait for a person."""
         return len(self.machine.calls.pending()) if self.machine.calls.open else 0

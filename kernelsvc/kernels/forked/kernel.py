@@ -152,6 +152,11 @@ class ForkedKernel:
         """See ``port.Kernel``."""
         return self._wire.unsent_bytes
 
+    @property
+    def kept_bytes(self) -> int:
+        """See ``port.Kernel``."""
+        return self._wire.kept_bytes
+
     def resume(self) -> None:
         """See ``port.Kernel``."""
         self._wire.resume()

@@ -57,8 +57,9 @@ MAX_OUTGOING = 64 * 1024 * 1024
 MAX_JOINED, MAX_JOINED_FRAMES = 16 * 1024, 64
 #: Bytes or seconds after which delivered frames are acknowledged, unless a request is sent before.
 ACK_BYTES, ACK_SECONDS = 64 * 1024, 0.05
-#: Maximum of requests kept until the kernel has confirmed them. It names its last 32.
-MAX_REQUESTS = 32
+#: Maximum of requests kept until the kernel has confirmed them. It names its last 32. Their bytes are limited, too, to
+#: those that may wait and those that the socket's buffer may hold.
+MAX_REQUESTS, MAX_KEPT = 32, MAX_OUTGOING + 1024 * 1024
 #: Maximum of connections that a kernel may end in so many seconds. A signal handler that raises in a print ends one.
 MAX_DISCONNECTS, DISCONNECT_SECONDS = 20, 60.0
 #: Seconds for one frame to arrive, after which the client connects again. Checked at the same interval.
@@ -510,7 +511,7 @@ class WireClient:
             self._send_in_turn(frame)
             return
         self._requests[msg_id] = frame
-        if len(self._requests) > MAX_REQUESTS:
+        while len(self._requests) > MAX_REQUESTS or self.kept_bytes > MAX_KEPT:
             del self._requests[next(iter(self._requests))]
         self._send(self._acknowledgement() + frame)
 
@@ -698,6 +699,11 @@ class WireClient:
     def unsent_bytes(self) -> int:
         """Bytes that wait because the kernel does not read."""
         return self._outgoing_bytes
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of requests that the kernel has not confirmed."""
+        return sum(map(len, self._requests.values()))
 
     def _feed_rest(self) -> None:
         """Deliver what WELCOME says about calls, and parse the bytes that came together with it."""

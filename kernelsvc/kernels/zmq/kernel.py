@@ -280,6 +280,11 @@ class ZmqKernel:
         """See ``port.Kernel``."""
         return 0
 
+    @property
+    def kept_bytes(self) -> int:
+        """See ``port.Kernel``."""
+        return 0
+
     def resume(self) -> None:
         """See ``port.Kernel``."""
         if self._refused is None:

@@ -11,7 +11,7 @@ import pytest
 
 from kernelsvc.errors import AtCapacity, Forbidden, NotFound, QuotaExceeded, SessionClosed
 from kernelsvc.model.limits import Limits
-from kernelsvc.model.objects import Principal, SessionState
+from kernelsvc.model.objects import CellRequest, Principal, SessionState
 from kernelsvc.model.tokens import TokenRecord
 from kernelsvc.service import registry as registries
 from kernelsvc.service.loading.background_loading import BackgroundLoads
@@ -145,3 +145,28 @@ def test_the_oldest_key_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> N
     for number in range(3):
         keys.put("alice", str(number), f"s_{number}")
     assert [keys.get("alice", str(number)) for number in range(3)] == [None, "s_1", "s_2"]
+
+
+def test_what_waits_in_all_sessions_of_a_principal_has_one_bound(tmp_path: Path) -> None:
+    found = registry(tmp_path)
+    users = Principal(name="alice/u1", backend="alice")
+    names = ("alice", "alice", "bob", "alice/u1")
+    made = [session(f"s{number}", name) for number, name in enumerate(names)]
+    for each in made:
+        each.machine = SimpleNamespace(cells={})
+        each.waiting_bytes = 0
+        found.add(each)
+    made[0].waiting_bytes = registries.MAX_WAITING_BYTES - 100 * 1024
+    small, large = CellRequest(code="x" * 1024), CellRequest(code="x" * 101 * 1024)
+    found.check_cells(ALICE, made[1], [small] * 64)  # nothing waits in this session
+    with pytest.raises(QuotaExceeded, match="in all of your sessions"):
+        found.check_cells(ALICE, made[1], [large])
+    made[1].waiting_bytes = 50 * 1024
+    with pytest.raises(QuotaExceeded):
+        found.check_cells(ALICE, made[1], [small] * 64)
+    found.check_cells(BOB, made[2], [large])
+    found.check_cells(users, made[3], [small])
+    with pytest.raises(QuotaExceeded):  # the users of a backend share its bound
+        found.check_cells(users, made[3], [large])
+    made[1].machine.cells["c"] = "known"
+    found.check_cells(ALICE, made[1], [CellRequest(cell="c", code=large.code)])
