@@ -444,13 +444,15 @@ class Service:
         self._registry.require_scope(who, "read" if principal in (None, who.name) else "audit")
         return None if principal == "*" else principal or who.name
 
-    def search(self, who: Principal, *, text: str, limit: int = 50, principal: str | None = None) -> Matches:
+    async def search(self, who: Principal, *, text: str, limit: int = 50, principal: str | None = None) -> Matches:
         """Return cells whose code has all of these words as prefixes, best match first. ``principal`` as in ``list``.
 
         Raises:
             Forbidden: the caller's token has no scope for these sessions.
         """
-        return self._index.search(self._owner(who, principal), text, limit=limit)
+        owner = self._owner(who, principal)
+        self._index.flush()
+        return await asyncio.to_thread(self._index.search, owner, text, limit=limit)
 
     def _summary(self, row: SessionRow) -> SessionInfo | None:
         """Return how a list shows a session whose journal is large and not read. Return None for any other session."""

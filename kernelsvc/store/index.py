@@ -9,16 +9,18 @@ microseconds. Changes that a crash loses are added again at the next start.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import logging
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from kernelsvc.errors import BadRequest
+from kernelsvc.errors import BadRequest, Timeout
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event
 from kernelsvc.model.objects import CellMatch
@@ -28,8 +30,10 @@ log = logging.getLogger(__name__)
 VERSION = 1
 #: Changes that are collected before they are written.
 MAX_PENDING = 500
-#: Characters of a cell's code that are indexed.
-CODE_CHARACTERS = 100_000
+#: Characters of a cell's code that are indexed, and that a search shows.
+CODE_CHARACTERS, EXCERPT = 100_000, 80
+#: Most different words of a search, its most seconds, and SQLite's steps between two looks at the clock.
+MAX_WORDS, SEARCH_SECONDS, PROGRESS_STEPS = 16, 5.0, 100
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS session (
@@ -96,7 +100,7 @@ class SessionRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Index:
-    """The index. Use it from one thread. Every method is short.
+    """The index. Use it from one thread, except for ``search``. Every other method is short.
 
     Args:
         path: The database file. Created if it is missing, replaced if it is broken.
@@ -361,23 +365,38 @@ class Index:
     def search(self, principal: str | None, text: str, *, limit: int = 50) -> list[CellMatch]:
         """Return cells whose code has all of these words as prefixes, best match first.
 
+        Ranking takes seconds for hostile code. So call this in a thread, after ``flush``. It has its own connection.
+
         Args:
             principal: The owner of their sessions. None means any.
             text: The words.
             limit: Most cells.
+
+        Raises:
+            BadRequest: There are too many words.
+            Timeout: It takes too long.
         """
-        words = [w for w in text.split() if w]
+        words = [*dict.fromkeys(text.lower().split())]
+        if len(words) > MAX_WORDS:
+            raise BadRequest(f"A search has at most {MAX_WORDS} different words. Leave some out.")
         if not words:
             return []
         # FTS5 string syntax: a quote is doubled, and * after the string matches a prefix.
         match = " ".join('"' + w.replace('"', '""') + '"*' for w in words)
-        sql = """SELECT code.session, cell, seq, snippet(code, 3, '', '', '…', 12) FROM code
-                 JOIN session ON session.id = code.session
+        sql = """SELECT code.session, cell, seq, text FROM code JOIN session ON session.id = code.session
                  WHERE code MATCH ? AND (? IS NULL OR principal = ?) ORDER BY rank LIMIT ?"""
-        return [
-            CellMatch(session=r[0], cell=r[1], seq=r[2], snippet=r[3])
-            for r in self._query(sql, (match, principal, principal, limit))
-        ]
+        end = time.monotonic() + SEARCH_SECONDS
+        try:
+            with contextlib.closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+                db.set_progress_handler(lambda: time.monotonic() > end, PROGRESS_STEPS)
+                rows = db.execute(sql, (match, principal, principal, limit)).fetchall()
+        except (sqlite3.Error, UnicodeEncodeError) as error:
+            if time.monotonic() > end:
+                raise Timeout("The search took too long. Use other words.") from None
+            log.warning("a search of the index failed. The index will be rebuilt from the journals: %s", error)
+            self.stale = True
+            return []
+        return [CellMatch(session=r[0], cell=r[1], seq=r[2], snippet=_excerpt(r[3], words)) for r in rows]
 
     def _query(self, sql: str, values: Sequence[Any]) -> list[Any]:
         self.flush()
@@ -387,6 +406,14 @@ class Index:
             log.warning("a query of the index failed. The index will be rebuilt from the journals: %s", error)
             self.stale = True
             return []
+
+
+def _excerpt(text: str, words: Sequence[str]) -> str:
+    """Return the surroundings of the first word in a text. FTS5's snippet() takes seconds where a word is frequent."""
+    lower = text.lower()
+    found = min((at for word in words if (at := lower.find(word)) >= 0), default=0)
+    start = max(0, found - EXCERPT // 2)
+    return f"{'…' if start else ''}{text[start : start + EXCERPT]}{'…' if start + EXCERPT < len(text) else ''}"
 
 
 _OUTPUT = (b'{"type":"stream"', b'{"type":"display', b'{"type":"result"', b'{"type":"comm"', b'{"type":"error"')

@@ -1,11 +1,14 @@
+import time
+
 import pytest
 
-from kernelsvc.errors import BadRequest
+from kernelsvc.errors import BadRequest, Timeout
 from kernelsvc.model import events as ev
 from kernelsvc.model import hash_chain
 from kernelsvc.model.events import Reason
 from kernelsvc.model.hash_chain import Head
 from kernelsvc.model.objects import SessionState
+from kernelsvc.store import index as index_module
 from kernelsvc.store.index import Index
 
 
@@ -86,12 +89,32 @@ def test_branches_know_their_parent(index):
 def test_code_can_be_searched_by_its_owner_only(index):
     index.rebuild([])
     fill(index, 2, codes=("import pandas as pd", 'df = pd.read_csv("sales.csv")'))
+    index.flush()
     found = index.search("ada", "read_csv sales")
     assert [(f.session, f.cell, f.seq) for f in found] == [("s0", "c1", 5), ("s1", "c1", 5)]
     assert index.search("eve", "pandas") == []
     assert index.search("ada", "  ") == []
     for odd in ('"', "a OR b", "NEAR(", "*", "text:x", "'; DROP TABLE session"):
         index.search("ada", odd)
+    assert not index.stale
+
+
+def test_a_search_of_hostile_code_is_quick_or_ends(index, monkeypatch):
+    """One word that is in twenty cells 20,000 times took 50 s, in which the server did nothing else."""
+    code = "x = 1; " + " ".join(f"w{number % 7} a b c" for number in range(20_000))
+    index.rebuild([])
+    fill(index, 20, codes=(code,))
+    index.flush()
+    started = time.monotonic()
+    found = index.search("ada", "a")
+    assert time.monotonic() - started < 10
+    assert (len(found), len(found[0].snippet)) == (20, 81)
+    with pytest.raises(BadRequest, match="16 different words"):
+        index.search("ada", " ".join(f"w{number}" for number in range(17)))
+    assert len(index.search("ada", "A B C " * 200)) == 20
+    monkeypatch.setattr(index_module, "SEARCH_SECONDS", 0.0)
+    with pytest.raises(Timeout):
+        index.search("ada", "a b")
     assert not index.stale
 
 
@@ -111,6 +134,7 @@ def test_it_is_rebuilt_from_journals(index):
     assert index.page("ada", label="team=t0")[0][0].cells == 1
     index.remove("s2")
     assert [r.id for r in index.page("ada")[0]] == ["s3", "s1", "s0"]
+    index.flush()
     assert {f.session for f in index.search("ada", "q")} == {"s0", "s1", "s3"}
 
 
@@ -148,6 +172,7 @@ def test_a_failed_write_is_logged_and_remembered(index, caplog):
     assert index.stale
     assert "will be rebuilt" in caplog.text
     index.rebuild([("s0", lines_of(0))])
+    index.flush()
     assert len(index.search("ada", "x")) == 1
 
 
