@@ -41,6 +41,9 @@ ANSWER_SECONDS = 60.0
 GRACE_SECONDS = 1.0
 #: Most bytes of requests and WebSocket messages in memory, of all connections together.
 MAX_HELD = 256 * 1024 * 1024
+#: Most bytes of answers that clients have not taken yet, of all connections together. Fewer bytes of one connection are
+#: no reason to close it.
+MAX_UNSENT, SLOW_FROM = 256 * 1024 * 1024, 64 * 1024
 #: Share of the process's descriptors for connections. The rest is for sessions, journals and kernels.
 DESCRIPTOR_SHARE = 0.5
 
@@ -63,12 +66,15 @@ class LimitedConnection:
         token_sha256: Hash of the token from which the last request with any has its rights.
         phase: The input or output that it waits for.
         since: Start of the phase, on the event loop's clock.
-        held: Bytes of its request's body, or of its incomplete WebSocket message, in memory.
+        held: Bytes in memory of its request's body, or of its WebSocket messages that are incomplete or being served.
+        unsent: Bytes of answers that the client has not taken yet.
+        released: Whether its descriptor is closed, so that it is not counted.
     """
 
     def __init__(self, owner: ConnectionLimiter, peer: str) -> None:
         self._owner = owner
-        self.held = 0
+        self.held = self._incomplete = self._served = self.unsent = 0
+        self.released = False
         self.peer = peer
         self.principal: str | None = None
         self.token_sha256: str | None = None
@@ -119,8 +125,19 @@ class LimitedConnection:
 
     def hold(self, size: int) -> None:
         """Note that ``size`` bytes of a request or message are in memory. This may close a connection, also this."""
-        if size != self.held:
-            self._owner.hold(self, size)
+        if size != self._incomplete:
+            self._incomplete = size
+            self._owner.hold(self, size + self._served)
+
+    def serve(self, more: int) -> None:
+        """Note that WebSocket messages of ``more`` bytes are being served, or with a negative number not any more."""
+        self._served += more
+        self._owner.hold(self, self._incomplete + self._served)
+
+    def note_unsent(self, size: int) -> None:
+        """Note that the client has not taken ``size`` bytes of answers yet. This may close a connection, also this."""
+        if size != self.unsent:
+            self._owner.note_unsent(self, size)
 
     def claim(self, principal: str, token_sha256: str) -> None:
         """Count this connection for a principal, after a request on it showed a good token or secret.
@@ -138,11 +155,12 @@ class LimitedConnection:
 
     def restore(self, stream: SocketStream) -> None:
         """Count it again. Its descriptor was duplicated before it was closed, and this stream has the duplicate."""
-        self.stream = stream
+        self.stream, self.released = stream, False
         self._owner.add(self)
 
     def release(self) -> None:
-        """Stop counting it: its descriptor is closed. Idempotent."""
+        """Stop counting it: its descriptor is closed. A request of it may still be served. Idempotent."""
+        self.released = True
         self._owner.remove(self)
 
     def close(self, reason: str) -> None:
@@ -202,7 +220,7 @@ class ConnectionLimiter:
         self.now = asyncio.get_running_loop().time
         self._unauthenticated: dict[str, dict[LimitedConnection, None]] = {}  # of each peer, the oldest first
         self._owned: dict[str, dict[LimitedConnection, None]] = {}  # of each principal
-        self._count = self._held = 0
+        self._count = self._held = self._unsent = 0
         self._timer: asyncio.TimerHandle | None = None
         self._last_sweep = self.now()
 
@@ -273,6 +291,7 @@ class ConnectionLimiter:
         table, name = self._table_of(connection)
         group = table.get(name, {})
         connection.hold(0)
+        connection.note_unsent(0)
         if connection in group:
             del group[connection]
             self._count -= 1
@@ -281,7 +300,7 @@ class ConnectionLimiter:
 
     def claim(self, connection: LimitedConnection, principal: str) -> None:
         """See ``LimitedConnection.claim``."""
-        if connection.principal == principal:
+        if connection.principal == principal or connection.released:
             return
         if len(self._owned.get(principal, {})) >= self.per_principal:
             raise AtCapacity(
@@ -305,6 +324,29 @@ class ConnectionLimiter:
             self._held -= victim.held
             victim.held = 0
             victim.close(f"requests of more than {MAX_HELD} bytes are in memory")
+
+    def note_unsent(self, connection: LimitedConnection, size: int) -> None:
+        """See ``LimitedConnection.note_unsent``. Above the limit, a connection of the principal with most is closed.
+
+        Its largest answer over HTTP stays, because one answer may be larger than the limit. A client of a WebSocket can
+        connect again and continue where it was.
+        """
+        grown = size > connection.unsent
+        self._unsent += size - connection.unsent
+        connection.unsent = size
+        while grown and self._unsent > MAX_UNSENT:
+            groups = [*self._owned.values(), *self._unauthenticated.values()]
+            most = max(groups, key=lambda group: sum(each.unsent for each in group), default={connection: None})
+            answers = (each for each in most if not isinstance(each.stream, SocketStream))
+            largest = max(answers, key=lambda each: each.unsent, default=None)
+            victim = max((each for each in most if each is not largest), key=lambda each: each.unsent, default=None)
+            if victim is None or victim.unsent < SLOW_FROM:
+                return
+            self._unsent -= victim.unsent
+            victim.unsent = 0
+            # In the next turn of the loop: the stream may be in the middle of a write.
+            reason = f"answers of more than {MAX_UNSENT} bytes wait for clients that do not read"
+            asyncio.get_running_loop().call_soon(victim.close, reason)
 
     # -- the sweep -------------------------------------------------------------------------
 
@@ -361,6 +403,11 @@ class LimitedStream(IOStream):
         if size:
             self.connection.received(size)
         return size
+
+    def _handle_write(self) -> None:
+        """Tornado's hook: called at each write, and when the client has taken bytes."""
+        super()._handle_write()
+        self.connection.note_unsent(len(self._write_buffer or b""))
 
     def close_fd(self) -> None:
         """Tornado's hook."""

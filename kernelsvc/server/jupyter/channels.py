@@ -22,7 +22,6 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from msgspec import ValidationError, convert
-from tornado.websocket import WebSocketHandler, WebSocketProtocol
 
 from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, QuotaExceeded
 from kernelsvc.model import events
@@ -148,6 +147,7 @@ class ChannelsSocket(ApiSocket):
     cursors: Cursors
     transport = "jupyter"
     route = "/api/kernels/{id}/channels"
+    text_as_bytes = False  # text and binary frames differ here
     session = ""
 
     # --- opening and closing -------------------------------------------------------------
@@ -165,10 +165,6 @@ class ChannelsSocket(ApiSocket):
         """Tornado's hook: choose v1 if it is offered."""
         self._v1 = jupyter.SUBPROTOCOL in subprotocols
         return jupyter.SUBPROTOCOL if self._v1 else None
-
-    def get_websocket_protocol(self) -> WebSocketProtocol | None:
-        """Tornado's hook: use Tornado's own protocol, since text and binary frames differ here."""
-        return WebSocketHandler.get_websocket_protocol(self)
 
     def open(self, *args: str, **kwargs: str) -> None:
         """Tornado's hook: begin to send, from this client's position or from now."""
@@ -278,7 +274,7 @@ class ChannelsSocket(ApiSocket):
             await self._send_message("iopub", "error", failure(error.code, error.message), {})
             return
         self._remember_client_id(jupyter.text_field(decoded.header, "session"))
-        self._requests.start(self._handle(decoded), name=decoded.msg_type)
+        self.count_until_done(self._requests.start(self._handle(decoded), name=decoded.msg_type), len(message))
         if self._unsent > CHUNK_BYTES:
             await self._may_read.wait()
 

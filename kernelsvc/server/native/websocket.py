@@ -39,8 +39,9 @@ from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model.objects import CellInfo
 from kernelsvc.protocol import jsonrpc, method_params
 from kernelsvc.server import auth
+from kernelsvc.server.connections import LimitedConnection
 from kernelsvc.server.handler import BaseHandler, ServerContext, as_error, invoke
-from kernelsvc.server.ws.protocol import FastWebSocketProtocol
+from kernelsvc.server.ws.protocol import HELD_FROM, FastWebSocketProtocol
 from kernelsvc.server.ws.socket_stream import LARGE_FRAME, MAX_BACKLOG, FrameSource, SendQueue
 from kernelsvc.telemetry import operator_log
 
@@ -175,6 +176,8 @@ class ApiSocket(BaseHandler, WebSocketHandler):
     """The handler of one WebSocket connection."""
 
     query_token = True
+    #: See ``FastWebSocketProtocol``.
+    text_as_bytes = True
     transport = "websocket"
     route = "/v1/ws"
 
@@ -218,7 +221,9 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         """Tornado's hook: use ``FastWebSocketProtocol``."""
         protocol = super().get_websocket_protocol()
         if isinstance(protocol, WebSocketProtocol13):
-            return FastWebSocketProtocol(self, self.flush_queue, self.on_read, params=protocol.params)
+            return FastWebSocketProtocol(
+                self, self.flush_queue, self.on_read, params=protocol.params, text_as_bytes=self.text_as_bytes
+            )
         return None
 
     def on_read(self) -> None:
@@ -365,16 +370,23 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         if not self._not_started and request.method.name == "tool.return":
             self._take_result(request)
             return self._send_queue.drained() if self._send_queue.backlog > UNSENT_BYTES else None
-        self._start_task(request)
+        self._start_task(request, len(message))
         return (
             self._wait_until_sent()
             if self._unsent > UNSENT_BYTES or len(self._requests) > MAX_STARTS_PER_TURN
             else None
         )
 
-    def _start_task(self, request: jsonrpc.Request) -> None:
+    def _start_task(self, request: jsonrpc.Request, size: int = 0) -> None:
         self._not_started += 1
-        self._requests.start(self._serve(request), name=request.method.name)
+        self.count_until_done(self._requests.start(self._serve(request), name=request.method.name), size)
+
+    def count_until_done(self, task: asyncio.Task[None], size: int) -> None:
+        """Count a large message in memory until its request has ended."""
+        limited: LimitedConnection | None = getattr(self.ws_connection, "limited", None)
+        if size > HELD_FROM and limited is not None:
+            limited.serve(size)
+            task.add_done_callback(lambda _, counted=limited: counted.serve(-size))  # type: ignore[misc]
 
     async def _wait_until_sent(self) -> None:
         """Delay the next request of a client that does not read its replies, so that they don't fill memory."""

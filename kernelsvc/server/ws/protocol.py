@@ -17,7 +17,7 @@ from tornado.util import _websocket_mask
 from tornado.websocket import WebSocketHandler, WebSocketProtocol13
 
 from kernelsvc.protocol import jsonrpc
-from kernelsvc.server.connections import connection_of
+from kernelsvc.server.connections import LimitedConnection, connection_of
 from kernelsvc.server.ws.socket_stream import SocketStream, take_over
 
 log = logging.getLogger(__name__)
@@ -152,25 +152,40 @@ class FastWebSocketProtocol(WebSocketProtocol13):
         flush: Sends the frames that the handler has queued, before a close frame.
         on_read: Called after the messages of each read.
         params: See Tornado.
+        text_as_bytes: Whether the handler gets text as bytes, so that invalid UTF-8 gets an error before the close.
+
+    Attributes:
+        limited: The connection that its messages are counted for.
     """
 
     def __init__(
-        self, handler: WebSocketHandler, flush: Callable[[], None], on_read: Callable[[], None], *, params: Any
+        self,
+        handler: WebSocketHandler,
+        flush: Callable[[], None],
+        on_read: Callable[[], None],
+        *,
+        params: Any,
+        text_as_bytes: bool = True,
     ) -> None:
         super().__init__(handler, mask_outgoing=False, params=params)
         self._flush = flush
         self._on_read = on_read
+        self._text_as_bytes = text_as_bytes
+        self.limited: LimitedConnection | None = None
 
     async def _receive_frame_loop(self) -> None:
         """Tornado's hook: the connection is open. Returns when it has ended."""
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         try:
-            self._limited = connection = connection_of(self.stream)
+            self.limited = connection = connection_of(self.stream)
             taken, early = await take_over(self.stream)
             self._frame_parser = FrameParser(self.max_message_size)
-            released = connection.release if connection is not None else lambda: None
-            self._socket_stream = SocketStream(taken, self._on_data, self._on_closed, released)
-            if connection is not None:
+            if connection is None:
+                self._socket_stream = SocketStream(taken, self._on_data, self._on_closed)
+            else:
+                self._socket_stream = SocketStream(
+                    taken, self._on_data, self._on_closed, connection.release, connection.note_unsent
+                )
                 connection.restore(self._socket_stream)
             self.stream = cast("IOStream", self._socket_stream)
             self._on_data(early)
@@ -197,8 +212,8 @@ class FastWebSocketProtocol(WebSocketProtocol13):
             finally:
                 self._on_read()
             held = self._frame_parser.held
-            if self._limited is not None and (held > HELD_FROM or self._limited.held):
-                self._limited.hold(held)
+            if self.limited is not None and (held > HELD_FROM or self.limited.held):
+                self.limited.hold(held)
         except MessageTooBig:
             self.close(1009, "message too big")
             self._abort()
@@ -231,8 +246,7 @@ class FastWebSocketProtocol(WebSocketProtocol13):
             self._on_data(b"")
 
     def _handle_message(self, opcode: int, data: bytes) -> asyncio.Future[None] | None:
-        """Pass text as bytes, so that invalid UTF-8 gets an error before the close."""
-        if opcode == 0x1 and not self.client_terminated and not self._frame_compressed:
+        if self._text_as_bytes and opcode == 0x1 and not self.client_terminated and not self._frame_compressed:
             self._message_bytes_in += len(data)
             return self._run_callback(self.handler.on_message, data)
         return super()._handle_message(opcode, data)

@@ -77,6 +77,7 @@ class SocketStream:
         on_data: Called with bytes that were read.
         on_closed: Called once when the connection has ended, from either side, in a later turn of the loop.
         on_released: Called once when the descriptor is closed.
+        on_unsent: Called with the bytes that Linux has not taken yet, when their number has changed.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class SocketStream:
         on_data: Callable[[bytes], None],
         on_closed: Callable[[], None],
         on_released: Callable[[], None] = lambda: None,
+        on_unsent: Callable[[int], None] = lambda size: None,
     ) -> None:
         self.io_loop = IOLoop.current()
         self._loop = asyncio.get_running_loop()
@@ -93,6 +95,7 @@ class SocketStream:
         self._on_data = on_data
         self._on_closed = on_closed
         self._on_released = on_released
+        self._on_unsent = on_unsent
         self._reading = self._closed = False
         self._unsent: deque[memoryview] = deque()
         self._written = self._left = 0
@@ -153,6 +156,7 @@ class SocketStream:
         self._written += len(data) - sent
         future: asyncio.Future[None] = self._loop.create_future()
         self._writers.append((self._written, future))
+        self._on_unsent(self.unsent)
         return future
 
     def _send(self, data: bytes) -> int:
@@ -172,6 +176,7 @@ class SocketStream:
             self.close()
             return
         self._left += sent
+        self._on_unsent(self.unsent)
         while sent:
             first = self._unsent.popleft()
             if len(first) > sent:

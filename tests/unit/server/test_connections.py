@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from http_server import HttpServer, Rpc
+from http_server import SLEEP, HttpServer, Rpc
 from waiting import wait_until
 
 from kernelsvc import AsyncClient
@@ -26,7 +27,7 @@ from kernelsvc.testing import InProcessServer
 MIB = 1 << 20
 POST = b"POST /v1/sessions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n\r\n"
 UPGRADE = (
-    b"GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\nUpgrade: websocket\r\n"
+    b"GET %s HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\nUpgrade: websocket\r\n"
     b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 )
 
@@ -46,15 +47,23 @@ class HalfRequest:
         self.ended = asyncio.create_task(reader.read())
 
     @classmethod
-    async def send(cls, server: InProcessServer, form: str, size: int, token: str) -> HalfRequest:
+    async def send(
+        cls,
+        server: InProcessServer,
+        form: str,
+        size: int,
+        token: str,
+        path: bytes = b"/v1/ws",
+        head: bytes = b"\x81\xff" + struct.pack("!Q", 32 * MIB) + bytes(4),
+    ) -> HalfRequest:
         place = urlsplit(server.url)
         reader, writer = await asyncio.open_connection(place.hostname, place.port)
         if form == "body":
             writer.write(POST % (token.encode(), 32 * MIB))
         else:
-            writer.write(UPGRADE % token.encode())
+            writer.write(UPGRADE % (path, token.encode()))
             await reader.readuntil(b"\r\n\r\n")
-            writer.write(b"\x81\xff" + struct.pack("!Q", 32 * MIB) + bytes(4))
+            writer.write(head)
         writer.write(bytes(size))
         await writer.drain()
         return cls(reader, writer)
@@ -74,6 +83,103 @@ async def test_the_memory_of_half_requests_is_bounded(form: str, monkeypatch: py
         for each in (honest, *sent):
             each.writer.close()
         await asyncio.gather(honest.ended, *(each.ended for each in sent), return_exceptions=True)
+
+
+async def test_the_memory_of_half_messages_of_jupyters_clients_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "MAX_HELD", 3 * MIB)
+    async with serving() as server, AsyncClient(server.url, "a-token-of-the-hostile") as client:
+        session = await client.create_session()
+        path = f"/api/kernels/{session.id}/channels".encode()
+        sent = [await HalfRequest.send(server, "message", MIB, "a-token-of-the-hostile", path) for _ in range(6)]
+        await wait_until(lambda: sum(each.ended.done() for each in sent) >= 3, what="the largest are closed")
+        for each in sent:
+            each.writer.close()
+        await asyncio.gather(*(each.ended for each in sent), return_exceptions=True)
+
+
+def message(**fields: Any) -> bytes:
+    """A text frame of a client with a request. The mask is zero."""
+    text = json.dumps({"jsonrpc": "2.0", "id": 1, **fields}).encode()
+    return b"\x81\xff" + struct.pack("!Q", len(text)) + bytes(4) + text
+
+
+async def test_messages_that_are_being_served_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "MAX_HELD", 3 * MIB)
+    async with serving() as server, AsyncClient(server.url, "a-token-of-the-hostile") as client:
+        session = (await client.create_session()).id
+        asleep = message(method="session.execute", params={"session": session, "code": SLEEP, "wait": "queued"})
+        cells = [{"code": "1", "metadata": {"x": "x" * MIB}}]
+        sent = []
+        for _ in range(6):
+            half = await HalfRequest.send(server, "message", 0, "a-token-of-the-hostile", b"/v1/ws", head=asleep)
+            half.writer.write(message(method="session.batch", params={"session": session, "cells": cells}))
+            await half.writer.drain()
+            sent.append(half)
+        await wait_until(lambda: sum(each.ended.done() for each in sent) >= 3, what="the largest are closed")
+        for each in sent:
+            each.writer.close()
+        await asyncio.gather(*(each.ended for each in sent), return_exceptions=True)
+
+
+@pytest.mark.parametrize("form", ["page", "replies"])
+async def test_the_memory_of_answers_that_are_not_read_is_bounded(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page of events, and replies on a WebSocket. The slow answer of another principal stays."""
+    monkeypatch.setattr(connections, "MAX_UNSENT", 16 * MIB)
+    closed, close = [], connections.LimitedConnection.close
+
+    def noted(connection: connections.LimitedConnection, reason: str) -> None:
+        closed.append(reason)
+        close(connection, reason)
+
+    monkeypatch.setattr(connections.LimitedConnection, "close", noted)
+    async with serving() as server:
+        limiter = server.server._http.connections
+        assert limiter is not None
+        honest = await slow_reader(server, form, "a-token-of-another", 6_000_000)
+        await wait_until(
+            lambda: any(each.unsent for each in limiter._owned.get("other", ())), what="an answer that waits"
+        )
+        hostile = [await slow_reader(server, form, "a-token-of-the-hostile") for _ in range(6)]
+        await wait_until(lambda: len(closed) >= 3, what="most slow connections are closed")
+        assert limiter._unsent <= 16 * MIB
+        assert len(limiter._owned["other"]) == 1
+        for each in (honest, *hostile):
+            each.close()
+        await wait_until(lambda: len(limiter) == 0, what="the end of all connections")
+        assert limiter._unsent == 0
+
+
+async def slow_reader(server: InProcessServer, form: str, token: str, size: int = 10_000_000) -> socket.socket:
+    """A connection that asks for several MiB and reads nothing."""
+    place, loop = urlsplit(server.url), asyncio.get_running_loop()
+    async with AsyncClient(server.url, token) as client:
+        session = await client.create_session()
+        cell = await session.run(f"print('x' * {size})")
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    made.setblocking(False)
+    await loop.sock_connect(made, (place.hostname, place.port))
+    if form == "page":
+        head = f"GET /v1/sessions/{session.id}/events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}"
+        await loop.sock_sendall(made, head.encode() + b"\r\n\r\n")
+        return made
+    params = {"session": session.id, "cell": cell.id, "limit": 4 * MIB}
+    asked = message(method="session.output", params=params)
+    await loop.sock_sendall(made, UPGRADE % (b"/v1/ws", token.encode()) + asked * (size // (3 * MIB)))
+    return made
+
+
+async def test_a_client_that_does_not_wait_for_its_answer_is_not_counted_afterwards() -> None:
+    """The server reads its request and the end of the connection together. After four such clients it took no more."""
+    async with InProcessServer(Settings(max_connections=8)) as server:
+        limiter, place = server.server._http.connections, urlsplit(server.url)
+        assert limiter is not None
+        head = f"GET /v1/sessions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {server.token}\r\n\r\n"
+        for _ in range(5):
+            with socket.create_connection((place.hostname or "", place.port or 0)) as hasty:
+                await wait_until(lambda: len(limiter) == 1, what="the connection")
+                hasty.sendall(head.encode())
+            await wait_until(lambda: len(limiter) == 0, what="its end")
 
 
 def resident() -> int:

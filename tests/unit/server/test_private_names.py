@@ -9,7 +9,9 @@ import private_names
 
 #: Of the classes that the server's own classes inherit from.
 INHERITED = {
+    ("tornado.iostream.BaseIOStream", "_handle_write"),
     ("tornado.iostream.BaseIOStream", "_read_buffer_size"),
+    ("tornado.iostream.BaseIOStream", "_write_buffer"),
     ("tornado.tcpserver.TCPServer", "_handlers"),
     ("tornado.tcpserver.TCPServer", "_sockets"),
     ("tornado.web.RequestHandler", "_finished"),
