@@ -9,17 +9,19 @@ that is still sending can therefore read why its request was refused.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import re
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from functools import partial
 from http import HTTPStatus
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
 
 import msgspec
 from tornado.http1connection import HTTP1Connection
@@ -59,6 +61,8 @@ T = TypeVar("T")
 #: Bytes of a refused body that are read and discarded. A client that still sends can't read its error otherwise.
 DISCARD_BYTES = 256 * 1024 * 1024
 
+#: Methods that only read, and take up to some ten milliseconds of the event loop. They never wait for a kernel.
+LONG_READS = frozenset(f"session.{name}" for name in ("calls", "cells", "list", "outline", "output", "search", "usage"))
 #: Seconds that a stopping server waits for the tasks that clean up.
 CLEANUP_SECONDS = 5.0
 #: The header of a front that listens on loopback addresses only. From a client it only makes a check stricter.
@@ -106,12 +110,20 @@ class ServerContext:
         self.requests: set[Any] = set()
         self.sockets: set[Any] = set()
         self.background = OwnedTasks()
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.openers: list[Callable[[], None]] = []
         self.closers: list[Callable[[], Awaitable[None]]] = [partial(self.background.wait, CLEANUP_SECONDS)]
         self.stopping = False
         self.on_loopback = False
         self.wrong_tokens = WrongTokens()
         self.tool_backend: Callable[[Principal], ToolBackend] | None = None
+
+    @contextlib.asynccontextmanager
+    async def turn_of(self, who: Principal, kind: str = "") -> AsyncIterator[None]:
+        """Wait until no other long read of this principal and kind is under way, and other clients were served."""
+        async with self._turns.setdefault(f"{kind} {who.account}", asyncio.Lock()):
+            await asyncio.sleep(0)
+            yield
 
 
 async def invoke(
@@ -123,6 +135,15 @@ async def invoke(
         KernelsvcError: The scope is missing, or the service's own error.
     """
     auth.require_scope(who, method.scope)
+    if method.name in LONG_READS:
+        async with context.turn_of(who):
+            return await _call_service(context, who, method, params, client)
+    return await _call_service(context, who, method, params, client)
+
+
+async def _call_service(
+    context: ServerContext, who: Principal, method: methods.Method, params: Any, client: object | None
+) -> Any:
     args, kwargs = method.arguments(params)
     if method.client:
         kwargs = {**kwargs, "client": client}

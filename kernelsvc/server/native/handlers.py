@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Coroutine
 from typing import Any
@@ -175,7 +176,8 @@ class EventsHandler(SessionPathHandler):
             selection = sse.Selection(until=last if query.follow is False else None)
             await self.while_connected(sse.stream(self, subscription, after, selection))
         else:
-            self._page(session, after, query.limit)
+            async with self.context.turn_of(self.who):
+                await self._page(session, after, query.limit)
 
     def _last_event_id(self, after: int) -> int:
         given = self.request.headers.get("Last-Event-ID")
@@ -185,17 +187,18 @@ class EventsHandler(SessionPathHandler):
             raise BadRequest("Last-Event-ID is not the number of an event. Send the id of the last one you got.")
         return int(given)
 
-    def _page(self, session: str, after: int, limit: int) -> None:
-        service = self.context.service
-        last = service.get(self.who, session).last_seq
+    async def _page(self, session: str, after: int, limit: int) -> None:
+        last = self.context.service.get(self.who, session).last_seq
+        subscription = self.context.service.attach(self.who, session, after=after)
         lines: list[bytes] = []
         size = 0
-        while len(lines) < limit and size < PAGE_BYTES:
-            more = service.events(self.who, session, after=after + len(lines), limit=min(100, limit - len(lines)))
-            if not more:
-                break
-            lines += more
-            size += sum(map(len, more))
+        try:
+            while len(lines) < limit and size < PAGE_BYTES and (more := subscription.next_nowait()):
+                lines += more[: limit - len(lines)]
+                size += sum(map(len, more))
+                await asyncio.sleep(0)
+        finally:
+            subscription.close()
         self.set_header("Content-Type", "application/json")
         tail = b'],"next_after":%d,"last_seq":%d}' % (after + len(lines), max(last, after + len(lines)))
         self.write(b'{"events":[' + b",".join(lines) + tail)
@@ -214,7 +217,8 @@ class NotebookHandler(SessionPathHandler):
     async def show(self, session: str) -> None:
         """Write the export, with headers that stop a browser from running its content."""
         form = self.query(rest.NotebookQuery).format
-        data = await self.while_connected(self.context.service.notebook(self.who, session, form))
+        async with self.context.turn_of(self.who, f"notebook.{form}"):
+            data = await self.while_connected(self.context.service.notebook(self.who, session, form))
         self.set_header("Content-Type", self._types[form])
         self.set_header("Content-Security-Policy", INERT)
         where = "inline" if form == "html" else "attachment"

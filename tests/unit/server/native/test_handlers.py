@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import threading
+import time
 import urllib.parse
 
 import pytest
@@ -15,6 +16,7 @@ from waiting import wait_until
 
 from kernelsvc.errors import CursorExpired
 from kernelsvc.model.view import cell_view
+from kernelsvc.server.native import handlers
 from kernelsvc.server.native.handlers import accepts_stream
 from kernelsvc.server.native.routes import ROUTES, is_id, pattern
 from kernelsvc.session import cell_views
@@ -97,6 +99,47 @@ async def test_a_page_of_large_cells_ends_early(http_server, monkeypatch):
         sizes.append(len(page["cells"]))
         offset = page["next_offset"]
     assert sizes == [1, 2, 1]
+
+
+async def test_a_page_of_large_events_ends_early(http_server, monkeypatch):
+    monkeypatch.setattr(handlers, "PAGE_BYTES", 300_000)
+    session = await make(http_server)
+    await http_server.json(
+        "POST", f"/v1/sessions/{session}/cells", {"code": "for n in range(20): print('x' * 200_000)"}
+    )
+    page = await http_server.json("GET", f"/v1/sessions/{session}/events?limit=1000", status=200)
+    assert len(json.dumps(page)) < 900_000
+    assert page["next_after"] == page["events"][-1]["seq"] < page["last_seq"]
+    one = await http_server.json("GET", f"/v1/sessions/{session}/events?limit=1&after=1", status=200)
+    assert [each["seq"] for each in one["events"]] == [2]
+
+
+async def test_long_reads_of_one_principal_delay_no_other(http_server, monkeypatch):
+    order = []
+    read = http_server.service.cells
+
+    def slow(who, *args):
+        time.sleep(0.01)
+        order.append(who.name)
+        return read(who, *args)
+
+    monkeypatch.setattr(http_server.service, "cells", slow)
+    session = await make(http_server)
+    own = (await http_server.json("POST", "/v1/sessions", {}, status=201, token="bob-token"))["id"]
+    # Of both, the sockets are connected and the requests sent before the server reads the first one.
+    many = [send_get(http_server, f"/v1/sessions/{session}/cells", "alice-token") for _ in range(100)]
+    many.append(send_get(http_server, f"/v1/sessions/{own}/cells", "bob-token"))
+    await wait_until(lambda: "bob" in order, what="the other principal's answer")
+    assert order.index("bob") < 20
+    for each in many:
+        each.close()
+
+
+def send_get(http_server, path, token):
+    place = urllib.parse.urlsplit(http_server.url)
+    made = socket.create_connection((place.hostname, place.port))
+    made.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n".encode())
+    return made
 
 
 async def test_sessions_are_listed_in_pages_by_label_and_state(http_server):
