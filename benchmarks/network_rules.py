@@ -5,6 +5,7 @@
 All reach the same servers on loopback, which have the ports 80 and 443, so it must run as root. Starts take turns. The
 figures are medians in milliseconds, as the client and the session's code see them. The columns:
 
+    none   a session without a network. It has a network namespace, as sessions with rules have (only its start)
     host   a session on the host's network
     bare   the same, through a process that copies bytes and decides nothing: the price of any proxy
     rules  a session with rules for a name. TLS is passed through
@@ -195,7 +196,7 @@ def main() -> int:
         "rules": (RULES, "bench.test"),
         "read": (READ, "bench.test"),
     }
-    starts: dict[str, list[float]] = {kind: [] for kind in kinds}
+    starts: dict[str, list[float]] = {kind: [] for kind in ("none", *kinds)}
     with contextlib.ExitStack() as stack:
         root = stack.enter_context(tempfile.TemporaryDirectory(prefix="k", dir="/tmp"))
         pem = open_authority(Path(root), "")
@@ -223,12 +224,12 @@ def main() -> int:
             session.close()
         for _ in range(20):
             for kind in starts:
-                network = kinds[kind][0]
+                network = kinds[kind][0] if kind in kinds else kind
                 began = time.perf_counter()
                 session = client.create_session(limits={"network": network})
                 starts[kind].append((time.perf_counter() - began) * 1000)
                 session.close()
-        found: dict[str, dict[str, float]] = {kind: {} for kind in kinds}
+        found: dict[str, dict[str, float]] = {kind: {} for kind in ("none", *kinds)}
         for kind, times in starts.items():
             found[kind]["start"] = round(statistics.median(times), 1)
         for kind, (network, host) in kinds.items():
@@ -243,9 +244,9 @@ def main() -> int:
                     spent = (sum(one.cpu_times()[:2]) - before_run[whose]) * 1000 / turns
                     found[kind][f"{whose} CPU for one of each"] = round(spent, 2)
         after = proxy.memory_info().rss
-        print(f"{'ms, median':<32}" + "".join(f"{kind:>9}" for kind in kinds))
+        print(f"{'ms, median':<32}" + "".join(f"{kind:>9}" for kind in found))
         for name in found["rules"]:
-            print(f"{name:<32}" + "".join(f"{found[kind].get(name, ''):>9}" for kind in kinds))
+            print(f"{name:<32}" + "".join(f"{found[kind].get(name, ''):>9}" for kind in found))
         print(f"proxy: {before / 1e6:.0f} MB at first, {after / 1e6:.0f} MB after the connections")
         print(f"{grown / 1024:.1f} KiB and {descriptors:.1f} descriptors for each of {IDLE} idle sessions")
     return 0

@@ -111,11 +111,13 @@ class SessionRegistry:
     Attributes:
         keys: session ids by idempotency key.
         usage: the last measured use of each open session, by id.
+        version: changes when a session is added or closed.
     """
 
     def __init__(self, settings: Settings, closed: ClosedSessions, loads: BackgroundLoads) -> None:
         self.keys = IdempotencyKeys()
         self.usage: dict[str, Usage] = {}
+        self.version = 0
         self._settings = settings
         self._closed = closed
         self._loads = loads
@@ -154,10 +156,12 @@ class SessionRegistry:
     def add(self, session: Session) -> None:
         """Add a session that has begun or was adopted."""
         self._open[session.id] = session
+        self.version += 1
 
     def close(self, session: Session) -> None:
         """Move a session that has ended to the closed ones."""
         self._open.pop(session.id, None)
+        self.version += 1
         self.usage.pop(session.id, None)
         self._closed.keep(session)
 

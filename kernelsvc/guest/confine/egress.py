@@ -40,12 +40,13 @@ def open_listeners(ports: list[int]) -> list[int]:
     Raises:
         OSError: Linux refused.
     """
-    _route_everything_here()
+    family = _family()
+    _route_everything_here(family)
     made: list[socket.socket] = []
     try:
         made.append(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         made[0].bind(("0.0.0.0", DNS_PORT))
-        made.extend(_listen(port) for port in (DNS_PORT, *ports))
+        made.extend(_listen(family, port) for port in (DNS_PORT, *ports))
     except OSError:
         for one in made:
             one.close()
@@ -53,8 +54,7 @@ def open_listeners(ports: list[int]) -> list[int]:
     return [one.detach() for one in made]
 
 
-def _listen(port: int) -> socket.socket:
-    family = socket.AF_INET6 if _has_ipv6() else socket.AF_INET
+def _listen(family: socket.AddressFamily, port: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         # Without SO_REUSEPORT: with it, another process of the same user could take a share of the connections.
@@ -68,23 +68,23 @@ def _listen(port: int) -> socket.socket:
     return listener
 
 
-def _has_ipv6() -> bool:
+def _family() -> socket.AddressFamily:
     # With ipv6.disable=1 there is no such family (Documentation/networking/ipv6).
     try:
         socket.socket(socket.AF_INET6, socket.SOCK_STREAM).close()
     except OSError:
-        return False
-    return True
+        return socket.AF_INET
+    return socket.AF_INET6
 
 
-def _route_everything_here() -> None:
+def _route_everything_here(family: socket.AddressFamily) -> None:
     own = socket.inet_aton(OWN_ADDRESS)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as link:
         head = struct.pack("=BBBBI", socket.AF_INET, 32, 0, 0, _LO)
         _request(link, _NEWADDR, head + _attribute(_IFA_ADDRESS, own) + _attribute(_IFA_LOCAL, own))
         # The preferred source keeps a connection from coming from the address that it goes to.
         _request(link, _NEWROUTE, _local_route(socket.AF_INET, _SCOPE_HOST) + _attribute(_RTA_PREFSRC, own))
-        if _has_ipv6():
+        if family == socket.AF_INET6:
             _request(link, _NEWROUTE, _local_route(socket.AF_INET6, 0))
 
 

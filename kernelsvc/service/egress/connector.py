@@ -27,10 +27,21 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class _Container:
-    """A container with network rules: the kernels in it, and its refusals in the current cell."""
+    """A container with network rules.
+
+    Attributes:
+        kernels: the kernels in it.
+        repeats: its refusals in the current cell.
+        unused: those of them that no session has used yet.
+        sessions: the sessions that were found in it, each with its kernel then.
+        version: the registry's version then.
+    """
 
     kernels: set[str] = field(default_factory=set)
+    unused: set[str] = field(default_factory=set)
     repeats: Repeats = field(default_factory=Repeats)
+    sessions: list[tuple[Session, str]] = field(default_factory=list)
+    version: int = -1
 
 
 class EgressConnector:
@@ -80,8 +91,7 @@ class EgressConnector:
         """Return the sessions that share a session's network, and the ports with listeners (None without a kernel)."""
         for name, container in self._containers.items():
             if session.spec.kernel in container.kernels:
-                family = [one for one in self._registry.open_sessions() if one.spec.kernel in container.kernels]
-                return family, self._client.ports(name)
+                return self._sessions_in(container), self._client.ports(name)
         return [session], None
 
     def update(self, session: Session, rules: NetworkRules) -> None:
@@ -91,12 +101,14 @@ class EgressConnector:
                 self._client.update(name, msgspec.to_builtins(rules))
 
     def _on_listeners(self, about: dict[str, Any], fds: list[int]) -> None:
-        container, kernel = str(about["container"]), str(about["kernel"])
-        self._containers.setdefault(container, _Container()).kernels.add(kernel)
+        name, kernel = str(about["container"]), str(about["kernel"])
+        container = self._containers.setdefault(name, _Container())
+        container.kernels.add(kernel)
+        container.unused.add(kernel)
         # The rules may have been replaced since the request that started the kernel.
         present = (one.limits.network for one in self._registry.open_sessions() if one.spec.kernel == kernel)
         rules = next((msgspec.to_builtins(one) for one in present if isinstance(one, NetworkRules)), about["rules"])
-        self._client.open(container, rules, fds)
+        self._client.open(name, rules, fds)
 
     def _on_report(self, report: Report) -> None:
         container = self._containers.get(report.container)
@@ -132,5 +144,18 @@ class EgressConnector:
 
         Branches share the network namespace, and so the listeners.
         """
-        found = [one for one in self._registry.open_sessions() if one.spec.kernel in container.kernels]
+        found = self._sessions_in(container)
         return next((one for one in found if one.running is not None), found[0] if found else None)
+
+    def _sessions_in(self, container: _Container) -> list[Session]:
+        """Return the sessions of a container, the oldest first.
+
+        Each connection is a report, and a server may have thousands of sessions. So they are looked through only after
+        a session began, ended or changed its kernel, and while a session is about to use a kernel.
+        """
+        version, known = self._registry.version, container.sessions
+        if container.unused or container.version != version or any(one.spec.kernel != kernel for one, kernel in known):
+            found = [one for one in self._registry.open_sessions() if one.spec.kernel in container.kernels]
+            container.sessions, container.version = [(one, one.spec.kernel) for one in found], version
+            container.unused.difference_update(one.spec.kernel for one in found)
+        return [one for one, _ in container.sessions]
