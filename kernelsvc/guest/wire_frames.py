@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 VERSION = 1
 HELLO, MESSAGE, ACK, CONTROL, STREAM, REPLY = range(1, 7)
+#: Bit of the first byte of a STREAM frame: it has bytes of a pipe, which the server decodes.
+RAW = 4
 
 HEADER = struct.Struct("<IBQ")
 #: Largest payload in either direction, in bytes.
@@ -305,4 +307,4 @@ def size_error(part: bytes) -> str | None:
 def stream_prefix(name: str, parent: str, *, raw: bool = False) -> bytes:
     """Return the bytes before the text of a STREAM frame, or before bytes of the pipe (``raw``)."""
     wanted = parent.encode("utf-8", "replace")[:0xFFFF]
-    return struct.pack("<BH", (1 if name == "stdout" else 2) + 2 * raw, len(wanted)) + wanted
+    return struct.pack("<BH", (1 if name == "stdout" else 2) | (RAW if raw else 0), len(wanted)) + wanted

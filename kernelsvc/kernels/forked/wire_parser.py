@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 import itertools
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -19,6 +19,7 @@ from kernelsvc.guest.wire_frames import HEADER as HEADER
 from kernelsvc.guest.wire_frames import HELLO as HELLO
 from kernelsvc.guest.wire_frames import MAX_TEXT as MAX_TEXT
 from kernelsvc.guest.wire_frames import MESSAGE as MESSAGE
+from kernelsvc.guest.wire_frames import RAW as RAW
 from kernelsvc.guest.wire_frames import REPLY as REPLY
 from kernelsvc.guest.wire_frames import STREAM as STREAM
 from kernelsvc.guest.wire_frames import VERSION as VERSION
@@ -39,7 +40,6 @@ RUN_AFTER = 4
 _LIMITS = {STREAM: MAX_STREAM, REPLY: MAX_ANSWER}
 _unpack = HEADER.unpack_from
 _SIZE = HEADER.size
-_RAW = (3, 4)  # first byte of a text that is bytes of the pipe for standard output, standard error
 _PLAIN = 5  # offsets of header, parent header, metadata and content, and the end of the last
 
 
@@ -167,7 +167,8 @@ class WireParser:
             raise WireViolation(f"a text frame of {end - _SIZE} bytes")
         self.last = number
         with memoryview(data) as view, view[at:end] as parsed:
-            return self._text(bytes(data[_SIZE:at]), parsed, number)
+            prefix = bytes(data[_SIZE:at])
+            return _text(prefix, self._decode(prefix[0], parsed), number)
 
     def _walk(self, data: bytes, outputs: list[Output]) -> None:
         at, size = 0, len(data)
@@ -194,7 +195,7 @@ class WireParser:
             self._rest = bytearray(data[at:] if at else data)
 
     def _texts(self, data: bytes, at: int, outputs: list[Output], runs: bool) -> tuple[int, bool]:
-        """Parse the complete text frames of one kind that start at ``at``.
+        """Parse the complete text frames of one stream and cell that start at ``at``.
 
         Returns:
             The end of the last one, and whether it pays to look for more of them with ``take_run``.
@@ -202,6 +203,7 @@ class WireParser:
         size, number = len(data), self.last
         pieces: list[bytes] = []
         prefix = b""
+        texts: list[str] = []  # of the frames before ``pieces``
         while size - at >= _SIZE:
             length, kind, numbered = _unpack(data, at)
             start = at + _SIZE
@@ -213,10 +215,14 @@ class WireParser:
             text_at = start + 3 + int.from_bytes(data[start + 1 : start + 3], "little")
             if length > MAX_STREAM or text_at > end:
                 raise WireViolation(f"a text frame of {length} bytes")
-            if not prefix:
-                prefix = data[start:text_at]
-            elif data[start:text_at] != prefix:
-                break
+            head = data[start:text_at]
+            if head != prefix:
+                if prefix and (head[0] ^ prefix[0] != RAW or head[1:] != prefix[1:]):
+                    break
+                if prefix:
+                    texts.append(self._decode(prefix[0], b"".join(pieces)))
+                    pieces.clear()
+                prefix = head
             pieces.append(data[text_at:end])
             number, at = numbered, end
             if runs and len(pieces) == RUN_AFTER:
@@ -225,20 +231,13 @@ class WireParser:
                 number += len(more)
                 runs = False
         self.last = number
-        text = self._text(prefix, b"".join(pieces), number)
-        if text.text or prefix[0] not in _RAW:  # a pipe's bytes may be the beginning of a character
-            outputs.append(text)
+        text = "".join([*texts, self._decode(prefix[0], b"".join(pieces))])
+        if text or not prefix[0] & RAW:  # a pipe's bytes may be the beginning of a character
+            outputs.append(_text(prefix, text, number))
         return at, runs
 
-    def _text(self, prefix: bytes, data: bytes | memoryview, number: int) -> StreamText:
-        kind = prefix[0]
-        raw = kind in _RAW
-        return StreamText(
-            name="stderr" if kind in (2, 4) else "stdout",
-            text=self.decoders[_RAW.index(kind)].decode(data) if raw else str(data, "utf-8", "replace"),
-            parent=prefix[3:].decode("utf-8", "replace")[:MAX_ID],
-            frame=number,
-        )
+    def _decode(self, kind: int, data: bytes | memoryview) -> str:
+        return self.decoders[kind & 3 == 2].decode(data) if kind & RAW else str(data, "utf-8", "replace")
 
     def _check_length(self, kind: int, length: int) -> None:
         limit = self.max_frame if kind == MESSAGE else _LIMITS.get(kind)
@@ -286,6 +285,11 @@ def take_run(data: bytes, at: int, prefix: bytes, last: int) -> tuple[list[bytes
     if len(texts) != len(pieces):
         return [], at
     return texts, at + sum(map(len, pieces)) + len(prefix) * len(pieces)
+
+
+def _text(prefix: bytes, text: str, number: int) -> StreamText:
+    name: Literal["stdout", "stderr"] = "stderr" if prefix[0] & 3 == 2 else "stdout"
+    return StreamText(name=name, text=text, parent=prefix[3:].decode("utf-8", "replace")[:MAX_ID], frame=number)
 
 
 def merge_texts(one: list[Output], two: list[Output]) -> list[Output]:

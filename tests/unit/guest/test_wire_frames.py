@@ -233,5 +233,5 @@ def test_misfits_are_named() -> None:
 def test_a_stream_prefix() -> None:
     assert wire_frames.stream_prefix("stdout", "ab") == struct.pack("<BH", 1, 2) + b"ab"
     assert wire_frames.stream_prefix("stderr", "") == struct.pack("<BH", 2, 0)
-    assert wire_frames.stream_prefix("stderr", "", raw=True) == struct.pack("<BH", 4, 0)
+    assert wire_frames.stream_prefix("stderr", "", raw=True) == struct.pack("<BH", 6, 0)
     assert len(wire_frames.stream_prefix("stderr", "x" * 100_000)) == 3 + 0xFFFF

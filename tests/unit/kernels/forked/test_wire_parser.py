@@ -51,10 +51,11 @@ def test_text_of_one_kind_in_one_read_is_one_text_with_the_last_number() -> None
 def test_bytes_of_a_pipe_are_decoded_where_the_servers_reads_of_it_are() -> None:
     parser = WireParser()
     euro = "€".encode()
-    assert parser.feed(text(1, euro[:1], name=3) + text(2, euro[:1], name=4)) == []
+    assert parser.feed(text(1, euro[:1], name=5) + text(2, euro[:1], name=6)) == []
     assert parser.decoders[0].decode(euro[1:]) == "€"  # the server's read
-    assert parser.feed(text(3, euro[1:], name=4)) == [StreamText(name="stderr", text="€", parent="p", frame=3)]
-    assert parser.last == 3
+    assert parser.feed(text(3, euro[1:], name=6)) == [StreamText(name="stderr", text="€", parent="p", frame=3)]
+    printed = text(4, b"1") + text(5, euro[:2], name=5) + text(6, b"2") + text(7, euro[2:], name=5) + text(8, b"3")
+    assert parser.feed(printed) == [StreamText(name="stdout", text="12€3", parent="p", frame=8)]
 
 
 def test_a_message_ends_a_text() -> None:
@@ -92,7 +93,7 @@ def _fed(data: bytes, size: int) -> list[StreamText | KernelMessage]:
     st.lists(
         st.one_of(
             st.tuples(st.just("out"), st.text(st.characters(max_codepoint=127), max_size=5).map(str.encode)),
-            st.tuples(st.sampled_from(["out", "err", "other", "idle"]), st.just(b"x")),
+            st.tuples(st.sampled_from(["out", "raw", "err", "other", "idle"]), st.just(b"x")),
             # A text that holds what its own frames begin with, one that holds a whole frame, one that ends in a header.
             st.tuples(st.just("out"), st.sampled_from([b"\x01\x01\x00p", text(3, b"z"), HEADER.pack(5, STREAM, 4)])),
         ),
@@ -103,6 +104,7 @@ def _fed(data: bytes, size: int) -> list[StreamText | KernelMessage]:
 def test_frames_that_are_read_together_are_those_that_came_one_by_one(told: list[tuple[str, bytes]], size: int) -> None:
     make = {
         "out": lambda n, said: text(n, said),
+        "raw": lambda n, said: text(n, said, name=5),
         "err": lambda n, said: text(n, said, name=2),
         "other": lambda n, said: text(n, said, parent=b"another"),
         "idle": lambda n, said: status(n),
