@@ -14,7 +14,8 @@ from typing import Any
 
 import msgspec
 
-from kernelsvc.errors import AtCapacity, BadRequest, KernelsvcError, Timeout
+from kernelsvc.errors import AtCapacity, BadRequest, KernelsvcError, Timeout, TooLarge
+from kernelsvc.host.client import MAX_ENV_BYTES
 from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.limits import Limits
 from kernelsvc.model.objects import Principal, SessionRequest
@@ -82,6 +83,7 @@ class SessionCreator:
             Conflict: the idempotency key belongs to a request with other parameters.
             NotFound: there is no such template.
             BadRequest, Forbidden: there is no such mount, or it is for others.
+        TooLarge: the environment does not fit into a request to the host.
             LimitTooHigh, QuotaExceeded, AtCapacity, SandboxUnavailable, Timeout: nothing was created.
         """
         if request.idempotency_key is None:
@@ -118,6 +120,9 @@ class SessionCreator:
         require_texts(request.env.values())
         await self._egress.require(limits)
         env = {**(main.spec.env if main else {}), **request.env}
+        # Before anything refers to it: a session that can't start leaves garbage, which is collected much later.
+        if (size := len(msgspec.json.encode(env))) > MAX_ENV_BYTES:
+            raise TooLarge(f"The environment takes {size} bytes and may take {MAX_ENV_BYTES}. Put data into a file.")
         binds, workspace = self._binds(who, request, main)
         # A member's sandbox has no mounts, and none can be added to it.
         member = self._warm_pool.take(template, limits) if main is None and not binds else None
