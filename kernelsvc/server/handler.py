@@ -63,6 +63,8 @@ DISCARD_BYTES = 256 * 1024 * 1024
 
 #: Methods that only read, and take up to some ten milliseconds of the event loop. They never wait for a kernel.
 LONG_READS = frozenset(f"session.{name}" for name in ("calls", "cells", "list", "outline", "output", "search", "usage"))
+#: Seconds after which a long read is followed by a pause as long as it took, and the longest pause.
+PAUSE_AFTER, MAX_PAUSE = 0.05, 1.0
 #: Seconds that a stopping server waits for the tasks that clean up.
 CLEANUP_SECONDS = 5.0
 #: The header of a front that listens on loopback addresses only. From a client it only makes a check stricter.
@@ -121,9 +123,16 @@ class ServerContext:
     @contextlib.asynccontextmanager
     async def turn_of(self, who: Principal, kind: str = "") -> AsyncIterator[None]:
         """Wait until no other long read of this principal and kind is under way, and other clients were served."""
-        async with self._turns.setdefault(f"{kind} {who.account}", asyncio.Lock()):
+        lock, loop = self._turns.setdefault(f"{kind} {who.account}", asyncio.Lock()), asyncio.get_running_loop()
+        await lock.acquire()
+        began = loop.time()
+        try:
             await asyncio.sleep(0)
             yield
+        finally:
+            # A request of another client takes several turns of the event loop. It gets them after a very long read.
+            took = loop.time() - began
+            loop.call_later(min(took, MAX_PAUSE) if took > PAUSE_AFTER else 0.0, lock.release)
 
 
 async def invoke(

@@ -60,18 +60,21 @@ class ConversationHandler(OpenAiHandler):
     async def get(self, conversation: str) -> None:
         """Retrieve a conversation."""
         self.auth_scope("read")
-        self.answer(conversation_json(self.answers.conversations.find(self.who.name, conversation)))
+        async with self.context.turn_of(self.who):
+            self.answer(conversation_json(self.answers.conversations.find(self.who.name, conversation)))
 
     async def post(self, conversation: str) -> None:
         """Replace the metadata of a conversation."""
         self.auth_scope("run")
         metadata = read_metadata(self.json_body())
-        self.answer(conversation_json(self.answers.conversations.update(self.who.name, conversation, metadata)))
+        async with self.context.turn_of(self.who):
+            self.answer(conversation_json(self.answers.conversations.update(self.who.name, conversation, metadata)))
 
     async def delete(self, conversation: str) -> None:
         """Erase a conversation. Its responses stay."""
         self.auth_scope("run")
-        self.answers.store.conversation(self.who.name, conversation)
+        async with self.context.turn_of(self.who):
+            self.answers.store.conversation(self.who.name, conversation)
         self.answers.store.remove(self.who.name, conversation)
         self.answer({"id": conversation, "object": "conversation.deleted", "deleted": True})
 
@@ -97,14 +100,16 @@ class ConversationItemsHandler(OpenAiHandler):
         self.auth_scope("run")
         body = self.json_body()
         entries = _entries(body.get("items") if isinstance(body, dict) else None)
-        found = self.answers.conversations.add(self.who.name, conversation, entries)
+        async with self.context.turn_of(self.who):
+            found = self.answers.conversations.add(self.who.name, conversation, entries)
         self.answer(self.list_of((await self.shown(found, entries))[::-1], limit=MAX_ADDED, order="asc"))
 
     async def get(self, conversation: str) -> None:
         """List the items."""
         self.auth_scope("read")
-        found = self.answers.conversations.find(self.who.name, conversation)
-        self.answer(self.list_of((await self.shown(found, found.entries))[::-1]))
+        async with self.context.turn_of(self.who):
+            found = self.answers.conversations.find(self.who.name, conversation)
+            self.answer(self.list_of((await self.shown(found, found.entries))[::-1]))
 
 
 class ConversationItemHandler(ConversationItemsHandler):
@@ -116,11 +121,13 @@ class ConversationItemHandler(ConversationItemsHandler):
     async def get(self, conversation: str, item: str) -> None:  # type: ignore[override]
         """Retrieve an item."""
         self.auth_scope("read")
-        found = self.answers.conversations.find(self.who.name, conversation)
+        async with self.context.turn_of(self.who):
+            found = self.answers.conversations.find(self.who.name, conversation)
         [shown] = await self.shown(found, [find_item(found, item)])
         self.answer(shown)
 
     async def delete(self, conversation: str, item: str) -> None:
         """Erase an item."""
         self.auth_scope("run")
-        self.answer(conversation_json(self.answers.conversations.remove_item(self.who.name, conversation, item)))
+        async with self.context.turn_of(self.who):
+            self.answer(conversation_json(self.answers.conversations.remove_item(self.who.name, conversation, item)))

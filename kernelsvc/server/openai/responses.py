@@ -92,7 +92,8 @@ class ResponseHandler(OpenAiHandler):
             include = [*self.get_query_arguments("include"), *self.get_query_arguments("include[]")]
             if any(each != OUTPUTS for each in include):
                 raise BadRequest(f"'include' can be {OUTPUTS!r}.", param="include")
-            self.answer(await self.answers.response(self.who, response, outputs=bool(include)))
+            async with self.context.turn_of(self.who):
+                self.answer(await self.answers.response(self.who, response, outputs=bool(include)))
             return
         first = self.get_query_argument("starting_after", None) is None
         number = 0 if first else self.number("starting_after", "", MAX_NUMBER) + 1
@@ -131,4 +132,5 @@ class InputItemsHandler(OpenAiHandler):
     async def get(self, response: str) -> None:
         """List the input of a response."""
         self.auth_scope("read")
-        self.answer(self.list_of(self.answers.input_items(self.who, response)[::-1]))
+        async with self.context.turn_of(self.who):
+            self.answer(self.list_of(self.answers.input_items(self.who, response)[::-1]))

@@ -7,15 +7,15 @@ import json
 import re
 import socket
 import threading
-import time
 import urllib.parse
 
 import pytest
-from http_server import SLEEP, Rpc
+from http_server import ALICE, SLEEP, Rpc
 from waiting import wait_until
 
 from kernelsvc.errors import CursorExpired
 from kernelsvc.model.view import cell_view
+from kernelsvc.server import handler
 from kernelsvc.server.native import handlers
 from kernelsvc.server.native.handlers import accepts_stream
 from kernelsvc.server.native.routes import ROUTES, is_id, pattern
@@ -118,12 +118,11 @@ async def test_long_reads_of_one_principal_delay_no_other(http_server, monkeypat
     order = []
     read = http_server.service.cells
 
-    def slow(who, *args):
-        time.sleep(0.01)
+    def noted(who, *args):
         order.append(who.name)
         return read(who, *args)
 
-    monkeypatch.setattr(http_server.service, "cells", slow)
+    monkeypatch.setattr(http_server.service, "cells", noted)
     session = await make(http_server)
     own = (await http_server.json("POST", "/v1/sessions", {}, status=201, token="bob-token"))["id"]
     # Of both, the sockets are connected and the requests sent before the server reads the first one.
@@ -133,6 +132,23 @@ async def test_long_reads_of_one_principal_delay_no_other(http_server, monkeypat
     assert order.index("bob") < 20
     for each in many:
         each.close()
+
+
+async def test_a_very_long_read_is_followed_by_a_pause(http_server, monkeypatch):
+    context, loop = http_server.app.settings["context"], asyncio.get_running_loop()
+    pauses, call_later = [], loop.call_later
+
+    def noted(seconds, *args, **kwargs):
+        pauses.append(seconds)
+        return call_later(seconds, *args, **kwargs)
+
+    monkeypatch.setattr(loop, "call_later", noted)
+    monkeypatch.setattr(handler, "MAX_PAUSE", 1e-7)
+    for after, pause in ((0.0, 1e-7), (1000.0, 0.0)):
+        monkeypatch.setattr(handler, "PAUSE_AFTER", after)
+        async with context.turn_of(ALICE):
+            pass
+        assert pauses[-1] == pause
 
 
 def send_get(http_server, path, token):
