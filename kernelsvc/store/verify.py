@@ -32,6 +32,7 @@ Signature = Literal["good", "bad", "none"]
 Result = Literal["verified", "not_proven", "not_as_written"]
 
 _SIGNED = b'{"type":"journal_signed"'
+_OF_SIGNATURE = frozenset(("type", "session", "seq", "at", "prev", "head", "key", "signature"))
 _GZIP = b"\x1f\x8b"
 
 
@@ -199,11 +200,14 @@ def _signatures(lines: Iterable[bytes], public_key: str | None) -> _Signatures:
 
 
 def _signed_event(line: bytes) -> ev.JournalSigned | None:
+    """Return the signature that a line is. None if it is none, or has more: a signature does not cover its own line."""
     try:
-        event = ev.decode(line)
+        event, fields = ev.decode(line), msgspec.json.decode(line)
     except msgspec.DecodeError:
         return None
-    return event if isinstance(event, ev.JournalSigned) else None
+    # A name that is there twice, or written in another way, would make another text.
+    plain = fields.keys() <= _OF_SIGNATURE and msgspec.json.encode(fields) == line
+    return event if isinstance(event, ev.JournalSigned) and plain else None
 
 
 def _journal_message(verdict: Verdict, signatures: _Signatures) -> str:

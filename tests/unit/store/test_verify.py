@@ -126,6 +126,13 @@ def test_entries_after_the_signature(lines, session, tmp_path, stranger):
     assert f"Entries 30 to {len(forged)} are not covered" in verdict.message
 
 
+@pytest.mark.parametrize("more", [b',"x":"forged"', b',"at":"2020-01-01T00:00:00.000000Z"', b',"cell":"c1"', b" "])
+def test_a_signature_that_has_more_in_its_own_line_is_none(lines, session, more):
+    forged = [*lines[:-1], lines[-1][:-1] + more + b"}"]
+    assert verify_journal(lines, public_key=session.key.public).result == "verified"
+    assert verify_journal(forged, public_key=session.key.public).result == "not_proven"
+
+
 def test_a_torn_one(session, tmp_path):
     path = tmp_path / "j"
     path.write_bytes(session.path.read_bytes() + b'{"type"')

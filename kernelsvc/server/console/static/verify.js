@@ -60,6 +60,16 @@ function envelope(line, decoder) {
   }
 }
 
+const OF_SIGNATURE = ["type", "session", "seq", "at", "prev", "head", "key", "signature"];
+
+/** Whether the line of a signature, which it does not cover itself, has nothing else. @param {Uint8Array} line @param {TextDecoder} decoder */
+function plain(line, decoder) {
+  const text = decoder.decode(line);
+  const fields = JSON.parse(text);
+  // A name that is there twice would make another text.
+  return Object.keys(fields).every((name) => OF_SIGNATURE.includes(name)) && JSON.stringify(fields) === text;
+}
+
 /**
  * Verify a log.
  * @param {ReadableStream<Uint8Array>} stream the log, one JSON object a line
@@ -91,7 +101,7 @@ export async function verifyLog(stream, { key = "", head = "", onProgress } = {}
         found.fault = { seq: wanted, message: `Entry ${wanted} ${fault}.`, wanted: found.head, found: event?.prev ?? "" };
         break reading;
       }
-      if (event.type === "journal_signed") signatures.push({ seq: event.seq, event, before: found.head });
+      if (event.type === "journal_signed" && plain(line, decoder)) signatures.push({ seq: event.seq, event, before: found.head });
       found.entries = wanted;
       found.head = sha256(line);
       if (found.head === head) headSeen = true;
