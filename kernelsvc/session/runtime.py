@@ -391,10 +391,11 @@ class SessionRuntime:
             else:  # no kernel at this moment, or not adopted yet
                 await self.launcher.discard(self.spec.kernel)
         finally:
-            if signed := self.journal.finish(self._sign):
-                self._observer(self, signed)
-            self.journal.close()
-            self.closed.set()
+            if not self.closed.is_set():  # This runs again for a kernel that became ready after the session's close.
+                if signed := self.journal.finish(self._sign):
+                    self._observer(self, signed)
+                self.journal.close()
+                self.closed.set()
 
     def _has_finished(self, cell: str) -> bool:
         record = self.machine.cells.get(cell)

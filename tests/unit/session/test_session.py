@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 import resource
 import signal
@@ -19,6 +20,7 @@ from kernelsvc.model.limits import Limits, Usage
 from kernelsvc.model.objects import CellRequest, CellState, SessionState
 from kernelsvc.model.state import Policy
 from kernelsvc.session import Session, SessionSpec, cell_views
+from kernelsvc.session.checkpoints import Checkpoints
 from kernelsvc.session.spec import start_request_of
 from kernelsvc.store.journal import Journal
 
@@ -327,6 +329,30 @@ async def test_close_ends_kernel_and_cells_and_journals_it(bench):
     with pytest.raises(SessionClosed):
         session.submit([CellRequest(code="print no")])
     assert session.log.closed
+
+
+async def test_a_close_during_a_restore_signs_the_journal_once(bench, monkeypatch, caplog):
+    session = await bench.start(checkpoints=1)
+    await run(session, "set x 41")
+    await copied(session)
+    signed, gate, reached, restrict = [], asyncio.Event(), asyncio.Event(), Checkpoints.restrict_writes
+    session._sign = lambda: signed.append(1) or ev.JournalSigned(head="h", signature="s", key="k")
+
+    async def late(self, *args, **options):
+        reached.set()
+        await gate.wait()
+        return await restrict(self, *args, **options)
+
+    monkeypatch.setattr(Checkpoints, "restrict_writes", late)
+    session.submit([CellRequest(code="die 11")])
+    await reached.wait()
+    closing = asyncio.ensure_future(session.close("done"))
+    await until(lambda: session.machine.state is SessionState.CLOSED)
+    gate.set()
+    await closing
+    await until(lambda: not session._tasks)
+    assert (signed, bench.launcher.alive()) == ([1], [])
+    assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
 
 
 async def test_unknown_cells_are_not_found(bench):
