@@ -43,6 +43,7 @@ _ETC = (
     "/etc/libpaper.d",
     "/etc/localtime",
     "/etc/lsb-release",
+    "/etc/manpath.config",
     "/etc/mime.types",
     "/etc/openmpi",
     "/etc/os-release",

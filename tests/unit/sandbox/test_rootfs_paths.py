@@ -61,9 +61,11 @@ def test_a_python_of_the_system_shows_no_more(prefix: str) -> None:
 def test_settings_of_programs_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "kernelsvc.sandbox.rootfs_paths.glob.glob",
-        lambda pattern: {"/etc/java*": ["/etc/hostname"]}.get(pattern, []),  # a file that exists everywhere
+        # files that exist everywhere
+        lambda pattern: {"/etc/java*": ["/etc/hostname"], "/etc/manpath.config": ["/etc/passwd"]}.get(pattern, []),
     )
-    assert "/etc/hostname" in [source for source, _ in find_paths().readonly]
+    shown = [source for source, _ in find_paths().readonly]
+    assert {"/etc/hostname", "/etc/passwd"} <= set(shown)
 
 
 def test_files_of_the_user_alone_are_found(tmp_path: Path) -> None:
