@@ -43,6 +43,19 @@ class _Container:
     sessions: list[tuple[Session, str]] = field(default_factory=list)
     version: int = -1
 
+    def find(self, registry: SessionRegistry) -> list[Session]:
+        """Return its sessions, the oldest first.
+
+        Each connection is a report, and a server may have thousands of sessions. So they are looked through only after
+        a session began, ended or changed its kernel, and while a session is about to use a kernel.
+        """
+        changed = self.version != registry.version or any(one.spec.kernel != kernel for one, kernel in self.sessions)
+        if self.unused or changed:
+            found = [one for one in registry.open_sessions() if one.spec.kernel in self.kernels]
+            self.sessions, self.version = [(one, one.spec.kernel) for one in found], registry.version
+            self.unused.difference_update(one.spec.kernel for one in found)
+        return [one for one, _ in self.sessions]
+
 
 class EgressConnector:
     """The server's side of network rules. It does nothing for sessions without rules.
@@ -91,7 +104,7 @@ class EgressConnector:
         """Return the sessions that share a session's network, and the ports with listeners (None without a kernel)."""
         for name, container in self._containers.items():
             if session.spec.kernel in container.kernels:
-                return self._sessions_in(container), self._client.ports(name)
+                return container.find(self._registry), self._client.ports(name)
         return [session], None
 
     def update(self, session: Session, rules: NetworkRules) -> None:
@@ -144,18 +157,5 @@ class EgressConnector:
 
         Branches share the network namespace, and so the listeners.
         """
-        found = self._sessions_in(container)
+        found = container.find(self._registry)
         return next((one for one in found if one.running is not None), found[0] if found else None)
-
-    def _sessions_in(self, container: _Container) -> list[Session]:
-        """Return the sessions of a container, the oldest first.
-
-        Each connection is a report, and a server may have thousands of sessions. So they are looked through only after
-        a session began, ended or changed its kernel, and while a session is about to use a kernel.
-        """
-        version, known = self._registry.version, container.sessions
-        if container.unused or container.version != version or any(one.spec.kernel != kernel for one, kernel in known):
-            found = [one for one in self._registry.open_sessions() if one.spec.kernel in container.kernels]
-            container.sessions, container.version = [(one, one.spec.kernel) for one in found], version
-            container.unused.difference_update(one.spec.kernel for one in found)
-        return [one for one, _ in container.sessions]
