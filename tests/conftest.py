@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
 import shutil
@@ -122,12 +121,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=repeated)
         items[:] = [item for item in items if item not in set(repeated)]
     items.sort(key=lambda item: durations.order(item.nodeid.partition("::")[0]))
-
-
-def pytest_collection_finish() -> None:
-    """Keep thousands of tests and the imported modules out of each garbage collection, here and in forks."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.hookimpl(trylast=True)

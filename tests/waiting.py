@@ -10,9 +10,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-#: Between two looks at a condition. Short at first, because most conditions come true at once. A look is often a
-#: request to a server, so a long wait has fewer: the pause grows with the time that has passed.
-LOOK_SECONDS, MOST_LOOK_SECONDS, GROWTH = 0.01, 0.25, 0.05
+#: Between two looks at a condition. Short, because most conditions come true at once.
+LOOK_SECONDS = 0.01
 
 
 def wait_for(condition: Callable[[], T], *, deadline: float = 10.0, what: str = "") -> T:
@@ -26,30 +25,26 @@ def wait_for(condition: Callable[[], T], *, deadline: float = 10.0, what: str = 
     Raises:
         AssertionError: the deadline passed.
     """
-    began = time.monotonic()
+    end = time.monotonic() + deadline
     while not (value := condition()):
-        if (passed := time.monotonic() - began) > deadline:
+        if time.monotonic() > end:
             raise AssertionError(_told(condition, deadline, what))
-        time.sleep(_pause(passed))
+        time.sleep(LOOK_SECONDS)
     return value
 
 
 async def wait_until(condition: Callable[[], T | Awaitable[T]], *, deadline: float = 10.0, what: str = "") -> T:
     """``wait_for`` in a test that has a loop; ``condition`` may be awaitable. Safe to cancel."""
-    began = time.monotonic()
+    end = time.monotonic() + deadline
     while True:
         value = condition()
         if inspect.isawaitable(value):
             value = await value
         if value:
             return value
-        if (passed := time.monotonic() - began) > deadline:
+        if time.monotonic() > end:
             raise AssertionError(_told(condition, deadline, what))
-        await asyncio.sleep(_pause(passed))
-
-
-def _pause(passed: float) -> float:
-    return min(MOST_LOOK_SECONDS, max(LOOK_SECONDS, GROWTH * passed))
+        await asyncio.sleep(LOOK_SECONDS)
 
 
 def _told(condition: Callable[[], object], deadline: float, what: str) -> str:
