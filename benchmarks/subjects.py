@@ -118,7 +118,7 @@ class Subject(ABC):
         raise NotImplementedError
 
     async def recover(self) -> None:
-        """End what a failed section has left running, so that it takes no time from the next one."""
+        """Start the server again. A failed section may have left work in it, which would slow the next section."""
         if self.server is not None:
             await self.server.stop()
             await self.server.start()
@@ -218,7 +218,7 @@ class Kernelsvc(Subject):
         await self.socket.close()
 
     async def recover(self) -> None:
-        """Leave the server as it is: what it still runs is a fault that the next section shall show."""
+        """Do nothing. Work that a failed section left in our server is a fault, and the next section must show it."""
 
     async def stop(self) -> None:
         if hasattr(self, "reader"):

@@ -646,9 +646,10 @@ class WireServer:
         self._wait_until_sent()
 
     def _try_forward(self) -> bool:
-        """Move what is in the pipes to the socket, also while corked: what the server reads meanwhile would precede it.
+        """Move the bytes in the pipes to the socket, also while corked. Return False if the outbox has no room.
 
-        Other threads wait for the lock, and a handler that raises can't lose what was read.
+        While corked, they can't wait: the server would read later bytes of the pipe first. A signal handler that raises
+        loses no bytes, because it runs after this.
         """
         with self._guard:
             if not self._has_room(2 * MOST_BYTES):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Annotated
 
 import msgspec
@@ -116,7 +116,7 @@ _NOT_OF_USERS = frozenset({"provide", "delegate", "audit", "operate", "admin"})
 _USER = re.compile(r"[!-~]{1,128}")
 
 
-def on_behalf_of(backend: Principal, user: str, records: Iterable[TokenRecord]) -> Principal:
+def on_behalf_of(backend: Principal, user: str, records: Collection[TokenRecord]) -> Principal:
     """Return the principal of a backend's user, ``BACKEND/USER``: it owns the sessions that are created for it.
 
     Args:

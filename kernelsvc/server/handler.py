@@ -122,7 +122,14 @@ class ServerContext:
 
     @contextlib.asynccontextmanager
     async def turn_of(self, who: Principal, kind: str = "") -> AsyncIterator[None]:
-        """Wait until no other long read of this principal and kind is under way, and other clients were served."""
+        """Wait until no other long read of this principal and kind is under way, and other clients were served.
+
+        Safe to cancel. A read must not wait for another turn of the same kind.
+
+        Args:
+            who: The principal. The users of a backend take turns with each other.
+            kind: Reads of different kinds do not wait for each other.
+        """
         lock, loop = self._turns.setdefault(f"{kind} {who.account}", asyncio.Lock()), asyncio.get_running_loop()
         await lock.acquire()
         began = loop.time()

@@ -83,7 +83,7 @@ class SessionCreator:
             Conflict: the idempotency key belongs to a request with other parameters.
             NotFound: there is no such template.
             BadRequest, Forbidden: there is no such mount, or it is for others.
-        TooLarge: the environment does not fit into a request to the host.
+            TooLarge: the environment does not fit into a request to the host.
             LimitTooHigh, QuotaExceeded, AtCapacity, SandboxUnavailable, Timeout: nothing was created.
         """
         if request.idempotency_key is None:

@@ -60,8 +60,8 @@ async def mcp(served: Served, request: pytest.FixtureRequest) -> AsyncIterator[A
     await running
 
 
-#: For tests of what a tool does, which no era changes: the other tests have results, pictures, errors, progress and
-#: cancelled calls of both eras. A thorough run has these in both, too.
+#: For tests of a tool's effect, which is the same in both eras of the protocol. Other tests check results, pictures,
+#: errors, progress and cancelled calls in both eras. A thorough run also has these tests in both.
 ONE_ERA = pytest.mark.parametrize("mcp", [ERAS[0], pytest.param(ERAS[1], marks=pytest.mark.thorough)], indirect=True)
 
 

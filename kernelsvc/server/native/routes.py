@@ -184,7 +184,8 @@ def _file_routes(above: str, id: str, what: str) -> tuple[Route, ...]:
         ),
         Route(
             verb="GET", path=f"{above}/files/{{path}}", id=f"{id}.get", scope="read", query=ListFilesQuery,
-            summary="A file, or a part of it (Range); a directory is listed.", media=("application/octet-stream", JSON),
+            summary="A file, or a part of it (Range). A directory is listed, or with "
+            "Accept: application/octet-stream an error.", media=("application/octet-stream", JSON),
         ),
         Route(
             verb="HEAD", path=f"{above}/files/{{path}}", id=f"{id}.head", scope="read",

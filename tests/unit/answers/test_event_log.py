@@ -38,15 +38,19 @@ async def test_an_answer_waits_for_its_slow_reader() -> None:
 async def test_an_answer_waits_for_its_slow_reader_after_few_events_with_much_text() -> None:
     log = EventLog(keep=False)
     log.add([{"n": 0, "choices": [{"delta": {"content": "x" * event_log.MAX_CHARACTERS}}]}])
-    flushing = asyncio.ensure_future(log.flush())
-    await asyncio.sleep(0)
-    assert flushing.done()
+    await log.flush()
     log.add([{"n": 1, "delta": "y"}])
-    flushing = asyncio.ensure_future(log.flush())
-    await asyncio.sleep(0)
-    assert not flushing.done()
-    assert len(await log.after(0) or []) == 2
-    await flushing
+    order = []
+
+    async def answer() -> None:
+        await log.flush()
+        order.append("the answer continues")
+
+    async def read() -> None:
+        order.append(f"{len(await log.after(0) or [])} events are read")
+
+    await asyncio.gather(answer(), read())
+    assert order == ["2 events are read", "the answer continues"]
 
 
 async def test_a_long_answer_keeps_every_event_but_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
