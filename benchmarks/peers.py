@@ -65,6 +65,8 @@ class Environment:
             if done.returncode:
                 raise RuntimeError(f"{self.name}: its packages could not be installed")
             stamp.write_text(wanted)
+            # Else the first synced appends of the run wait for a gigabyte of packages: 38 cells/s instead of 250.
+            os.sync()
         return place / "bin"
 
     def versions(self, below: Path) -> dict[str, str]:
