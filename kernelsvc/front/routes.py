@@ -15,8 +15,10 @@ from urllib.parse import unquote
 
 import msgspec
 
+from kernelsvc.errors import BadRequest
 from kernelsvc.model.cluster import ids
 from kernelsvc.protocol import e2b
+from kernelsvc.protocol.jupyter import check_json
 
 
 class Action(Enum):
@@ -234,7 +236,9 @@ _decode = msgspec.json.Decoder(_Spec).decode
 
 
 def wanted(body: bytes, key: str | None, path: str = "/v1/sessions") -> Wanted:
-    """Read the fields of a creation's body that decide on its node. A body that is no JSON object says nothing.
+    """Read the fields of a creation's body that decide on its node.
+
+    A body says nothing that is no JSON object, or holds more than a node would decode. A node refuses it.
 
     Args:
         body: The request's body.
@@ -242,8 +246,9 @@ def wanted(body: bytes, key: str | None, path: str = "/v1/sessions") -> Wanted:
         path: The request's path.
     """
     try:
+        check_json(body)
         spec = _decode(body) if body.strip() else _Spec()
-    except (msgspec.DecodeError, ValueError, RecursionError):
+    except (msgspec.DecodeError, ValueError, RecursionError, BadRequest):
         spec = _Spec()
     if path == "/v1/workspaces":
         return Wanted(workspace="/".join(filter(None, (_text(spec.owner), _text(spec.name)))) or None, makes=False)

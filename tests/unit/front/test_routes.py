@@ -13,6 +13,7 @@ from kernelsvc.front import routes
 from kernelsvc.front.routes import Action, Wanted, find, sandbox_in, session_in, wanted
 from kernelsvc.model.answers.model_settings import ModelSettings
 from kernelsvc.model.cluster import ids
+from kernelsvc.protocol import jupyter
 from kernelsvc.server.app import make_app
 from kernelsvc.settings import Settings
 
@@ -192,6 +193,12 @@ def test_what_a_body_says_about_its_node(body: bytes, expected: Wanted) -> None:
 )
 def test_a_body_is_read_as_its_route_does(path: str, body: bytes, expected: Wanted) -> None:
     assert wanted(body, None, path) == expected
+
+
+def test_a_body_with_more_values_than_a_node_decodes_is_not_decoded() -> None:
+    """64 MiB of empty lists would be 1.7 GB of objects in the process that serves all clients."""
+    body = b'{"template":"t","tools":[' + b"[]," * jupyter.MAX_CONTAINERS + b"[]]}"
+    assert wanted(body, None) == Wanted()
 
 
 def test_a_key_in_the_header_counts() -> None:
