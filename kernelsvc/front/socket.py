@@ -15,7 +15,7 @@ import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -37,12 +37,14 @@ from kernelsvc.protocol.methods import METHODS
 from kernelsvc.server.native.websocket import ApiSocket, ConnectionGone
 from kernelsvc.server.ws import client
 from kernelsvc.server.ws.client import ClientSocket, HandshakeRefused
+from kernelsvc.server.ws.protocol import HELD_FROM
 
 if TYPE_CHECKING:
     from kernelsvc.front.locating import Cluster
     from kernelsvc.front.members import Member
     from kernelsvc.front.own import Info
     from kernelsvc.front.placing import Placing
+    from kernelsvc.server.connections import LimitedConnection
     from kernelsvc.server.handler import ServerContext
 
 #: Most bytes and frames of one client's requests that wait for connections to nodes, and most bytes of answers that
@@ -112,9 +114,17 @@ class NodeConnection:
             return
         self._stream, self._member = stream, member
         member.on_lost.add(self.close)
-        for frame in self.waiting():
-            stream.queue(frame)
+        frames = [*self._waiting]
+        self._waiting.clear()
+        counts, sent = (len(frames), sum(map(len, frames))), None
+        for frame in frames:
+            sent = stream.queue(frame)
         stream.flush()
+        # They stay in memory until the node has read them.
+        if sent is None:
+            self._socket.room.give_back(*counts)
+        else:
+            sent.add_done_callback(lambda _: self._socket.room.give_back(*counts))
 
     def send(self, message: bytes) -> asyncio.Future[None] | None:
         """Send a client's frame with the next ``flush``, or when the connection is open.
@@ -126,7 +136,7 @@ class NodeConnection:
             QuotaExceeded: Too much waits.
         """
         if self._stream is None:
-            self._socket.room.take(len(message))
+            self._socket.take_room(len(message))
             self._waiting.append(message)
             return None
         try:
@@ -143,7 +153,7 @@ class NodeConnection:
         """Return the frames that were not sent, and forget them."""
         found = [*self._waiting]
         self._waiting.clear()
-        self._socket.room.give_back(found)
+        self._socket.room.give_back(len(found), sum(map(len, found)))
         return found
 
     def ask(self, method: str, params: Any) -> asyncio.Future[_Reply]:
@@ -206,9 +216,14 @@ class _Room:
 
     def __init__(self) -> None:
         self._bytes = self._frames = 0
+        self._limited: LimitedConnection | None = None
 
-    def take(self, size: int) -> None:
+    def take(self, size: int, limited: LimitedConnection | None) -> None:
         """Count a frame.
+
+        Args:
+            size: Its bytes.
+            limited: The client's connection, which is closed if the frames of all clients are too large together.
 
         Raises:
             QuotaExceeded: Too much waits.
@@ -217,11 +232,16 @@ class _Room:
             raise QuotaExceeded("Too many requests wait for the nodes of their sessions. Send them again later.")
         self._bytes += size
         self._frames += 1
+        self._limited = limited
+        if limited is not None:
+            limited.serve(size)
 
-    def give_back(self, frames: Sequence[bytes]) -> None:
-        """Stop counting frames."""
-        self._bytes -= sum(map(len, frames))
-        self._frames -= len(frames)
+    def give_back(self, frames: int, size: int) -> None:
+        """Stop counting so many frames of ``size`` bytes together."""
+        self._bytes -= size
+        self._frames -= frames
+        if self._limited is not None and frames:
+            self._limited.serve(-size)
 
 
 class FrontSocket(ApiSocket):
@@ -257,6 +277,14 @@ class FrontSocket(ApiSocket):
         """Close the client's connection without a farewell: a node's has broken."""
         self._abort_stream()
 
+    def take_room(self, size: int) -> None:
+        """Count a frame that waits for a node.
+
+        Raises:
+            QuotaExceeded: Too much waits.
+        """
+        self.room.take(size, getattr(self.ws_connection, "limited", None))
+
     def pass_back(self, message: bytes) -> asyncio.Future[None] | None:
         """Send a node's message to the client, with the others of the same read.
 
@@ -276,6 +304,15 @@ class FrontSocket(ApiSocket):
         """Tornado's hook: a whole frame of the client."""
         self._last_received = time.monotonic()
         raw = message.encode() if isinstance(message, str) else message
+        handled = self._handle_frame(raw)
+        if handled is None or len(raw) <= HELD_FROM:
+            return handled
+        # The next frame is read when this one is done. Until then it is in memory.
+        task = asyncio.ensure_future(handled)
+        self.count_until_done(task, len(raw))
+        return task
+
+    def _handle_frame(self, raw: bytes) -> Awaitable[None] | None:
         try:
             seen = _peek(raw)
         except jsonrpc.DECODE_ERRORS:
@@ -376,7 +413,7 @@ class FrontSocket(ApiSocket):
         if self._unanswered >= self.context.settings.max_requests:
             return self._send_error(request.id, QuotaExceeded("Too many requests are unanswered. Wait for replies."))
         self._unanswered += 1
-        self._own.start(self._answer_one(request, raw))
+        self.count_until_done(self._own.start(self._answer_one(request, raw)), len(raw))
         return None
 
     async def _answer_one(self, request: jsonrpc.Request, raw: bytes) -> None:

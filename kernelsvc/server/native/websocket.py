@@ -381,7 +381,7 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         self._not_started += 1
         self.count_until_done(self._requests.start(self._serve(request), name=request.method.name), size)
 
-    def count_until_done(self, task: asyncio.Task[None], size: int) -> None:
+    def count_until_done(self, task: asyncio.Future[None], size: int) -> None:
         """Count a large message in memory until its request has ended."""
         limited: LimitedConnection | None = getattr(self.ws_connection, "limited", None)
         if size > HELD_FROM and limited is not None:

@@ -231,6 +231,8 @@ class FastWebSocketProtocol(WebSocketProtocol13):
             if frame is None:
                 self._socket_stream.listen()
                 return
+            if self.limited is not None and self.limited.held:
+                self.limited.hold(self._frame_parser.held)  # the handler counts a message that it keeps
             handled = self._handle_message(*frame)
             if self.client_terminated:
                 return

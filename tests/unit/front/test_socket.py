@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import msgspec
 import pytest
@@ -17,7 +18,10 @@ from waiting import wait_until
 from kernelsvc.front import socket as front_socket
 from kernelsvc.model.cluster import ids
 from kernelsvc.model.cluster.reports import PROTOCOL, Hello, NodeMessage, NodeReport
+from kernelsvc.server import connections
 from kernelsvc.server.ws.socket_stream import SocketStream
+
+MIB = 1 << 20
 
 
 @pytest_asyncio.fixture
@@ -162,6 +166,30 @@ async def test_a_client_that_makes_up_nodes_has_room_for_few_requests(
         sent = [await rpc.send("session.get", {"session": f"s_{n:06x}{'0' * 16}"}) for n in range(0xA0, 0xA5)]
         codes = [(await rpc.answer(each))["error"]["data"]["code"] for each in sent]
         assert codes == ["node_unreachable"] * 3 + ["quota_exceeded"] * 2
+
+
+async def test_requests_of_all_clients_that_wait_have_one_bound(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each client alone may have 64 MiB."""
+    monkeypatch.setattr(connections, "MAX_HELD", 3 * MIB)
+    limiter = fleet.server._http.connections
+    assert limiter is not None
+    fleet.front.members.hold_seconds = 30.0
+    await fleet.nodes[1].leave()
+    await fleet.joined(1)
+    session, code = "s_000001" + "0" * 16, "x" * MIB
+    request = json.dumps(
+        {"jsonrpc": "2.0", "id": 1, "method": "session.execute", "params": {"session": session, "code": code}}
+    )
+    async with AsyncExitStack() as stack:
+        sockets = [await stack.enter_async_context(fleet.socket()) for _ in range(6)]
+        for each in sockets:
+            await each.send(request)
+        await wait_until(
+            lambda: sum(each.close_code is not None for each in sockets) >= 3, what="the largest are closed"
+        )
+        assert MIB < limiter._held <= 3 * MIB
+        await fleet.nodes[1].join(fleet.url)
+        await wait_until(lambda: limiter._held == 0, what="the node has read the others")
 
 
 async def test_a_client_that_does_not_read_holds_its_node_up(fleet: Fleet) -> None:
