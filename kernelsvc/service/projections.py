@@ -270,7 +270,7 @@ class Projections:
         passing = notebook is None
         if notebook is None:
             inherited = directory.inherited if directory.inherited.exists() else None
-            notebook = NotebookFile(directory.notebook, journal, parent=inherited)
+            notebook = NotebookFile(directory.notebook, journal, parent=inherited, for_export=True)
         try:
             return await notebook.export(self._audit_signer(journal))
         except OSError as error:

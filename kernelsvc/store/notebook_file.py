@@ -65,6 +65,7 @@ class NotebookFile:
         clock: Monotonic seconds.
         linger: Seconds after an event before any folding or writing, so that clients get the event first.
         limiter: Limits the writes of all notebooks together. None: no such limit.
+        for_export: Never write the file. A closed session's file is signed, and each write before the last is not.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class NotebookFile:
         clock: Callable[[], float] = time.monotonic,
         linger: float = 0.0,
         limiter: WriteLimiter | None = None,
+        for_export: bool = False,
     ) -> None:
         self.path = path
         self.journal = journal
@@ -98,7 +100,7 @@ class NotebookFile:
         self._timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
         self._dirty = False
-        self._closed = False
+        self._closed = for_export
 
     @property
     def last_seq(self) -> int:
@@ -158,7 +160,7 @@ class NotebookFile:
         except OSError as error:
             self._on_error(error)
             return
-        if self._writing is None and self._timer is None:
+        if self._writing is None and self._timer is None and not self._closed:
             self._write_when_due()
 
     def _cancel_linger(self) -> None:

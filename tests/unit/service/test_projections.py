@@ -131,6 +131,17 @@ async def test_a_closed_journal_that_was_edited_gives_no_signed_notebook(record,
     assert "NOT AS WRITTEN" in caplog.text
 
 
+async def test_an_export_of_a_closed_session_leaves_its_signed_file_alone(record):
+    await record.begin(close=True)
+    file = record.journal.with_name("notebook.ipynb")
+    written = file.read_bytes()
+    assert verify_notebook(written, public_key=record.key).ok
+    async with Serving(record) as client:
+        exported = await (await client.session(record.id)).notebook()
+    assert verify_notebook(exported, public_key=record.key).ok
+    assert file.read_bytes() == written
+
+
 async def test_an_end_without_a_signature_is_signed_if_it_was_watched(record):
     """The server died between the session's end and the signature."""
     await record.begin(close=True)
