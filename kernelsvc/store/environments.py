@@ -22,6 +22,8 @@ import msgspec
 from kernelsvc.errors import Conflict
 from kernelsvc.linux.atomic_file import replace_bytes
 
+#: The directory of all environments, below the data directory.
+DIRECTORY = "environments"
 _RECORD, _VENV = "environment.json", "venv"
 _USERINFO = re.compile(r"(?<=://)[^/\s]*@")
 
@@ -68,7 +70,7 @@ class EnvironmentStore:
     """
 
     def __init__(self, data: Path) -> None:
-        self._root = data / "environments"
+        self._root = data / DIRECTORY
 
     def directory(self, name: str) -> Path:
         """Return the directory of an environment."""

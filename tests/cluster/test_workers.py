@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +18,7 @@ from served import Served, serving
 from waiting import wait_for
 
 from kernelsvc import Client
-from kernelsvc.errors import NodeUnreachable
+from kernelsvc.errors import AtCapacity, NodeUnreachable, NotFound
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -62,6 +65,23 @@ def one_on_each(client: Client) -> list[Any]:
         session = client.create_session()
         found.setdefault(session.id[2:8], session)
     return [*found.values()]
+
+
+def test_an_environment_is_one_of_all_workers(machine: Served, client: Client) -> None:
+    add = ["env", "add", "everywhere", "--python", sys.executable, "--data-dir", str(machine.data_dir)]
+    subprocess.run([sys.executable, "-m", "kernelsvc", *add], check=True, timeout=120)
+    sessions: dict[str, Any] = {}
+
+    def is_on_both() -> bool:
+        with contextlib.suppress(NotFound, AtCapacity):  # until both have started it
+            session = client.create_session(template="everywhere")
+            sessions.setdefault(session.id[2:8], session)
+        return len(sessions) == 2
+
+    wait_for(is_on_both, deadline=60, what="a session on each worker")
+    assert [each.run("print(6 * 7)").text for each in sessions.values()] == ["42\n"] * 2
+    for each in sessions.values():
+        each.close()
 
 
 def test_a_data_directory_keeps_its_sessions_when_workers_serve_it(short_tmp: Path) -> None:

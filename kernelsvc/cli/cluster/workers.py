@@ -2,7 +2,7 @@
 
 Python runs one thread at a time, so one server uses little more than one core. Each worker is a server of its own,
 with its kernel host and its data directory. The first one has the given directory, so its sessions stay. The others
-have directories below it.
+have directories below it, with links to its tokens and environments.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.service.access.principals import Principals
 from kernelsvc.service.directories import KEY_ENV
 from kernelsvc.settings import Settings
+from kernelsvc.store.environments import DIRECTORY as ENVIRONMENTS
 from kernelsvc.store.token_file import NAME as TOKENS_NAME
 from kernelsvc.store.token_file import TokenFile
 
@@ -220,7 +221,7 @@ class _Workers:
         data, runtime = settings.data_path(), settings.runtime_path()
         if number > 1:
             data, runtime = data / name, runtime / str(number)
-            share_tokens(settings.data_path(), data)
+            share_files(settings.data_path(), data)
         own = {
             "data-dir": data,
             "runtime-dir": runtime,
@@ -315,14 +316,19 @@ def share(whole: int, parts: int) -> int:
     return -(-whole // parts)
 
 
-def share_tokens(data: Path, worker: Path) -> None:
-    """Let a worker read the tokens of ``kernelsvc token``, which changes the file of the given data directory."""
-    keys = worker / "keys"
+def share_files(data: Path, worker: Path) -> None:
+    """Let a worker use the tokens of ``kernelsvc token`` and the environments of ``kernelsvc env``.
+
+    Both commands change the given data directory. A worker's own directory of environments, which an earlier release
+    made, stays.
+    """
+    keys, environments = worker / "keys", data / ENVIRONMENTS
     for each in (worker.parent, worker, keys):
         each.mkdir(mode=0o700, parents=True, exist_ok=True)
-    link = keys / TOKENS_NAME
-    if not link.is_symlink():
-        link.symlink_to(Path(os.path.relpath(data / "keys" / TOKENS_NAME, keys)))
+    environments.mkdir(mode=0o755, exist_ok=True)
+    for link, target in ((keys / TOKENS_NAME, data / "keys" / TOKENS_NAME), (worker / ENVIRONMENTS, environments)):
+        if not link.is_symlink() and not link.exists():
+            link.symlink_to(os.path.relpath(target, link.parent))
 
 
 def given_options(args: Mapping[str, object]) -> list[str]:

@@ -155,10 +155,13 @@ def _batches(spans: Iterable[Span]) -> Iterator[list[Span]]:
 
 
 def _spans_of(settings: conf.Settings, session: str) -> Iterator[Span]:
-    path = settings.data_path() / "sessions" / session / "journal.jsonl"
-    if "/" in session or not path.is_file():
-        raise NotFound(f"There is no session {session!r} in {settings.data_path()}. 'kernelsvc sessions' lists them.")
+    data = settings.data_path()
+    # Each worker of ``serve --workers`` has sessions of its own.
+    places = [data, *sorted((data / "workers").glob("*"))]
+    found = [path for each in places if (path := each / "sessions" / session / "journal.jsonl").is_file()]
+    if "/" in session or not found:
+        raise NotFound(f"There is no session {session!r} in {data}. 'kernelsvc sessions' lists them.")
     fold = SpanFold(session, content=settings.telemetry.content)
-    with path.open("rb") as file:
+    with found[0].open("rb") as file:
         for line in walk(file.fileno(), 0, os.fstat(file.fileno()).st_size):
             yield from fold.feed_line(line)

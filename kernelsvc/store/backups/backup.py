@@ -52,8 +52,8 @@ _LEFT_OUT = ("server.", "host.", "index.sqlite", "traces.", ".")
 _THEIRS = re.compile(rf"({SESSIONS}/[^/]+/(?:home|files)|workspaces/[^/]+/[^/]+/files)(?:/|$)")
 #: The path of a link has more names than this: ``workspaces/OWNER/NAME/files/...``, ``environments/NAME/VENV/...``.
 _LINKS_BELOW = {"workspaces": 4, "environments": 3}
-#: Directory of the servers of ``serve --workers``, and the link that each has to the tokens.
-_WORKERS, _TOKENS_LINK = "workers", ["keys", "tokens.json"]
+#: Directory of the servers of ``serve --workers``, and the links that each has to files of the first one.
+_WORKERS, _SHARED = "workers", {"keys/tokens.json": "../../../keys/tokens.json", "environments": "../../environments"}
 #: Errors that such code causes with modes, kinds and names of files. Others are the disk's.
 _CAUSED = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENXIO}
 #: Longest path, in bytes, and most names of one. ``restore`` makes it below another directory, and PATH_MAX is 4096
@@ -77,8 +77,8 @@ def may_be_link(parts: Sequence[str], target: str) -> bool:
     """
     if parts[0] == _WORKERS and len(parts) > 2:
         parts = parts[2:]
-        if list(parts) == _TOKENS_LINK and target == os.path.join("../../..", *_TOKENS_LINK):
-            return True  # a worker has the tokens of the first one
+        if _SHARED.get("/".join(parts)) == target:
+            return True
     if parts[0] != SESSIONS:
         return len(parts) > _LINKS_BELOW.get(parts[0], len(parts))
     if len(parts) != 3:

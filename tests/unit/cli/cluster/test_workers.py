@@ -14,6 +14,7 @@ from waiting import wait_until
 from kernelsvc.cli.cluster import workers
 from kernelsvc.cli.parser import build_parser
 from kernelsvc.settings import Settings
+from kernelsvc.store.environments import EnvironmentRecord, EnvironmentStore
 from kernelsvc.store.token_file import TokenFile
 
 
@@ -64,11 +65,13 @@ def test_the_number_of_workers() -> None:
     assert workers.count(Settings(workers="auto")) >= 1
 
 
-def test_a_worker_reads_the_tokens_of_the_first_one(tmp_path: Path) -> None:
+def test_a_worker_has_the_tokens_and_environments_of_the_first_one(tmp_path: Path) -> None:
     (tmp_path / "keys").mkdir(mode=0o700)
     worker = tmp_path / "workers" / "2"
-    workers.share_tokens(tmp_path, worker)
-    workers.share_tokens(tmp_path, worker)
+    workers.share_files(tmp_path, worker)
+    workers.share_files(tmp_path, worker)
+    EnvironmentStore(tmp_path).write(EnvironmentRecord(name="sci", python="/usr/bin/python3"))
+    assert [*EnvironmentStore(worker).read_all()] == ["sci"]
     reader = TokenFile(worker / "keys")
     assert reader.read() == []
     from kernelsvc.model.tokens import TokenRecord
@@ -76,6 +79,13 @@ def test_a_worker_reads_the_tokens_of_the_first_one(tmp_path: Path) -> None:
     _, kept = TokenFile(tmp_path / "keys").create(lambda digest: TokenRecord(name="a", sha256=digest))
     assert reader.read() == [kept]
     assert (worker / "keys").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_worker_keeps_environments_of_its_own(tmp_path: Path) -> None:
+    worker = tmp_path / "workers" / "2"
+    EnvironmentStore(worker).write(EnvironmentRecord(name="old", python="/usr/bin/python3"))
+    workers.share_files(tmp_path, worker)
+    assert [*EnvironmentStore(worker).read_all()] == ["old"]
 
 
 @pytest.mark.parametrize(

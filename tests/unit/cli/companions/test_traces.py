@@ -73,3 +73,10 @@ def test_a_request_has_few_spans_and_few_bytes(spans, size, lengths):
 def test_a_session_that_is_not_there(tmp_path, session):
     with pytest.raises(KernelsvcError, match="There is no session"):
         next(traces._spans_of(settings(tmp_path), session))
+
+
+def test_a_session_of_a_further_worker(tmp_path):
+    journal = tmp_path / "workers" / "2" / "sessions" / "s-1" / "journal.jsonl"
+    journal.parent.mkdir(parents=True)
+    journal.write_bytes(b"")
+    assert list(traces._spans_of(settings(tmp_path), "s-1")) == []

@@ -169,6 +169,7 @@ def test_links_where_the_server_follows_them_are_left_out_and_those_of_environme
         directory.mkdir(parents=True)
     (venv / "python").symlink_to("/usr/bin/python3")
     tokens.symlink_to("../../../keys/tokens.json")
+    (data.data / "workers" / "2" / "environments").symlink_to("../../environments")
     (data.data / "archive").symlink_to("/var/tmp")
     report = data.back_up()
     assert (report.skipped, report.first_skipped) == (1, "archive")
@@ -176,6 +177,7 @@ def test_links_where_the_server_follows_them_are_left_out_and_those_of_environme
     new = data.root / "new"
     assert os.readlink(new / "environments" / "a" / "venv-1" / "bin" / "python") == "/usr/bin/python3"
     assert os.readlink(new / "workers" / "2" / "keys" / "tokens.json") == "../../../keys/tokens.json"
+    assert os.readlink(new / "workers" / "2" / "environments") == "../../environments"
     assert not (new / "archive").is_symlink()
 
 

@@ -225,6 +225,10 @@ def worker_tokens(target: str) -> list[tarfile.TarInfo]:
     ]
 
 
+def environments_link(target: str) -> tarfile.TarInfo:
+    return entry("workers/2/environments", tarfile.SYMTYPE, target)
+
+
 @pytest.mark.parametrize(
     "hostile",
     [
@@ -239,6 +243,7 @@ def worker_tokens(target: str) -> list[tarfile.TarInfo]:
         *([entry(name, tarfile.SYMTYPE, OUTSIDE)] for name in ("archive", "keys-2", "workers", "responses", "form")),
         [entry("environments", tarfile.DIRTYPE), entry("environments/a", tarfile.SYMTYPE, OUTSIDE)],
         [entry("workers", tarfile.DIRTYPE), entry("workers/2", tarfile.DIRTYPE), *worker_tokens(OUTSIDE)],
+        [entry("workers", tarfile.DIRTYPE), entry("workers/2", tarfile.DIRTYPE), environments_link("../../sessions")],
         [entry("sessions/s-2", tarfile.SYMTYPE, OUTSIDE)],
         [entry("sessions/s-2/home", tarfile.SYMTYPE, OUTSIDE), entry("sessions/s-2/home/x")],
         [entry("sessions/files", tarfile.SYMTYPE, OUTSIDE)],
