@@ -52,7 +52,7 @@ from kernelsvc.telemetry import operator_log
 from kernelsvc.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from kernelsvc.service.api import ServiceApi
+    from kernelsvc.service.api import ServiceApi, Subscription
     from kernelsvc.tools import ToolBackend
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,8 @@ DISCARD_BYTES = 256 * 1024 * 1024
 LONG_READS = frozenset(f"session.{name}" for name in ("calls", "cells", "list", "outline", "output", "search", "usage"))
 #: Seconds after which a long read is followed by a pause as long as it took, and the longest pause.
 PAUSE_AFTER, MAX_PAUSE = 0.05, 1.0
+#: Bytes of a log's entries that clients of one principal get at the same time. Larger ones they get one by one.
+LARGE_ENTRIES = 64 * 1024
 #: Seconds that a stopping server waits for the tasks that clean up.
 CLEANUP_SECONDS = 5.0
 #: The header of a front that listens on loopback addresses only. From a client it only makes a check stricter.
@@ -140,6 +142,22 @@ class ServerContext:
             # A request of another client takes several turns of the event loop. It gets them after a very long read.
             took = loop.time() - began
             loop.call_later(min(took, MAX_PAUSE) if took > PAUSE_AFTER else 0.0, lock.release)
+
+    @contextlib.asynccontextmanager
+    async def entries(self, who: Principal, subscription: Subscription) -> AsyncIterator[list[bytes]]:
+        """Wait for the next entries of a log. An empty list is the end of the log. Safe to cancel.
+
+        The block writes what the entries become for the client, which then counts as an answer that the client has not
+        read. It keeps no entries and does not wait for the client. So the entries of a principal's clients are not in
+        memory at the same time in the forms between the two.
+        """
+        large = await subscription.wait() > LARGE_ENTRIES
+        async with self.turn_of(who, "entries") if large else contextlib.nullcontext():
+            lines = await subscription.next()
+            try:
+                yield lines
+            finally:
+                lines.clear()
 
 
 async def invoke(

@@ -85,6 +85,9 @@ class Subscription(Protocol):
     def next_nowait(self) -> list[bytes]:
         """Return a bounded number of entries without waiting, or an empty list."""
 
+    async def wait(self) -> int:
+        """Wait for entries after the position. Return at most how many bytes they have. 0: the end. Safe to cancel."""
+
     def on_lines(self, news: Callable[[bytes], None]) -> None:
         """Have ``news`` called with the last line of each new portion, until ``close``.
 

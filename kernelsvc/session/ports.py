@@ -27,6 +27,9 @@ class LogReader(Protocol):
     def next_nowait(self) -> list[bytes]:
         """Return the lines that ``next`` would return without waiting."""
 
+    async def wait(self) -> int:
+        """Wait for lines after the cursor. Return at most how many bytes they have, 0 at the end. Safe to cancel."""
+
     def on_lines(self, news: Callable[[bytes], None]) -> None:
         """Call ``news`` when lines are appended. It must only record that. See ``store.journal``."""
 

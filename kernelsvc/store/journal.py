@@ -540,11 +540,19 @@ class JournalReader:
             CursorUnknown: Entries that were returned are lost (a failed disk).
             CursorExpired: Retention removed the journal meanwhile.
         """
-        while True:
-            lines = self.next_nowait()
-            if lines or self._done or self._journal.closed:
-                return lines
-            await self._journal._changed()
+        await self.wait()
+        return self.next_nowait()
+
+    async def wait(self) -> int:
+        """Wait for lines after the cursor. Return at most how many bytes they have, 0 at the end. Safe to cancel."""
+        journal = self._journal
+        while not (self._done or journal.closed) and (
+            self.last_seq == journal.last_seq or (journal.damaged and self.last_seq < journal.last_seq)
+        ):
+            await journal._changed()
+        if self._done or self.last_seq == journal.last_seq:
+            return 0
+        return journal.size - max(0, self._offset)
 
     def next_nowait(self) -> list[bytes]:
         """Return the lines that ``next`` would return without waiting, or an empty list.

@@ -260,19 +260,27 @@ class ExecuteHandler(InterpreterHandler):
             loop = asyncio.get_running_loop()
             wait = LINE_SECONDS if lines.unfinished else max(0.0, quiet + KEEPALIVE_SECONDS - loop.time())
             try:
-                async with asyncio.timeout(wait):
-                    batch = await subscription.next()
+                async with asyncio.timeout(wait) as silence, self.context.entries(self.who, subscription) as batch:
+                    silence.reschedule(None)
+                    if not batch:  # the session is closed
+                        return
+                    wrote = self._write_entries(lines, batch)
+                    flushed = self.flush() if wrote else None
             except TimeoutError:
                 await self._send_lines(lines.rest() or [results.KEEPALIVE])
                 quiet = loop.time()
                 continue
-            if not batch:  # the session is closed
-                break
-            said = [line for entry in batch for line in lines.of(ev.decode(entry))]
-            self._check_end(lines)
-            if said:
-                await self._send_lines(said)
+            if flushed is not None:
+                await flushed
                 quiet = loop.time()
+
+    def _write_entries(self, lines: results.ResultLines, batch: list[bytes]) -> bool:
+        """Write the lines that entries become. Return whether there are any."""
+        said = [line for entry in batch for line in lines.of(ev.decode(entry))]
+        self._check_end(lines)
+        for line in said:
+            self.write(results.encode(line))
+        return bool(said)
 
     def _check_end(self, lines: results.ResultLines) -> None:
         if lines.ended and self.is_ended(self.sandbox):

@@ -31,7 +31,7 @@ from kernelsvc.model.tracing.context import RequestMeta
 from kernelsvc.protocol import jsonrpc, jupyter
 from kernelsvc.protocol.jupyter import JupyterMessage
 from kernelsvc.protocol.kernel_messages import KEPT, KernelRequest
-from kernelsvc.server.handler import as_error
+from kernelsvc.server.handler import LARGE_ENTRIES, as_error
 from kernelsvc.server.jupyter.event_translator import (
     EventTranslator,
     failure,
@@ -52,6 +52,8 @@ MAX_CURSORS = 10_000
 MAX_UNANSWERED = 256
 #: Seconds that a request may wait for a running cell.
 ASK_SECONDS = 600.0
+#: Most bytes of a stored ``kernel_info_reply``. The kernel may send anything, and its session may end soon.
+MAX_INFO = 64 * 1024
 #: Most client session ids of one socket (jupyter_server has one socket per browser).
 MAX_CLIENT_IDS = 64
 #: Most bytes of a request's metadata that are kept with its cell and reach the kernel.
@@ -101,7 +103,9 @@ class Cursors:
         return frozenset(self._sent.get((session, client), ()))
 
     def put_info(self, session: str, info: dict[str, Any]) -> None:
-        """Store a kernel's ``kernel_info_reply``."""
+        """Store a kernel's ``kernel_info_reply``, unless it is large."""
+        if len(jupyter.encode_part(info)) > MAX_INFO:
+            return
         self.infos[session] = info
         _trim(self.infos)
 
@@ -206,9 +210,7 @@ class ChannelsSocket(ApiSocket):
         service = self.context.service
         translator = EventTranslator(self.session, lambda cell: service.cell(self.who, self.session, cell))
         try:
-            while lines := await subscription.next():
-                await self._gather(subscription, lines)
-                await self._send_events(translator, lines)
+            while await self._send_next(subscription, translator):
                 async with self._sent_changed:
                     self._sent_seq = subscription.last_seq
                     self._sent_changed.notify_all()
@@ -233,21 +235,35 @@ class ChannelsSocket(ApiSocket):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(end):
                 while sum(map(len, lines)) < CHUNK_BYTES and type(events.decode(lines[-1])) is events.Stream:
-                    more = await subscription.next()
-                    if not more:
-                        return  # the log is closed, and the next call says so again
-                    lines += more
+                    if not 0 < await subscription.wait() <= LARGE_ENTRIES:
+                        return  # the log is closed, or what follows is large
+                    lines += subscription.next_nowait()
 
-    async def _send_events(self, translator: EventTranslator, lines: Iterable[bytes]) -> None:
+    async def _send_next(self, subscription: Subscription, translator: EventTranslator) -> bool:
+        """Send the next entries. Return False at the end of the log."""
+        async with self.context.entries(self.who, subscription) as lines:
+            if not lines:
+                return False
+            await self._gather(subscription, lines)
+            if data := self._frames(translator, lines):
+                self.queue_raw(data)
+        await self.wait_for_room()
+        return True
+
+    def _frames(self, translator: EventTranslator, lines: Iterable[bytes]) -> bytes:
+        frames: list[bytes] = []
         for portion in portions(lines, CHUNK_BYTES, self._breaks):
-            seq = portion[-1].seq
-            messages = (
-                m for event in joined(portion) for m in translator.messages(event) if self._is_for_this_socket(m)
-            )
-            frames = [frame(message, self._v1) for message in messages]
-            if frames:
+            before, seq = len(frames), portion[-1].seq
+            frames += [
+                frame(message, self._v1)
+                for event in joined(portion)
+                for message in translator.messages(event)
+                if self._is_for_this_socket(message)
+            ]
+            if len(frames) > before:
                 self.cursors.sent(self.session, self._client, seq)
-                await self.send_raw(b"".join([*frames, ping_frame(seq)]))
+                frames.append(ping_frame(seq))
+        return b"".join(frames)
 
     async def _wait_until_sent_all(self) -> None:
         """Wait until all events that the log has now are sent to this socket. Safe to cancel."""

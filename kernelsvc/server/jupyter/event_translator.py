@@ -24,6 +24,7 @@ from msgspec.structs import replace
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event, Reason
 from kernelsvc.model.objects import CellInfo
+from kernelsvc.protocol import jupyter
 from kernelsvc.protocol.jupyter import JupyterMessage
 from kernelsvc.protocol.kernel_messages import KEPT, payload_of
 
@@ -32,6 +33,8 @@ _FIELDS = ("msg_id", "msg_type", "username", "session", "date", "version")
 _FIELD_LENGTH = 256
 #: Headers in one socket's cache. Older cells are read from the service.
 _HEADERS = 1024
+#: Most bytes of a cell's payloads, and of its error, that each socket keeps until the cell's end.
+MAX_KEPT = 256 * 1024
 
 Header = dict[str, Any]
 Content = dict[str, Any]
@@ -157,7 +160,8 @@ class EventTranslator:
         self._session = session
         self._look_up = look_up
         self._cells: OrderedDict[str, tuple[Header, bool, str]] = OrderedDict()
-        self._errors: dict[str, ev.Error] = {}
+        # None: it is too large to be kept.
+        self._errors: dict[str, ev.Error | None] = {}
         #: When cells started, as text.
         self._started: dict[str, str] = {}
         self._payloads: dict[str, list[Content]] = {}
@@ -201,14 +205,13 @@ class EventTranslator:
             self._cells.popitem(last=False)
 
     def _parts(self, event: Event) -> list[tuple[str, str, Content]]:
-        payload = payload_of(event) if isinstance(event, ev.Display) else None
-        if payload is not None and isinstance(event.cell, str):
-            self._payloads.setdefault(event.cell, []).append(payload)
+        if isinstance(event, ev.Display) and self._keep_payload(event):
             return []
         output = output_of(event)
         if output is not None:
-            if isinstance(event, ev.Error) and isinstance(event.cell, str):
-                self._errors[event.cell] = event
+            # Only of a cell that runs: the kernel may name any cell, and this is kept until its end.
+            if isinstance(event, ev.Error) and event.cell in self._started:
+                self._errors[str(event.cell)] = event if len(ev.encode(event)) <= MAX_KEPT else None
             return [output]
         match event:
             case ev.CellQueued():
@@ -229,6 +232,17 @@ class EventTranslator:
             case _:
                 return []
 
+    def _keep_payload(self, event: ev.Display) -> bool:
+        """Keep a payload for the reply of its cell. Return False if it is none, or is shown as a display instead."""
+        payload = payload_of(event)
+        if payload is None or event.cell not in self._started:
+            return False
+        kept = self._payloads.setdefault(str(event.cell), [])
+        if len(jupyter.encode_part({"payload": [*kept, payload]})) > MAX_KEPT:
+            return False
+        kept.append(payload)
+        return True
+
     def _started_parts(self, cell: str, event: ev.CellStarted) -> list[tuple[str, str, Content]]:
         self._started[cell], count = event.at, event.execution_count
         _, silent, code = self._cell(cell)
@@ -236,7 +250,7 @@ class EventTranslator:
         return [busy] if silent else [busy, ("iopub", "execute_input", {"code": code, "execution_count": count})]
 
     def _finished(self, cell: str, event: ev.CellFinished) -> list[tuple[str, str, Content]]:
-        error = self._errors.pop(cell, None) or self._earlier_error(cell, event)
+        error = self._error_of(cell, event)
         began = cell in self._started or event.execution_count is not None
         self._started.pop(cell, None)
         parts: list[tuple[str, str, Content]] = []
@@ -253,10 +267,12 @@ class EventTranslator:
         parts += [("shell", "execute_reply", reply), ("iopub", "status", {"execution_state": "idle"})]
         return parts
 
-    def _earlier_error(self, cell: str, event: ev.CellFinished) -> ev.Error | None:
-        """Return the error of a cell whose outputs were sent before the client reconnected."""
-        if event.reason is Reason.OK or cell in self._started or event.execution_count is None:
-            return None
+    def _error_of(self, cell: str, event: ev.CellFinished) -> ev.Error | None:
+        """Return the error of a cell. It is read again if it was not kept, or sent before the client reconnected."""
+        sent_before = cell not in self._started or cell in self._errors
+        kept = self._errors.pop(cell, None)
+        if kept is not None or not sent_before or event.reason is Reason.OK or event.execution_count is None:
+            return kept
         found = self._look_up(cell).error
         return ev.Error(ename=found.ename, evalue=found.evalue, traceback=found.traceback) if found else None
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CHUNK_BYTES = 256 * 1024
 KEEPALIVE = b": keepalive\n\n"
 
 
@@ -38,19 +36,6 @@ _heads = msgspec.json.Decoder(_Head)
 def frame(seq: int, line: bytes) -> bytes:
     """Encode one journal line as one server-sent event."""
     return b"id: %d\ndata: %b\n\n" % (seq, line)
-
-
-def joined(frames: list[bytes], bound: int) -> Iterator[bytes]:
-    """Join frames into chunks of about ``bound`` bytes."""
-    size, parts = 0, []
-    for each in frames:
-        parts.append(each)
-        size += len(each)
-        if size >= bound:
-            yield b"".join(parts)
-            size, parts = 0, []
-    if parts:
-        yield b"".join(parts)
 
 
 class Selection:
@@ -105,33 +90,35 @@ def start_stream(handler: ApiHandler) -> None:
 
 
 async def _pump(handler: ApiHandler, subscription: Subscription, after: int, selection: Selection) -> None:
-    seq = after
+    seq, context = after, handler.context
     await handler.flush()
     while not selection.over(seq):
-        lines = await _next(handler, subscription)
-        if not lines:
-            return
-        frames = []
-        for line in lines:
-            seq += 1
-            if selection.wants(line):
-                frames.append(frame(seq, line))
-            if selection.over(seq):
-                break
-        for data in joined(frames, CHUNK_BYTES):
-            handler.write(data)
-            await handler.flush()
-
-
-async def _next(handler: ApiHandler, subscription: Subscription) -> list[bytes]:
-    """Return the next lines. During a long silence, send comments so that proxies keep the connection open."""
-    while True:
         try:
-            async with asyncio.timeout(handler.context.settings.keepalive_seconds):
-                return await subscription.next()
-        except TimeoutError:
+            async with (
+                asyncio.timeout(context.settings.keepalive_seconds) as silence,
+                context.entries(handler.who, subscription) as lines,
+            ):
+                silence.reschedule(None)
+                if not lines:
+                    return
+                handler.write(_frames(lines, seq, selection))
+                seq += len(lines)
+                flushed = handler.flush()
+        except TimeoutError:  # proxies close a connection that is silent for long
             handler.write(KEEPALIVE)
-            await handler.flush()
+            flushed = handler.flush()
+        await flushed
+
+
+def _frames(lines: list[bytes], seq: int, selection: Selection) -> bytes:
+    """Return the selected lines after the position as events."""
+    frames = []
+    for number, line in enumerate(lines, seq + 1):
+        if selection.wants(line):
+            frames.append(frame(number, line))
+        if selection.over(number):
+            break
+    return b"".join(frames)
 
 
 async def _tell(handler: ApiHandler, error: KernelsvcError) -> None:

@@ -298,9 +298,25 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         Raises:
             ConnectionGone: The connection is closed.
         """
+        self.queue_raw(frames, linger)
+        await self.wait_for_room()
+
+    def queue_raw(self, frames: bytes, linger: float = 0.0) -> None:
+        """Queue whole frames after all earlier ones.
+
+        Raises:
+            ConnectionGone: The connection is closed.
+        """
         if self.ws_connection is None or self.ws_connection.is_closing() or self._send_queue.closed:
             raise ConnectionGone
         self._send_queue.put(frames, linger)
+
+    async def wait_for_room(self) -> None:
+        """Wait while the queue is long. Safe to cancel.
+
+        Raises:
+            ConnectionGone: The connection is closed.
+        """
         if self._send_queue.backlog >= CHUNK_BYTES:
             await self._send_queue.drained()
             if self._send_queue.closed:

@@ -169,6 +169,41 @@ async def slow_reader(server: InProcessServer, form: str, token: str, size: int 
     return made
 
 
+@pytest.mark.parametrize("form", ["jupyter", "stream"])
+async def test_large_entries_reach_the_clients_of_a_principal_one_by_one(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """32 clients that follow a log and read nothing. Each had several forms of an entry in memory at the same time."""
+    monkeypatch.setattr(connections, "MAX_UNSENT", 16 * MIB)
+    async with serving() as server, AsyncClient(server.url, "a-token-of-the-hostile") as client:
+        place, loop, token = urlsplit(server.url), asyncio.get_running_loop(), b"a-token-of-the-hostile"
+        session = await client.create_session()
+        path = f"/v1/sessions/{session.id}/events?follow=true".encode()
+        head = b"GET %s HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\n\r\n" % (path, token)
+        if form == "jupyter":
+            head = UPGRADE % (f"/api/kernels/{session.id}/channels".encode(), token)
+        limiter, readers = server.server._http.connections, []
+        assert limiter is not None
+        for _ in range(32):
+            made = socket.socket()
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            made.setblocking(False)
+            await loop.sock_connect(made, (place.hostname, place.port))
+            await loop.sock_sendall(made, head)
+            assert (await loop.sock_recv(made, 1000)).startswith((b"HTTP/1.1 200", b"HTTP/1.1 101"))
+            readers.append(made)
+        assert len(limiter) >= 32
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak
+        before = resident()
+        await session.run(f"print('x' * 8_000_000)  # {'x' * 4_000_000}")
+        await wait_until(lambda: len(limiter) <= 20, deadline=30, what="the end of many connections")
+        status = Path("/proc/self/status").read_text()
+        peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
+        assert peak - before < 200 * MIB
+        for each in readers:
+            each.close()
+
+
 async def test_a_client_that_does_not_wait_for_its_answer_is_not_counted_afterwards() -> None:
     """The server reads its request and the end of the connection together. After four such clients it took no more."""
     async with InProcessServer(Settings(max_connections=8)) as server:

@@ -10,10 +10,10 @@ import pytest
 
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Reason
-from kernelsvc.model.objects import CellInfo
+from kernelsvc.model.objects import CellError, CellInfo, SeqRange
 from kernelsvc.protocol import jupyter, kernel_messages
 from kernelsvc.server.jupyter import channels
-from kernelsvc.server.jupyter.event_translator import KEPT, EventTranslator, joined, kept_header, portions
+from kernelsvc.server.jupyter.event_translator import KEPT, MAX_KEPT, EventTranslator, joined, kept_header, portions
 
 HEADER = {"msg_id": "m1", "msg_type": "execute_request", "session": "me", "username": "u", "version": "5.0"}
 
@@ -60,6 +60,44 @@ def test_a_pager_s_text_is_a_payload_of_the_reply() -> None:
     assert "display_data" not in [message.msg_type for message in found]
     (reply,) = [message for message in found if message.msg_type == "execute_reply"]
     assert reply.content["payload"] == [{"source": "page", "data": {"text/plain": "help"}, "start": 0}]
+
+
+def test_what_a_kernel_calls_payloads_is_kept_up_to_a_limit_and_shown_beyond_it() -> None:
+    """Each socket keeps them until the end of the cell. A kernel could send a gigabyte."""
+    large = ev.Display(data={"text/plain": "x" * MAX_KEPT}, metadata={"kernelsvc": {"payload": {"source": "page"}}})
+    small = ev.Display(data={"text/plain": "x"}, metadata={"kernelsvc": {"payload": {"source": "page"}}})
+    events = stamped(queued(), ev.CellStarted(execution_count=1), small, large, ev.CellFinished())
+    translator = EventTranslator("s_1", none)
+    found = [message for event in events for message in translator.messages(event)]
+    (reply,) = [message for message in found if message.msg_type == "execute_reply"]
+    assert [len(each["data"]["text/plain"]) for each in reply.content["payload"]] == [1]
+    assert [message.content["data"] for message in found if message.msg_type == "display_data"] == [large.data]
+    (late,) = stamped(small)
+    assert [message.msg_type for message in translator.messages(late)] == ["display_data"]
+
+
+@pytest.mark.parametrize("size", [1, MAX_KEPT])
+def test_a_large_error_is_read_again_at_the_end_of_its_cell(size: int) -> None:
+    error = ev.Error(ename="E", evalue="v", traceback=["x" * size])
+    events = stamped(
+        queued(), ev.CellStarted(execution_count=1), error, ev.CellFinished(reason=Reason.ERROR, execution_count=1)
+    )
+    short = CellError(ename="E", evalue="short", traceback=[])
+    seq = SeqRange(first=1, last=4)
+    info = CellInfo(id="m1", session="s_1", code="x", state="finished", error=short, seq=seq)
+    translator = EventTranslator("s_1", lambda cell: info)
+    found = [message for event in events for message in translator.messages(event)]
+    (reply,) = [message for message in found if message.msg_type == "execute_reply"]
+    assert reply.content["evalue"] == ("v" if size == 1 else "short")
+    translator.messages(error)  # of a cell that has ended
+    assert translator._errors == {}
+
+
+def test_a_large_kernel_info_is_not_stored() -> None:
+    cursors = channels.Cursors()
+    cursors.put_info("s", {"banner": "x"})
+    cursors.put_info("t", {"banner": "x" * channels.MAX_INFO})
+    assert list(cursors.infos) == ["s"]
 
 
 def test_a_silent_cell_says_no_input() -> None:
@@ -167,9 +205,12 @@ class Pieces:
     def __init__(self, *batches: list[ev.Event]) -> None:
         self.batches = [[msgspec.json.encode(event) for event in batch] for batch in batches]
 
-    async def next(self) -> list[bytes]:
+    async def wait(self) -> int:
         if not self.batches:
             await asyncio.Event().wait()
+        return sum(map(len, self.batches[0]))
+
+    def next_nowait(self) -> list[bytes]:
         return self.batches.pop(0)
 
 
@@ -185,10 +226,10 @@ class Pieces:
 async def test_text_waits_a_short_time_for_more_text(batches: list[list[ev.Event]], gathered: int) -> None:
     source: Any = Pieces(*batches)
     socket = channels.ChannelsSocket.__new__(channels.ChannelsSocket)
-    lines = await source.next()
+    lines = source.next_nowait()
     await socket._gather(source, lines)
     assert len(lines) == gathered
-    assert len(source.batches) == len(batches) - gathered - (0 if batches[-1] else 1)
+    assert len(source.batches) == len(batches) - gathered
 
 
 def test_the_end_of_a_cell_has_its_start() -> None:

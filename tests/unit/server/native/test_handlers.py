@@ -278,7 +278,7 @@ async def test_a_stream_that_fails_says_so_in_the_one_shape(http_server):
     session = await make(http_server)
 
     class Broken:
-        async def next(self):
+        async def wait(self):
             raise CursorExpired
 
         def close(self):

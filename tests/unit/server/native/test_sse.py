@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kernelsvc.server.native.sse import Selection, frame, joined
+from kernelsvc.server.native.sse import Selection, frame
 
 
 def line(type, cell=None):
@@ -11,13 +11,6 @@ def line(type, cell=None):
 
 def test_one_event_is_one_frame():
     assert frame(7, b'{"a":"\\n"}') == b'id: 7\ndata: {"a":"\\n"}\n\n'
-
-
-def test_frames_are_joined_in_order():
-    frames = [b"x" * 10 for _ in range(10)]
-    parts = list(joined(frames, 25))
-    assert [len(part) for part in parts] == [30, 30, 30, 10]
-    assert list(joined([], 10)) == []
 
 
 def test_everything_until_a_position():
