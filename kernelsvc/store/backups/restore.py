@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import json
 import logging
 import os
 import secrets
@@ -137,6 +138,7 @@ def unpack_sessions(archive: Path, data: Path, public_key: str) -> tuple[Path, d
         try:
             with _reading(archive):
                 _unpack(file, stage, manifest.data, data.resolve())
+            _require_own(stage, data.resolve())
             heads = {}
             for session in _sessions(stage):
                 _require_unchanged(session / JOURNAL, session.name, manifest.key)
@@ -359,9 +361,8 @@ def _moved(about: bytes, old: str, new: str, name: str) -> bytes:
     Raises:
         BadRequest: A directory of the session would be outside of it.
     """
-    try:
-        found = msgspec.json.decode(about, type=dict[str, Any])
-    except msgspec.MsgspecError:
+    found = _settings(about)
+    if not found:
         return about  # Damaged by a crash. The server writes it again from the journal.
 
     def moved(path: str) -> str:
@@ -378,6 +379,37 @@ def _moved(about: bytes, old: str, new: str, name: str) -> bytes:
     except (TypeError, KeyError):
         raise BadRequest(f"{name}: binds are none. Nothing was restored.") from None
     return msgspec.json.format(msgspec.json.encode(found)) + b"\n"
+
+
+def _settings(about: bytes) -> dict[str, Any]:
+    """Return the settings of a session, as ``SessionDirectory.read_about`` reads them. {}: they are damaged."""
+    try:
+        found = json.loads(about)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _require_own(stage: Path, data: Path) -> None:
+    """Check that the sessions of an archive have their own names, and no directory of a session of this server.
+
+    Raises:
+        BadRequest: One has.
+    """
+    sessions, place = {each.name for each in _sessions(stage)}, data / SESSIONS
+    for session in _sessions(stage):
+        about = session / _ABOUT
+        found = _settings(about.read_bytes()) if about.is_file() else {}
+        named = [str(found.get(field) or "") for field in ("workdir", "family")]
+        with contextlib.suppress(OSError):
+            named.append(str(place / session.name / os.readlink(session / "files")))
+        outside = [
+            path
+            for path in filter(None, named)
+            if Path(os.path.normpath(path)).relative_to(place).parts[0] not in sessions
+        ]
+        if outside or found.get("id", session.name) != session.name:
+            raise BadRequest(f"{session.name} has the name or the directory of a session that is not in the archive.")
 
 
 def _verify(stage: Path, manifest: Manifest, key: SigningKey | None) -> list[str]:

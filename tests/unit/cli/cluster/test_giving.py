@@ -164,6 +164,28 @@ def test_what_arrives_is_the_session(source: Place, other: Place, node: Callable
     other.heads.close()
 
 
+@pytest.mark.parametrize("forged", ["workdir", "family", "files", "id"])
+def test_a_node_that_lies_gets_no_directory_or_name_of_another_session(
+    other: Place, source: Place, node: Callable[[int], str], tmp_path: Path, forged: str
+) -> None:
+    """The session would run in the directory of one that this node has, or in its place."""
+    found = source.store.directory("s-1")
+    victim = str(source.data / "sessions" / "s-9" / "home" / "user")
+    if forged == "files":
+        found.files.unlink()
+        found.files.symlink_to("../s-9/home/user")
+    else:
+        found.write_about({**found.read_about(), forged: "s-9" if forged == "id" else victim})
+    given(source, {"a": node(200)})
+    ((public_key, body),) = node.made[0].bodies  # type: ignore[attr-defined]
+    archive = tmp_path / "archive"
+    archive.write_bytes(body)
+    with pytest.raises(BadRequest, match="not in the archive"):
+        unpack_sessions(archive, other.data, public_key)
+    assert not list(other.data.glob(".restore*"))
+    other.heads.close()
+
+
 def test_a_damaged_archive_leaves_nothing(
     other: Place, source: Place, node: Callable[[int], str], tmp_path: Path
 ) -> None:

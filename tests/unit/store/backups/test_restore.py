@@ -294,6 +294,8 @@ def replaced(content: list[tuple[tarfile.TarInfo, bytes]], name: str, change: Ca
         (LOG, lambda log: log[:-5], "not as the server wrote it"),
         ("sessions/s-1/journal.jsonl", lambda log: log.replace(b"1" * 100, b"2" * 100), "not as the server wrote it"),
         (ABOUT, lambda about: b'{"workdir": "/etc"}', "outside of the data directory"),
+        # The server reads it, and a stricter parser does not.
+        (ABOUT, lambda about: b'{"x": NaN, "workdir": "/etc"}', "outside of the data directory"),
         (ABOUT, lambda about: about.replace(b"/home/user", b"/../../../x"), "outside of the data directory"),
         *((ABOUT, lambda about, binds=binds: about.replace(b"{", b'{"binds":%b,' % binds, 1), "binds are none")
           for binds in (b"5", b"[1]", b'{"a":1}', b'[{"target":"x"}]')),
