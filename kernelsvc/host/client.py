@@ -311,6 +311,8 @@ class HostClient:
         for _ in range(ATTEMPTS):
             with contextlib.suppress(HostGone):
                 return await self.request(op, **fields)
+            # A send to a host that has just ended fails before this loop has read the end of the connection.
+            await asyncio.sleep(0)
         return await self.request(op, **fields)
 
     async def spawn(self, request: SpawnRequest, fds: Sequence[int]) -> KernelHandle:

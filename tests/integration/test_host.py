@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import resource
+import select
 import shutil
 import signal
 import socket
@@ -367,6 +368,16 @@ async def test_a_kernel_can_be_ended_without_a_host(own: Bench) -> None:
     assert not ending.done()
     own.client._may_start = True
     await ending
+    assert own.left() == set()
+
+
+async def test_a_kernel_is_ended_by_the_next_host_if_the_last_has_just_died(own: Bench) -> None:
+    one = await own.start()
+    pidfd = os.pidfd_open((await own.host()).pid)
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    select.select([pidfd], [], [], 10)  # blocks the loop, so that it has not read the end of the connection
+    os.close(pidfd)
+    await one.kernel.end()
     assert own.left() == set()
 
 
