@@ -50,22 +50,39 @@ POLICIES = [pytest.param("off", marks=pytest.mark.thorough), "best-effort"]
 HERE = Path(__file__).parent
 
 
+class SharedBench:
+    """The host that tests share. The next test gets another one if a test left something behind."""
+
+    def __init__(self, policy: str) -> None:
+        self.policy = policy
+        self._bench: Bench | None = None
+        self._stack = contextlib.AsyncExitStack()
+
+    async def get(self) -> Bench:
+        if self._bench is None:
+            self._bench = await self._stack.enter_async_context(bench(self.policy))
+        return self._bench
+
+    async def discard(self) -> None:
+        self._bench = None
+        await self._stack.aclose()
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=POLICIES)
-async def shared(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
-    async with bench(request.param) as made:
-        yield made
-        assert await made.kernels() == {}
-        assert made.left() == set()
+async def shared(request: pytest.FixtureRequest) -> AsyncIterator[SharedBench]:
+    made = SharedBench(request.param)
+    yield made
+    await made.discard()
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def host(shared: Bench) -> AsyncIterator[Bench]:
-    """A host that tests share and leave as it was; what one leaves behind is its own fault and no other's."""
-    yield shared
-    left = await shared.kernels()
-    for kernel in left:
-        await shared.client.end(kernel)
-    assert left == {}
+async def host(shared: SharedBench) -> AsyncIterator[Bench]:
+    """A host that tests share and leave as it was. What a test leaves fails that test alone."""
+    made = await shared.get()
+    yield made
+    if left := {*await made.kernels(), *made.left()}:
+        await shared.discard()
+    assert left == set()
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -228,7 +245,8 @@ ours = subprocess.Popen(['sleep', '1000'])
 group = subprocess.Popen(['sleep', '1000'], process_group=0)
 away = subprocess.Popen(['sleep', '1000'], start_new_session=True)
 reader, writer = os.pipe()
-if os.fork() == 0:
+middle = os.fork()
+if middle == 0:
     os.setsid()
     pid = os.fork()
     if pid == 0:
@@ -236,6 +254,7 @@ if os.fork() == 0:
     os.write(writer, str(pid).encode())
     os._exit(0)
 daemon = int(os.read(reader, 20))
+os.waitpid(middle, 0)  # the daemon has its last parent, so that a walk through the tree of processes finds it
 print(ours.pid, group.pid, away.pid, daemon)
 """
 
