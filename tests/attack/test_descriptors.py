@@ -165,8 +165,8 @@ def attacking(server: Served, code: str) -> Iterator[tuple[Session, Bystander]]:
 def run(session: Session, code: str) -> None:
     """Run an attack: it finds the wire in ``w``."""
     before = "import fcntl, os, socket, struct, termios, threading, time\nw = get_ipython().kernel.session.wire\n"
-    cell = session.run(before + textwrap.dedent(code) + "\nprint('begun')")
-    assert "begun" in cell.text, cell.text  # the attack may have written more
+    cell = session.run(before + textwrap.dedent(code))
+    assert cell.error is None, cell.text[:1000]
 
 
 def deaths(server: Served, session: Session) -> list[dict[str, Any]]:
