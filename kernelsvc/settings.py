@@ -290,6 +290,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     retention_action: Annotated[
         Literal["archive", "remove"], _meta("What to do with a closed session after retention_seconds.")
     ] = "archive"
+    archive_url: Annotated[str, _meta("URL (fsspec) of a directory that gets the record of each closed session.")] = ""
     models: Annotated[
         dict[str, ModelSettings],
         _meta("Models that answer with a code interpreter, by name: url, model, key_env and so on. * is any name."),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import contextlib
+import threading
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -54,3 +57,28 @@ class OwnedTasks:
         """
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
+
+
+async def in_daemon_thread(work: Callable[[], Result]) -> Result:
+    """Run blocking work in a thread of its own, and return its result. Safe to cancel: the work continues.
+
+    The end of the process does not wait for the thread, as it would for those of ``asyncio.to_thread``, and work that
+    blocks forever takes none of those. For work on other machines.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Result] = loop.create_future()
+
+    def settle(setter: Callable[[Any], None], value: Any) -> None:
+        if not future.done():
+            setter(value)
+
+    def run() -> None:
+        try:
+            settled = partial(settle, future.set_result, work())
+        except BaseException as error:
+            settled = partial(settle, future.set_exception, error)
+        with contextlib.suppress(RuntimeError):  # The loop is closed.
+            loop.call_soon_threadsafe(settled)
+
+    threading.Thread(target=run, daemon=True).start()
+    return await future

@@ -82,6 +82,7 @@ class Projections:
         self._finishing = OwnedTasks()
         self._unfinished: list[SessionDirectory] = []
         self._flusher: asyncio.TimerHandle | None = None
+        self._on_complete: Callable[[str], None] | None = None
 
     @property
     def public_key(self) -> str:
@@ -226,7 +227,15 @@ class Projections:
         """Write the last notebook of a session whose journal is complete."""
         notebook = self._notebooks.pop(session, None)
         if notebook is not None:
-            self._finishing.start(notebook.finish(self._audit_signer(notebook.journal)))
+            self._finishing.start(self._finish(session, notebook))
+
+    async def _finish(self, session: str, notebook: NotebookFile) -> None:
+        if await notebook.finish(self._audit_signer(notebook.journal)) and self._on_complete is not None:
+            self._on_complete(session)
+
+    def when_complete(self, listener: Callable[[str], None]) -> None:
+        """Call ``listener`` with the id of each closed session from now on, when its last notebook is on disk."""
+        self._on_complete = listener
 
     def finish_others(self) -> None:
         """Write, in the background, the last notebooks of sessions that closed just before the server died."""
@@ -249,6 +258,15 @@ class Projections:
         journal = await asyncio.to_thread(Journal.open, directory.journal, directory.id, read_only=True)
         inherited = directory.inherited if directory.inherited.exists() else None
         await NotebookFile(directory.notebook, journal, parent=inherited).finish(self._audit_signer(journal))
+
+    async def closed_notebook(self, directory: SessionDirectory) -> bytes:
+        """Return the complete, signed notebook of a closed session. Its file is not written.
+
+        Raises:
+            OSError, AtCapacity: Its journal can't be read.
+        """
+        journal = await asyncio.to_thread(Journal.open, directory.journal, directory.id, read_only=True)
+        return await self._export(directory, journal)
 
     async def export(
         self, directory: SessionDirectory, journal: Journal, format: NotebookFormat, principal: str

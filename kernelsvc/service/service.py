@@ -69,8 +69,7 @@ from kernelsvc.service.branching import BranchCreator
 from kernelsvc.service.commands.commands import Commands
 from kernelsvc.service.creation import SessionCreator
 from kernelsvc.service.directories import follow_clock
-from kernelsvc.service.disposal.deletion import SessionDeleter
-from kernelsvc.service.disposal.retention import Retention
+from kernelsvc.service.disposal.disposal import Disposal
 from kernelsvc.service.egress.connector import EgressConnector
 from kernelsvc.service.egress.network_updates import NetworkUpdates
 from kernelsvc.service.environment import SessionEnvironment
@@ -216,7 +215,7 @@ class Service:
             settings, registry, factory, self._warm_pool, self.leases, workspaces, self.metrics, egress
         )
         self._branches = BranchCreator(store, registry, self._creator, projections)
-        self._deleter = SessionDeleter(store, registry, projections, self._closed)
+        self._disposal = Disposal(settings, store, registry, projections, self._closed, self._present_name)
         self._environments = EnvironmentStore(store.data)
         self._clients: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()
         self._tasks = OwnedTasks()
@@ -249,9 +248,8 @@ class Service:
         self._tasks.start(self._principals.run())
         self._tasks.start(self._principals.follow_issuer())
         self._warm_pool.start(self.settings.default_template)
-        if self.settings.retention_seconds is not None:
-            retention = Retention(self.settings, self._store, self._projections, self._closed)
-            self._tasks.start(retention.run())
+        for work in self._disposal.tasks():
+            self._tasks.start(work)
 
     def _refuse_sessions(self) -> None:
         self._stopping = True
@@ -285,6 +283,7 @@ class Service:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STOP_SECONDS):
                     await asyncio.gather(*ending, return_exceptions=True)
+            await self._disposal.settle()
         self._tasks.cancel()
         await self._tasks.wait()
         self._loads.close()
@@ -470,7 +469,7 @@ class Service:
 
     async def purge(self, who: Principal, session: str, *, force: bool = False) -> Deletion:
         """Delete a session for good. See ``SessionDeleter.delete``."""
-        return await self._deleter.delete(who, session, force=force)
+        return await self._disposal.delete(who, session, force=force)
 
     async def interrupt(self, who: Principal, session: str) -> SessionInfo:
         """Interrupt the running cell."""

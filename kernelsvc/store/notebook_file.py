@@ -351,8 +351,12 @@ class NotebookFile:
             return document.data()
         return await asyncio.to_thread(document.data)
 
-    async def finish(self, sign: Signer | None = None) -> None:
-        """Fold the rest, write the last version durably, and close. Never raises ``OSError``. Safe to cancel."""
+    async def finish(self, sign: Signer | None = None) -> bool:
+        """Fold the rest, write the last version durably, and close. Never raises ``OSError``. Safe to cancel.
+
+        Returns:
+            Whether the write succeeded.
+        """
         try:
             await self.catch_up()
             while self._writing is not None:  # the end of one write may begin the next
@@ -363,12 +367,14 @@ class NotebookFile:
             self._closed = True
             self._cancel_linger()
             await asyncio.to_thread(replace, self.path, document.write, durable=True)
+            return True
         except OSError as error:
             log.warning(
                 "the last write of the notebook of session %s failed. Export it from the journal: %s",
                 self.journal.session,
                 error,
             )
+            return False
         finally:
             self.close()
 

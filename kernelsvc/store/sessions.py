@@ -6,6 +6,7 @@
                          session.json      the session's settings (written atomically)
                          notebook.ipynb    a projection
                          parent.cells      a branch's inherited cells for its notebook
+                         archived          names the archive that has a copy of the record
                          files/            the working directory, with hostile content
     <data>/archive/<id>/journal.jsonl.gz, notebook.ipynb.gz, session.json
     <data>/retention.jsonl                 archived and removed sessions, with time and reason
@@ -84,6 +85,7 @@ class SessionDirectory:
         self.notebook = path / "notebook.ipynb"
         self.about = path / "session.json"
         self.inherited = path / "parent.cells"
+        self.archived = path / "archived"
         self.files = path / "files"
         self.home = path / "home"
         self.saved = path / "variables.pickle"
@@ -290,7 +292,7 @@ class SessionDirectories:
         self._remove(found)
         return target
 
-    def delete(self, session: str, record: Callable[[Head], Deletion]) -> Deletion:
+    def delete(self, session: str, record: Callable[[Head], Deletion], *, elsewhere: bool = False) -> Deletion:
         """Delete everything of a closed session for good, also its archive. Call it in a thread.
 
         The record is durable before any file is deleted.
@@ -298,13 +300,14 @@ class SessionDirectories:
         Args:
             session: The id.
             record: Makes the record from the head of the log.
+            elsewhere: Whether a copy is known to be elsewhere, so that the session need not be here.
 
         Raises:
             NotFound: There is no such session, also not in the archive.
             OSError: Some files may be deleted, or a link lies on the way to them. Call it again to continue.
         """
         found, archived = self._paths(session), self.archive_path / session
-        if not found.path.is_dir() and not archived.is_dir():
+        if not elsewhere and not found.path.is_dir() and not archived.is_dir():
             raise NotFound(f"There is no session {session!r}. List your sessions.")
         head = Head()
         if found.journal.is_file():

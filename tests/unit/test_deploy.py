@@ -40,6 +40,7 @@ def exposition() -> bytes:
     metrics.watch(lambda: {**registry.statistics(), "sessions": {"idle": 1}})
     metrics.watch(ReadBudgets().statistics)
     metrics.watch(lambda: {"last_backup_timestamp_seconds": 0.0, "free_disk_bytes": 0.0})
+    metrics.watch(lambda: {"unarchived_sessions": 0.0})
     metrics.registry.register(ExportMetrics(ROOT / "nothing"))
     return metrics.exposition()
 

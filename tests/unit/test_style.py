@@ -289,6 +289,7 @@ TESTED_THROUGH = {
     "kernelsvc.model.outputs": "tests/unit/model/test_notebook.py",
     "kernelsvc.service.api": "tests/unit/protocol/test_jsonrpc.py",
     "kernelsvc.service.service": "tests/acceptance/test_docs.py",
+    "kernelsvc.service.disposal.disposal": "tests/unit/service/disposal/test_archiving.py",
     "kernelsvc.egress.connection": "tests/attack/test_egress.py",
     "kernelsvc.service.egress.network_updates": "tests/integration/test_network_rules.py",
     "kernelsvc.service.egress.proxy_settings": "tests/integration/test_network_rules.py",

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from kernelsvc.errors import KernelsvcError
 from kernelsvc.linux.clock import SteadyClock
+from kernelsvc.service.disposal.archiving import Archiver
 from kernelsvc.service.loading.closed_sessions import ClosedSessions
 from kernelsvc.service.projections import Projections
 from kernelsvc.settings import Settings
@@ -38,11 +39,18 @@ class Retention:
         store: all session directories.
         projections: the index, which forgets a retired session, and the last notebook of an archived one.
         closed: keeps closed sessions in memory.
+        archiver: knows which sessions are in the archive of ``archive_url``. The others stay. None: no such archive.
     """
 
     def __init__(
-        self, settings: Settings, store: SessionDirectories, projections: Projections, closed: ClosedSessions
+        self,
+        settings: Settings,
+        store: SessionDirectories,
+        projections: Projections,
+        closed: ClosedSessions,
+        archiver: Archiver | None = None,
     ) -> None:
+        self._archiver = archiver
         self._store = store
         self._clock = SteadyClock(store.clock)
         self._projections = projections
@@ -81,7 +89,9 @@ class Retention:
         """Yield closed sessions and the time of their last entry. Those whose directory holds a branch's files stay."""
         for session in self._index.closed() - self._hosts():
             try:
-                yield session, self._store.directory(session).journal.stat().st_mtime
+                directory = self._store.directory(session)
+                if self._archiver is None or self._archiver.is_archived(directory):
+                    yield session, directory.journal.stat().st_mtime
             except (OSError, KernelsvcError):
                 continue  # it is being removed, or an operator removed it
 

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import subprocess
+import sys
+import threading
 
-from kernelsvc.linux.tasks import OwnedTasks
+import pytest
+
+from kernelsvc.linux.tasks import OwnedTasks, in_daemon_thread
 
 
 async def test_a_task_runs_without_another_reference_and_is_forgotten_at_its_end() -> None:
@@ -62,3 +67,36 @@ async def test_a_task_that_cancels_all_goes_on_itself() -> None:
 
     assert await tasks.start(end_others()) == "done"
     assert other.cancelled()
+
+
+async def test_work_in_a_thread_returns_or_raises() -> None:
+    assert await in_daemon_thread(lambda: 42) == 42
+    with pytest.raises(ZeroDivisionError):
+        await in_daemon_thread(lambda: 1 // 0)
+
+
+async def test_a_cancelled_wait_leaves_the_thread_alone() -> None:
+    go, done = threading.Event(), threading.Event()
+
+    def work() -> None:
+        go.wait()
+        done.set()
+
+    waiting = asyncio.ensure_future(in_daemon_thread(work))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    go.set()
+    assert await asyncio.to_thread(done.wait, 10)
+
+
+def test_a_process_ends_although_such_a_thread_hangs() -> None:
+    code = """
+import asyncio, contextlib, threading
+from kernelsvc.linux.tasks import in_daemon_thread
+async def main():
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await in_daemon_thread(threading.Event().wait)
+asyncio.run(main())
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
