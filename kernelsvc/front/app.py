@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from tornado.httputil import HTTPServerRequest
@@ -12,17 +13,20 @@ from kernelsvc.front import gathering, own
 from kernelsvc.front.locating import Cluster
 from kernelsvc.front.members import JoinHandler, Members
 from kernelsvc.front.placing import Placing
-from kernelsvc.front.relay import FrontHandler, RelayHandler
+from kernelsvc.front.relay import FrontHandler, RecordHandler, RelayHandler
 from kernelsvc.front.routes import PORT_BY_HOST, find
 from kernelsvc.front.socket import FrontSocket
 from kernelsvc.front.upstream import NodeHttp
 from kernelsvc.model.cluster.reports import digest_of
+from kernelsvc.model.tokens import present_name
 from kernelsvc.server.app import log_request
 from kernelsvc.server.handler import ServerContext, UnknownRoute
 from kernelsvc.server.mcp import McpHandler, McpServiceHolder
 from kernelsvc.server.ports.target import HostForm
 from kernelsvc.service.access.principals import Principals
+from kernelsvc.service.disposal.archiving import ArchivedRecords
 from kernelsvc.settings import Settings
+from kernelsvc.store.record_archive import RecordArchive
 from kernelsvc.telemetry.metrics import Metrics, Statistics
 
 if TYPE_CHECKING:
@@ -52,7 +56,11 @@ class Front(Application):
         def digest() -> str:
             return digest_of(each.token_sha256 for each in principals.callers())
 
-        self._service = own.FrontService(principals)
+        records = None
+        if settings.archive_url:
+            names = partial(present_name, records=settings.tokens)
+            records = ArchivedRecords(RecordArchive(settings.archive_url), names)
+        self._service = own.FrontService(principals, records)
         self._metrics = Metrics()
         self.members = Members(key, digest, hold_seconds, lost_seconds)
         self._upstream = NodeHttp()
@@ -96,7 +104,8 @@ class Front(Application):
         match = PORT_BY_HOST if named else find(request.method or "", request.path)
         if match is None:
             return self.get_handler_delegate(request, UnknownRoute, self._shared)
-        handler, more = self._own.get(match.row.own, (RelayHandler, {}))
+        archived = "part" in match.values and self._service.records is not None
+        handler, more = self._own.get(match.row.own, (RecordHandler if archived else RelayHandler, {}))
         if handler is JoinHandler:
             return self.get_handler_delegate(request, handler, {**self._shared, **more})
         return self.get_handler_delegate(request, handler, {**self._shared, **self._parts, "match": match, **more})

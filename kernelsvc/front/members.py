@@ -157,6 +157,11 @@ class Members:
             return name
         return self._found.get(session) or node_of(session)
 
+    def owner_answers(self, session: str) -> bool:
+        """Return whether a session's node is known and reachable."""
+        found = self._all.get(self.owner(session) or "")
+        return found is not None and found.reachable
+
     def moved(self, session: str) -> str | None:
         """Return the name of the node that reports a session as a guest: its id names none, or another one."""
         for each in self._all.values():

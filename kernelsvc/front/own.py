@@ -19,6 +19,7 @@ from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model.objects import Principal
 from kernelsvc.server.native import handlers
 from kernelsvc.service.access.principals import Principals
+from kernelsvc.service.api import RecordsApi
 from kernelsvc.telemetry.metrics import CONTENT_TYPE
 
 #: Tokens whose text is remembered for requests of the front's own, and clients for them. The oldest is forgotten first.
@@ -30,10 +31,11 @@ class FrontService:
 
     Args:
         principals: Authenticates callers.
+        records: The archive of closed sessions, or None.
     """
 
-    def __init__(self, principals: Principals) -> None:
-        self._principals = principals
+    def __init__(self, principals: Principals, records: RecordsApi | None = None) -> None:
+        self._principals, self.records = principals, records
         self._tokens: OrderedDict[str, str] = OrderedDict()
 
     def authenticate(self, token: str | None, user: str | None = None) -> Principal:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
@@ -24,6 +25,8 @@ from kernelsvc.server.connections import ANSWER_SECONDS, connection_of
 from kernelsvc.server.e2b import models
 from kernelsvc.server.handler import DISCARD_BYTES, ON_LOOPBACK, ApiHandler, ServerContext, as_error
 from kernelsvc.server.jupyter.handlers import token_of
+from kernelsvc.server.native.handlers import send_record
+from kernelsvc.service.api import RecordPart
 
 #: Pieces of a body that wait for a node.
 MAX_PIECES = 4
@@ -332,6 +335,27 @@ class RelayHandler(FrontHandler):
         passing = Passing(self)
         passing.copy_head(response.status, response.headers)
         self.finish(response.body)
+
+
+class RecordHandler(RelayHandler):
+    """Handler of a session's notebook and log. The archive has those of a closed session whose node is away."""
+
+    async def prepare(self) -> None:
+        """Tornado's hook: look into the archive before a wait for a node that does not answer."""
+        session = session_in(self.match)
+        if session is not None and not self.cluster.members.owner_answers(session):
+            self.context.requests.add(self)
+            await self.admit_request()
+            self.auth_scope("read")
+            part: RecordPart = "journal" if self.match.values["part"] == "journal" else "notebook"
+            records, stream = self.context.service.records, None
+            with contextlib.suppress(AtCapacity):  # The archive does not answer, but the node may.
+                async with self.context.turn_of(self.who, "archive"):
+                    stream = None if records is None else await records.open(self.who, session, part)
+            if stream is not None:
+                self._work = asyncio.ensure_future(send_record(self, session, part, stream))
+                return
+        await super().prepare()
 
 
 def is_full(response: Response) -> bool:

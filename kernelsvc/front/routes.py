@@ -106,6 +106,7 @@ ROWS: tuple[Row, ...] = (
     _row("", r"/v1/sessions|/v1/execute", Action.PLACE),
     _row("", rf"{_S}/ports/[0-9]{{1,5}}/.*", Action.PORT, open=True),
     _row("", r"/v1/ports/(?P<session>[^/.]+)\.[^/]*(?:/.*)?", Action.PORT, open=True),
+    _row("GET", rf"{_S}/(?P<part>notebook|journal)", Action.SESSION),
     _row("", rf"{_S}(?:/.*)?", Action.SESSION),
     _row("GET", r"/v1/workspaces", Action.GATHER),
     _row("", r"/v1/search", Action.ANY),

@@ -275,6 +275,22 @@ class ByteStream(Protocol):
         """Stop reading."""
 
 
+#: The parts of a closed session's record that the archive has.
+RecordPart = Literal["journal", "notebook"]
+
+
+class RecordsApi(Protocol):
+    """The records of closed sessions in the archive (setting ``archive_url``)."""
+
+    async def open(self, who: Principal, session: str, part: RecordPart) -> ByteStream | None:
+        """Return a part of a record, or None if the archive does not have it. Safe to cancel.
+
+        Raises:
+            NotFound: the record is another principal's, and the caller may not read those.
+            AtCapacity: the archive does not answer.
+        """
+
+
 class FileReader(Protocol):
     """A regular file that is open for reading. The same file is read also if its name gets another one meanwhile."""
 
@@ -509,6 +525,10 @@ class ServiceApi(Protocol):
     @property
     def network(self) -> NetworkApi:
         """The rules of sessions' networks."""
+
+    @property
+    def records(self) -> RecordsApi | None:
+        """The archive of closed sessions. None: there is none."""
 
     @property
     def usage(self) -> UsageApi:

@@ -152,7 +152,7 @@ class Service:
         spans: whether the spans of cells are exported.
 
     Attributes:
-        environment, files, offers, programs, commands, ports, leases, usage, access,
+        environment, files, offers, programs, commands, ports, leases, usage, access, records,
             workspaces: the parts of ``ServiceApi``.
     """
 
@@ -216,6 +216,7 @@ class Service:
         )
         self._branches = BranchCreator(store, registry, self._creator, projections)
         self._disposal = Disposal(settings, store, registry, projections, self._closed, self._present_name)
+        self.records = self._disposal.records
         self._environments = EnvironmentStore(store.data)
         self._clients: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()
         self._tasks = OwnedTasks()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -250,3 +254,62 @@ def test_a_front_stops_in_order(cluster: Cluster) -> None:
     front = RunningFront(cluster.root)
     front.process.send_signal(signal.SIGTERM)
     assert front.process.wait(30) == 0
+
+
+def test_a_record_outlives_its_node(short_tmp: Path) -> None:
+    """The archive is away at the close, the server is killed before it is back, and then the machine is lost."""
+    root, archive = short_tmp / "outlives", short_tmp / "outlives" / "archive"
+    others = [{"name": "other", "sha256": hashlib.sha256(b"other-token").hexdigest(), "scopes": ["read"]}]
+    front = RunningFront(
+        root, "--archive-url", f"file://{archive}", "--tokens", json.dumps(others), "--hold-seconds", "1"
+    )
+    settings = {"KERNELSVC_ARCHIVE_URL": f"file://{archive}", "KERNELSVC_ADOPTION_SECONDS": "1"}
+    served = node(root / "lost", front, env=settings)
+    staying = node(root / "stays", front, env=settings)
+    caller = Served(root / "caller")
+    caller.url = front.url
+    try:
+        with Client(served.url, "test-token") as client:
+            session = client.create_session()
+            session.run("print(6 * 7)")
+            session.close()
+            key = client.info()["public_key"]
+        wait_for(lambda: "can't be copied" in served.output(), what="the message")
+        served.kill()
+        archive.mkdir()
+        served.start()
+        folder = archive / session.id
+        wait_for((folder / "record.json").exists, deadline=30)
+        journal = (served.data_dir / "sessions" / session.id / "journal.jsonl").read_bytes()
+        wait_for((served.data_dir / "sessions" / session.id / "archived").exists)
+        served.kill()
+        shutil.rmtree(served.data_dir)
+        wait_for(lambda: not (served.runtime_dir / "host.sock").exists(), deadline=30, what="the kernel host ends")
+        for name in ("journal.jsonl", "notebook.ipynb"):
+            command = [sys.executable, "-m", "kernelsvc", "verify", "--key", key, str(folder / name)]
+            assert subprocess.run(command, check=False).returncode == 0
+        name = session.id[2:8]
+        wait_for(lambda: _state(caller, name) in ("unreachable", "lost"), deadline=30)
+        path = f"/v1/sessions/{session.id}"
+        assert caller.call("GET", f"{path}/notebook")["cells"][0]["outputs"][0]["text"] == "42\n"
+        assert _status(front, f"{path}/journal", "test-token") == (200, journal)
+        assert _status(front, f"{path}/notebook", "other-token")[0] == 404
+        assert _status(front, f"{path}/notebook", "wrong")[0] == 401
+        assert _status(front, path, "test-token")[0] == 503
+    finally:
+        for each in (served, staying, front):
+            each.stop()
+
+
+def _state(caller: Served, name: str) -> str:
+    return {each["node"]: each["state"] for each in caller.call("GET", "/v1/nodes")["nodes"]}[name]
+
+
+def _status(front: RunningFront, path: str, token: str) -> tuple[int, bytes]:
+    request = urllib.request.Request(front.url + path, headers={"Authorization": f"Bearer {token}"})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return response.status, response.read()
+    except urllib.error.HTTPError as refused:
+        with refused:
+            return refused.code, refused.read()

@@ -11,13 +11,13 @@ import msgspec
 from tornado.web import HTTPError
 
 from kernelsvc import __version__
-from kernelsvc.errors import AtCapacity, BadRequest, NotFound, TemplateFailed
+from kernelsvc.errors import AtCapacity, BadRequest, NotFound, NotSupported, TemplateFailed
 from kernelsvc.model.objects import CellInfo, ValueRequest
 from kernelsvc.protocol import jsonrpc, method_params, methods
 from kernelsvc.server.handler import ApiHandler, ServerContext, invoke
 from kernelsvc.server.native import openapi, sse
 from kernelsvc.server.native import routes as rest
-from kernelsvc.service.api import ByteStream, FileReader
+from kernelsvc.service.api import ByteStream, FileReader, RecordPart
 from kernelsvc.telemetry.metrics import CONTENT_TYPE
 
 #: Bytes after which a page of events ends before its limit.
@@ -27,6 +27,12 @@ CHUNK_BYTES = 256 * 1024
 #: Content Security Policy for content from a kernel: no scripts, no forms, not this server's origin.
 INERT = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; frame-ancestors 'none'"
 
+_RECORD_TYPES = {
+    "jsonl": "application/x-ndjson",
+    "ipynb": "application/x-ipynb+json",
+    "html": "text/html; charset=utf-8",
+    "py": "text/x-python; charset=utf-8",
+}
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -147,14 +153,29 @@ def accepts_stream(accept: str) -> bool:
 
 
 class SessionPathHandler(ApiHandler):
-    """Base of the handlers of one path below a session."""
+    """Base of the handlers of one path below a session.
+
+    Attributes:
+        part: The part of the archive's records that this path shows. None: none.
+    """
+
+    part: RecordPart | None = None
 
     async def get(self, session: str) -> None:
-        """Serve GET."""
+        """Serve GET. The archive has the records of sessions that retention has removed."""
         self.auth_scope("read")
         if not rest.is_id(session):
             raise NotFound
-        await self.show(session)
+        try:
+            await self.show(session)
+        except NotFound:
+            archived = None
+            if self.part is not None and self.context.service.records is not None:
+                async with self.context.turn_of(self.who, "archive"):
+                    archived = await self.context.service.records.open(self.who, session, self.part)
+            if archived is None or self.part is None:
+                raise
+            await self.while_connected(send_record(self, session, self.part, archived))
 
     async def show(self, session: str) -> None:
         """Write the response for this session."""
@@ -208,21 +229,14 @@ class NotebookHandler(SessionPathHandler):
     """Handler of ``/v1/sessions/{id}/notebook``."""
 
     route = "/v1/sessions/{session}/notebook"
-    _types = {
-        "ipynb": "application/x-ipynb+json",
-        "html": "text/html; charset=utf-8",
-        "py": "text/x-python; charset=utf-8",
-    }
+    part = "notebook"
 
     async def show(self, session: str) -> None:
         """Write the export, with headers that stop a browser from running its content."""
         form = self.query(rest.NotebookQuery).format
         async with self.context.turn_of(self.who, f"notebook.{form}"):
             data = await self.while_connected(self.context.service.notebook(self.who, session, form))
-        self.set_header("Content-Type", self._types[form])
-        self.set_header("Content-Security-Policy", INERT)
-        where = "inline" if form == "html" else "attachment"
-        self.set_header("Content-Disposition", f'{where}; filename="{session}.{form}"')
+        set_record_headers(self, session, form)
         self.write(data)
 
 
@@ -258,23 +272,47 @@ class JournalHandler(SessionPathHandler):
     """Handler of ``/v1/sessions/{id}/journal``: the journal file."""
 
     route = "/v1/sessions/{session}/journal"
+    part = "journal"
 
     async def show(self, session: str) -> None:
         """Write all whole lines that the file has now."""
         self.query(rest.NoQuery)
         stream = self.context.service.journal(self.who, session)
         try:
-            self.set_header("Content-Type", "application/x-ndjson")
-            self.set_header("Content-Disposition", f'attachment; filename="{session}.jsonl"')
-            self.set_header("Content-Length", str(stream.size))
-            await self.while_connected(self._send(stream))
+            await self.while_connected(send_record(self, session, "journal", stream))
         finally:
             stream.close()
 
-    async def _send(self, stream: ByteStream) -> None:
-        while piece := await stream.next():
-            self.write(piece)
-            await self.flush()
+
+def set_record_headers(handler: ApiHandler, session: str, form: str) -> None:
+    """Set headers that stop a browser from running the content of a record.
+
+    Args:
+        handler: The request.
+        session: The session's id.
+        form: The format: ``jsonl`` for a journal, or that of a notebook.
+    """
+    handler.set_header("Content-Type", _RECORD_TYPES[form])
+    if form != "jsonl":
+        handler.set_header("Content-Security-Policy", INERT)
+    where = "inline" if form == "html" else "attachment"
+    handler.set_header("Content-Disposition", f'{where}; filename="{session}.{form}"')
+
+
+async def send_record(handler: ApiHandler, session: str, part: RecordPart, stream: ByteStream) -> None:
+    """Send a part of a record at the client's speed. Safe to cancel.
+
+    Raises:
+        BrokenPipeError: The part became shorter than promised. The response is cut off.
+        NotSupported: The client asks for a notebook in another format, which only the session's node makes.
+    """
+    if part == "notebook" and handler.query(rest.NotebookQuery).format != "ipynb":
+        raise NotSupported("The archive has the notebook of this session as ipynb only. Leave out 'format'.")
+    set_record_headers(handler, session, "ipynb" if part == "notebook" else "jsonl")
+    handler.set_header("Content-Length", str(stream.size))
+    while piece := await stream.next():
+        handler.write(piece)
+        await handler.flush()
 
 
 async def send_file(handler: ApiHandler, reader: FileReader, start: int, size: int) -> None:

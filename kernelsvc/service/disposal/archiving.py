@@ -1,4 +1,4 @@
-"""Copy the records of closed sessions to the archive (setting ``archive_url``).
+"""Copy the records of closed sessions to the archive (setting ``archive_url``), and read them there.
 
 A session's directory says whether its record was copied, so a restart forgets nothing: each start, and each look later,
 finds the closed sessions that are missing in the archive. Threads of their own copy them. A failure is logged once
@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from itertools import islice
 from typing import TypeVar
@@ -19,10 +19,13 @@ from typing import TypeVar
 from kernelsvc.errors import AtCapacity, NotFound
 from kernelsvc.linux.atomic_file import replace_bytes
 from kernelsvc.linux.tasks import in_daemon_thread
+from kernelsvc.model.cluster.ids import session_of
 from kernelsvc.model.events import JournalSigned, NotAsWritten
 from kernelsvc.model.hash_chain import timestamp
+from kernelsvc.model.objects import Principal
+from kernelsvc.service.api import ByteStream, RecordPart
 from kernelsvc.service.projections import Projections
-from kernelsvc.store.record_archive import ArchivedRecord, RecordArchive
+from kernelsvc.store.record_archive import JOURNAL, NOTEBOOK, ArchivedRecord, RecordArchive
 from kernelsvc.store.recovery import end_of
 from kernelsvc.store.sessions import SessionDirectories, SessionDirectory
 
@@ -37,8 +40,9 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 LOOK_SECONDS = 600.0
 #: Seconds that a stopping server waits for the copies of sessions that it has ended.
 STOP_SECONDS = 5.0
-#: Threads that read the archive for clients, and seconds for one piece.
-MAX_READS, READ_SECONDS = 16, 20.0
+#: Threads that read the archive for clients at the same time, seconds for one piece, and its bytes.
+MAX_READS, READ_SECONDS, PIECE_BYTES = 16, 20.0, 1024 * 1024
+FILES: dict[RecordPart, str] = {"journal": JOURNAL, "notebook": NOTEBOOK}
 
 
 class Archiver:
@@ -166,8 +170,40 @@ class Archiver:
         replace_bytes(directory.archived, self._archive.url.encode())
 
 
+class RecordStream:
+    """A file of a record in pieces. Implements ``ByteStream``.
+
+    Args:
+        read: Returns the bytes between two positions.
+        size: Bytes that ``next`` returns in all.
+    """
+
+    def __init__(self, read: Callable[[int, int], Awaitable[bytes]], size: int) -> None:
+        self._read, self.size, self._at = read, size, 0
+
+    async def next(self) -> bytes:
+        """Return the next piece, or nothing at the end. Safe to cancel.
+
+        Raises:
+            BrokenPipeError: The archive does not return the rest.
+        """
+        if self._at == self.size:
+            return b""
+        try:
+            piece = await self._read(self._at, min(self.size, self._at + PIECE_BYTES))
+        except (AtCapacity, OSError):
+            piece = b""
+        if not piece:
+            raise BrokenPipeError("the archive does not return the rest of a record")
+        self._at += len(piece)
+        return piece
+
+    def close(self) -> None:
+        """Do nothing: each piece is read by itself."""
+
+
 class ArchivedRecords:
-    """The records of an archive, for clients.
+    """The records of an archive, for clients. Implements ``RecordsApi``.
 
     Args:
         archive: The archive.
@@ -176,7 +212,9 @@ class ArchivedRecords:
 
     def __init__(self, archive: RecordArchive, present_name: Callable[[str], str]) -> None:
         self._archive, self._present_name = archive, present_name
-        self._slots = threading.BoundedSemaphore(MAX_READS)
+        self._turns = asyncio.Semaphore(MAX_READS)
+        #: A thread that hangs keeps its slot, when its turn is over.
+        self._slots = threading.BoundedSemaphore(2 * MAX_READS)
 
     async def owner(self, session: str) -> str | None:
         """Return the owner of a record, or None if there is none. Safe to cancel.
@@ -186,6 +224,24 @@ class ArchivedRecords:
         """
         found = await self._call(partial(self._archive.find, session))
         return None if found is None else self._present_name(found.principal)
+
+    async def open(self, who: Principal, session: str, part: RecordPart) -> ByteStream | None:
+        """See ``RecordsApi.open``."""
+        known = session_of(session)
+        owner = None if known is None else await self.owner(known)
+        if known is None or owner is None:
+            return None
+        if owner != who.name and "audit" not in who.scopes:
+            raise NotFound(f"There is no session {session!r}. List your sessions.")
+        try:
+            size = await self._call(partial(self._archive.size, known, FILES[part]))
+        except FileNotFoundError:
+            return None
+
+        def read(start: int, end: int) -> Awaitable[bytes]:
+            return self._call(partial(self._archive.read, known, FILES[part], start, end))
+
+        return RecordStream(read, size)
 
     async def remove(self, session: str) -> None:
         """Remove a record, if there is one.
@@ -197,9 +253,6 @@ class ArchivedRecords:
             await self._call(partial(self._archive.remove, session))
 
     async def _call(self, work: Callable[[], T]) -> T:
-        if not self._slots.acquire(blocking=False):
-            raise AtCapacity("The archive answers other requests. Try again in a few seconds.")
-
         def run() -> T:
             try:
                 return work()
@@ -207,7 +260,9 @@ class ArchivedRecords:
                 self._slots.release()
 
         try:
-            async with asyncio.timeout(READ_SECONDS):
+            async with asyncio.timeout(READ_SECONDS), self._turns:
+                if not self._slots.acquire(blocking=False):
+                    raise AtCapacity("The archive of closed sessions does not answer. Try again later.")
                 return await in_daemon_thread(run)
         except FileNotFoundError:
             raise

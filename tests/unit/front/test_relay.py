@@ -6,19 +6,21 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import msgspec
 import pytest
 import pytest_asyncio
 import websockets
 from fleet import KEY, Fleet
-from http_server import SLEEP
+from http_server import SLEEP, TOKENS
 from tornado.simple_httpclient import HTTPStreamClosedError
 from waiting import wait_until
 
 from kernelsvc.front import relay
 from kernelsvc.model.cluster import ids
 from kernelsvc.model.cluster.reports import PROTOCOL, Hello, NodeMessage, NodeReport
+from kernelsvc.model.tokens import TokenRecord, hash_token
 from kernelsvc.protocol import e2b
 
 
@@ -314,3 +316,32 @@ async def test_the_node_decides_who_reaches_a_port(fleet: Fleet, port: int) -> N
         for token in (None, "wrong"):
             rebound = await fleet.fetch("GET", path, token=token, headers={"Host": "rebound.example"})
             assert (rebound.code, b"'Host'" in rebound.body) == (403, True)
+
+
+async def test_the_archive_has_a_closed_session_whose_node_is_gone(tmp_path: Path) -> None:
+    boss = TokenRecord(name="boss", sha256=hash_token("boss-token"), scopes=frozenset({"read", "audit"}))
+    fleet = Fleet(tmp_path, tokens=[*TOKENS, boss], archive_url=f"file://{tmp_path}/archive")
+    (tmp_path / "archive").mkdir()
+    await fleet.start(hold_seconds=0.2)
+    try:
+        closed, still_open = (await fleet.on_each())[0]["id"], (await fleet.on_each())[0]["id"]
+        await fleet.json("DELETE", f"/v1/sessions/{closed}", status=200)
+        paths = [f"/v1/sessions/{closed}/{part}" for part in ("notebook", "journal")]
+        before = [(await fleet.fetch("GET", path)).body for path in paths]
+        await wait_until((tmp_path / "archive" / closed / "record.json").exists)
+        await fleet.nodes[0].leave()
+        await fleet.joined(1)
+        for path, body in zip(paths, before, strict=True):
+            for token in ("alice-token", "reader-token", "boss-token"):
+                response = await fleet.fetch("GET", path, token=token)
+                assert (response.code, response.body) == (200, body)
+            assert await fleet.refused("GET", path, token="bob-token") == (404, "not_found")
+            assert await fleet.refused("GET", path, token="wrong") == (401, "unauthenticated")
+            assert await fleet.refused("GET", path.replace(closed, still_open)) == (503, "node_unreachable")
+        assert await fleet.refused("GET", f"{paths[0]}?format=html") == (501, "not_supported")
+        assert await fleet.refused("GET", f"/v1/sessions/{closed}") == (503, "node_unreachable")
+        assert await fleet.refused("GET", f"/v1/sessions/{closed}/events") == (503, "node_unreachable")
+        (tmp_path / "archive").rename(tmp_path / "away")
+        assert await fleet.refused("GET", paths[0]) == (503, "node_unreachable")
+    finally:
+        await fleet.stop()

@@ -217,3 +217,47 @@ async def test_a_copy_that_ends_after_a_purge_leaves_nothing(
     go.set()
     await wait_until(lambda: b"kernelsvc_unarchived_sessions 0.0" in server.service.metrics.exposition())
     assert not (tmp_path / "archive" / session).exists()
+
+
+async def test_a_session_that_retention_removed_is_read_in_the_archive(servers: Servers, tmp_path: Path) -> None:
+    server = await servers.start(retention_seconds=1.0, retention_action="remove")
+    session = await closed(server)
+    paths = [f"/v1/sessions/{session}/{part}" for part in ("notebook", "journal")]
+    before = [await server.fetch("GET", path) for path in paths]
+    await wait_until(lambda: not (tmp_path / "data" / "sessions" / session).exists())
+    after = [await server.fetch("GET", path) for path in paths]
+    for old, new in zip(before, after, strict=True):
+        assert (old.code, new.code, new.body) == (200, 200, old.body)
+        for name in ("Content-Type", "Content-Disposition", "Content-Security-Policy"):
+            assert new.headers.get(name) == old.headers.get(name)
+    assert await server.refused("GET", f"/v1/sessions/{session}") == (404, "not_found")
+    assert await server.refused("GET", f"{paths[0]}?format=html") == (501, "not_supported")
+    for path in paths:
+        assert await server.refused("GET", path, token="bob-token") == (404, "not_found")
+        assert await server.refused("GET", path, token="wrong") == (401, "unauthenticated")
+        assert (await server.fetch("GET", path, token="reader-token")).code == 200
+        assert await server.refused("GET", path.replace(session, "s_0123456789abcdef")) == (404, "not_found")
+
+
+async def test_a_read_of_an_archive_that_hangs_is_refused(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    go = threading.Event()
+    monkeypatch.setattr(RecordArchive, "find", lambda *_: go.wait())
+    monkeypatch.setattr(archiving, "READ_SECONDS", 0.1)
+    monkeypatch.setattr(archiving, "MAX_READS", 2)
+    server = await servers.start()
+    path = "/v1/sessions/s_0123456789abcdef/notebook"
+    try:
+        for _ in range(6):  # of which the last two find no thread
+            assert await server.refused("GET", path) == (503, "at_capacity")
+    finally:
+        go.set()
+
+
+async def test_a_record_that_becomes_shorter_cuts_the_response() -> None:
+    async def read(start: int, end: int) -> bytes:
+        return b"0123"[start:end]
+
+    stream = archiving.RecordStream(read, 10)
+    assert await stream.next() == b"0123"
+    with pytest.raises(BrokenPipeError):
+        await stream.next()
