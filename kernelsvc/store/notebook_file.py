@@ -26,6 +26,7 @@ from pathlib import Path
 
 import msgspec
 
+from kernelsvc.errors import TooLarge
 from kernelsvc.linux.atomic_file import replace, write_all
 from kernelsvc.model import events as ev
 from kernelsvc.model import hash_chain
@@ -49,6 +50,8 @@ UNFOLDED_BYTES = 64 * 1024
 
 #: Size in bytes above which a thread writes the notebook.
 INLINE_BYTES = 1 << 20
+#: Largest notebook that is exported, in bytes. The server has it in memory, and a copy of it while it is sent.
+EXPORT_BYTES = 128 << 20
 #: Seconds of folding before other tasks of the event loop run.
 SLICE = 0.002
 #: Seconds before a failed write is retried.
@@ -343,9 +346,15 @@ class NotebookFile:
 
         Raises:
             OSError: The journal can't be read.
+            TooLarge: It has more than ``EXPORT_BYTES``.
         """
         await self.catch_up()
         self._store_settled()
+        if self._size() > EXPORT_BYTES:
+            raise TooLarge(
+                f"The notebook has more than {EXPORT_BYTES >> 20} MiB. "
+                "Export the log instead: kernelsvc export ID -o FILE.jsonl."
+            )
         document = self._document(sign)
         if self._size() <= INLINE_BYTES:
             return document.data()

@@ -8,6 +8,7 @@ import nbformat
 import pytest
 from waiting import wait_until
 
+from kernelsvc.errors import TooLarge
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Reason
 from kernelsvc.model.notebook import fold
@@ -170,6 +171,20 @@ async def test_it_is_made_again_when_entries_were_taken_back(session):
     go(session, file, *run("a"))
     assert json.loads(await file.export()) == expected(session)
     file.close()
+
+
+async def test_a_notebook_that_would_fill_memory_is_not_exported(session, monkeypatch):
+    """A session may print a MiB in each of a thousand cells, and the server had all of it in memory three times."""
+    monkeypatch.setattr(notebook_file, "EXPORT_BYTES", 50_000)
+    file = NotebookFile(session.path.with_name("notebook.ipynb"), session)
+    file.feed([ev.decode(line) for line in session.lines()])
+    assert json.loads(await file.export()) == expected(session)
+    for n in range(30):
+        go(session, file, *run(f"c{n}", ev.Stream(text="x" * 2000)))
+    with pytest.raises(TooLarge, match=r"Export the log instead: kernelsvc export ID -o FILE\.jsonl"):
+        await file.export()
+    await file.finish()
+    assert read(file) == expected(session), "the file on disk has all of it"
 
 
 async def test_a_long_notebook_is_written_less_often_and_never_lost(session, monkeypatch):
