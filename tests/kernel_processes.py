@@ -285,6 +285,7 @@ async def kernel(template: Template, **identity: Any) -> AsyncIterator[Client]:
         for pid in template.pids[pids:]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        del template.clients[known:], template.pids[pids:]  # their ids may become those of other processes
 
 
 async def wait_blocked(pid: int) -> None:

@@ -8,12 +8,26 @@ import pytest
 from kernel_processes import Client, Template, kernel
 
 
-@pytest.fixture(scope="module")
-def template() -> Iterator[Template]:
-    """A fork server that imports nothing in advance. A file may have its own."""
+@pytest.fixture(scope="session")
+def plain_template() -> Iterator[Template]:
+    """A fork server that imports nothing in advance."""
     made = Template(preload=())
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def preloaded_template() -> Iterator[Template]:
+    """A fork server that has imported numpy, pandas and pyplot."""
+    made = Template()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def template(plain_template: Template) -> Template:
+    """The fork server of a file's kernels. A file may choose the other."""
+    return plain_template
 
 
 @pytest.fixture

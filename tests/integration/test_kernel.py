@@ -6,7 +6,6 @@ import asyncio
 import base64
 import itertools
 import json
-from collections.abc import Iterator
 
 import pytest
 from kernel_processes import Client, Template, kernel, now
@@ -14,11 +13,9 @@ from kernel_processes import Client, Template, kernel, now
 from kernelsvc.kernels.port import KernelMessage, StreamText
 
 
-@pytest.fixture(scope="module")
-def template() -> Iterator[Template]:
-    made = Template()
-    yield made
-    made.close()
+@pytest.fixture(scope="session")
+def template(preloaded_template: Template) -> Template:
+    return preloaded_template
 
 
 # --- a cell ---------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,11 +14,9 @@ from waiting import wait_until
 from kernelsvc.kernels.forked.wire_client import WireClient, WireLost
 
 
-@pytest.fixture(scope="module")
-def template() -> Iterator[Template]:
-    made = Template()
-    yield made
-    made.close()
+@pytest.fixture(scope="session")
+def template(preloaded_template: Template) -> Template:
+    return preloaded_template
 
 
 async def value(client: Client, expression: str) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,11 +18,9 @@ OPTIONS = (
 )
 
 
-@pytest.fixture(scope="module")
-def template() -> Iterator[Template]:
-    made = Template()
-    yield made
-    made.close()
+@pytest.fixture(scope="session")
+def template(preloaded_template: Template) -> Template:
+    return preloaded_template
 
 
 def shown(answer: Answer) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,6 @@ from kernelsvc.kernels.port import Output, StreamText
 from kernelsvc.protocol.jupyter import join_v1
 
 MiB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def template() -> Iterator[Template]:
-    made = Template(preload=[])
-    yield made
-    made.close()
 
 
 def path_of(k: Client) -> Path:
