@@ -16,7 +16,7 @@ import durations
 import examples
 import leaks
 import pytest
-from served import Served, serving
+from served import OTHER_PRINCIPAL, Served, serving
 
 from benchmarks.corpus import LEAK
 from kernelsvc.model.machine import Machine
@@ -77,8 +77,11 @@ def run_tmp() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def served(run_tmp: Path) -> Iterator[Served]:
-    """A server that the tests of one run share; make sessions of your own in it and leave its settings alone."""
-    with serving(run_tmp / "shared", preload=True) as instance:
+    """A server that the tests of one run share; make sessions of your own in it and leave its settings alone.
+
+    It also knows ``other-token``, of another principal.
+    """
+    with serving(run_tmp / "shared", env=OTHER_PRINCIPAL, preload=True) as instance:
         yield instance
 
 

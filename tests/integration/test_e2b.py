@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from served import OTHER_PRINCIPAL, Served, serving, source_address
+from served import Served, serving, source_address
 from waiting import wait_for
 
 from kernelsvc.protocol import connect
@@ -119,21 +119,20 @@ def _example(pattern: str, id: str) -> str:
     return path
 
 
-def test_a_principal_can_not_find_the_sandbox_of_another(short_tmp: Any) -> None:
-    with serving(short_tmp / "two", env=OTHER_PRINCIPAL) as served:
-        mine = E2bApi(served).create()
-        theirs = {"X-API-KEY": "other-token"}
-        for method, path in (
-            ("GET", ""), ("DELETE", ""), ("POST", "/timeout"), ("POST", "/pause"), ("POST", "/connect"),
-            ("POST", "/fork"), ("POST", "/snapshots"), ("GET", "/metrics"),
-        ):  # fmt: skip
-            status, said = mine.api.ask(method, f"/sandboxes/{mine.id}{path}", {"timeout": 1}, theirs)
-            assert (status, said["code"]) == (404, 404), (method, path, said)
-        assert mine.api.ask("GET", "/v2/sandboxes", None, theirs) == (200, [])
-        where = {"E2b-Sandbox-Id": mine.id, "E2b-Sandbox-Port": "49999"} | theirs
-        for method, path in (("POST", "/execute"), ("GET", "/contexts"), ("GET", "/health")):
-            assert mine.api.ask(method, path, {"code": "1"}, where)[0] == 502
-        assert mine.text("1") == "1"
+def test_a_principal_can_not_find_the_sandbox_of_another(e2b: E2bApi) -> None:
+    mine = e2b.create()
+    theirs = {"X-API-KEY": "other-token"}
+    for method, path in (
+        ("GET", ""), ("DELETE", ""), ("POST", "/timeout"), ("POST", "/pause"), ("POST", "/connect"),
+        ("POST", "/fork"), ("POST", "/snapshots"), ("GET", "/metrics"),
+    ):  # fmt: skip
+        status, said = mine.api.ask(method, f"/sandboxes/{mine.id}{path}", {"timeout": 1}, theirs)
+        assert (status, said["code"]) == (404, 404), (method, path, said)
+    assert mine.api.ask("GET", "/v2/sandboxes", None, theirs) == (200, [])
+    where = {"E2b-Sandbox-Id": mine.id, "E2b-Sandbox-Port": "49999"} | theirs
+    for method, path in (("POST", "/execute"), ("GET", "/contexts"), ("GET", "/health")):
+        assert mine.api.ask(method, path, {"code": "1"}, where)[0] == 502
+    assert mine.text("1") == "1"
 
 
 def test_the_secret_for_code_opens_no_files(e2b: E2bApi, box: Box) -> None:
