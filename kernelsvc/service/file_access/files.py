@@ -16,6 +16,7 @@ from kernelsvc.model.files import FileStatus, StoredFile, etag_of, status_of
 from kernelsvc.model.objects import Principal
 from kernelsvc.service.api import Files, OnFileEvent
 from kernelsvc.service.file_access.file_watch import DirectoryWatcher, read_status
+from kernelsvc.service.file_access.upload_room import UploadRoom, UploadRooms
 from kernelsvc.service.registry import SessionRegistry
 from kernelsvc.store.sessions import SessionDirectories
 
@@ -75,10 +76,21 @@ class OpenUpload:
         path: of the file.
         upload: the temporary file.
         record: journals the change.
+        room: of the directory.
+        leave: called once at the end.
     """
 
-    def __init__(self, path: bytes, upload: Upload, record: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        path: bytes,
+        upload: Upload,
+        record: Callable[[dict[str, Any]], None],
+        room: UploadRoom,
+        leave: Callable[[], None],
+    ) -> None:
         self._path, self._upload, self._record = path, upload, record
+        self._room, self._leave = room, leave
+        self._committed = self._closed = False
         present = upload.current()
         self.replaces = None if present is None else status_of(path, present)
 
@@ -86,9 +98,15 @@ class OpenUpload:
         """Append data. After an error only ``close`` is possible.
 
         Raises:
+            TooLarge: the directory has no room for it.
             KernelsvcError: the disk is full or failed.
         """
-        self._upload.write(data)
+        await self._room.take(len(data))
+        try:
+            self._upload.write(data)
+        except BaseException:
+            self._room.give_back(len(data))
+            raise
 
     async def commit(self) -> StoredFile:
         """Give the file its name and record the change.
@@ -97,12 +115,19 @@ class OpenUpload:
             KernelsvcError: the name is that of a directory, or the session has ended.
         """
         stored = _commit(self._upload)
+        self._committed = True
         self._record(_put_change(self._path, stored))
         return stored
 
     def close(self) -> None:
         """Remove the temporary file if ``commit`` did not succeed. Idempotent."""
         self._upload.abort()
+        if self._closed:
+            return
+        self._closed = True
+        if not self._committed:
+            self._room.give_back(self._upload.size)
+        self._leave()
 
 
 class SessionFiles:
@@ -116,11 +141,19 @@ class SessionFiles:
     def __init__(self, registry: SessionRegistry, store: SessionDirectories) -> None:
         self._registry, self._store = registry, store
         self._changes = OwnedTasks()
+        self._rooms = UploadRooms(lambda name: registry.get(name) is not None)
 
     def _directory(self, who: Principal, session: str, *, change: bool = False) -> RootedDirectory:
         """Open a session's directory. The caller closes it."""
         found = self._registry.find_open(who, session) if change else self._registry.find(who, session)
         return RootedDirectory(self._store.directory(found.id).working())
+
+    async def _enter(self, who: Principal, session: str) -> tuple[str, UploadRoom]:
+        """Return the name of a directory, and its room for one more upload."""
+        found = self._registry.find_open(who, session)
+        directory = str(self._store.directory(found.id).working())
+        measured = usage.disk_bytes if (usage := self._registry.usage.get(found.id)) is not None else None
+        return found.id, await self._rooms.enter(found.id, found.limits.disk_bytes, directory, measured)
 
     def _record(self, who: Principal, session: str, change: dict[str, Any]) -> None:
         self._registry.find(who, session, "run").record(ev.FilesChanged(files=[change], by=who.name))
@@ -196,17 +229,30 @@ class SessionFiles:
 
         Raises:
             SessionClosed: the session has ended.
-            NotSupported, TooLarge: the disk does not take the attributes.
+            NotSupported, TooLarge: the disk does not take the attributes, or the directory has no room.
             KernelsvcError: a part of the path is a link or a file, or the disk is full.
         """
-        with self._directory(who, session, change=True) as directory:
-            upload = directory.upload(parse_path(path))
+        parts = parse_path(path)
+        self._directory(who, session, change=True).close()  # a caller without rights has nothing measured
+        name, room = await self._enter(who, session)
         try:
-            upload.describe(attributes or {})
+            with self._directory(who, session, change=True) as directory:
+                upload = directory.upload(parts)
+            try:
+                upload.describe(attributes or {})
+            except BaseException:
+                upload.abort()
+                raise
         except BaseException:
-            upload.abort()
+            self._rooms.leave(name, room)
             raise
-        return OpenUpload(path, upload, lambda change: self._record(who, session, change) if record else None)
+        return OpenUpload(
+            path,
+            upload,
+            lambda change: self._record(who, session, change) if record else None,
+            room,
+            lambda: self._rooms.leave(name, room),
+        )
 
     async def put(self, who: Principal, session: str, path: bytes, data: bytes, *, record: bool = True) -> StoredFile:
         """Write a file, whole or not at all. Safe to cancel: it happens anyway, with its event.
@@ -225,7 +271,17 @@ class SessionFiles:
                 upload.abort()
 
         describe = partial(_put_change, path) if record else None
-        return await self._change(who, session, store, describe)
+        self._directory(who, session, change=True).close()
+        name, room = await self._enter(who, session)
+        try:
+            await room.take(len(data))
+            try:
+                return await self._change(who, session, store, describe)
+            except KernelsvcError:
+                room.give_back(len(data))
+                raise
+        finally:
+            self._rooms.leave(name, room)
 
     async def make_directory(self, who: Principal, session: str, path: bytes) -> None:
         """Make a directory and missing parents. An existing directory is no error. Safe to cancel.

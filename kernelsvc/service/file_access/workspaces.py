@@ -17,6 +17,7 @@ from kernelsvc.model.storage.mounts import WORKSPACE_DIR, Bind, allowed_mounts, 
 from kernelsvc.model.storage.workspaces import WorkspaceInfo, WorkspaceRecord, check_shares, may_use, parse_address
 from kernelsvc.sandbox.disk_use import measure_directory
 from kernelsvc.service.file_access.files import SessionFiles, parts_of
+from kernelsvc.service.file_access.upload_room import UploadRoom
 from kernelsvc.service.registry import SessionRegistry
 from kernelsvc.session import SessionSpec
 from kernelsvc.settings import Settings
@@ -37,6 +38,11 @@ class WorkspaceFiles(SessionFiles):
     def _directory(self, who: Principal, session: str, *, change: bool = False) -> RootedDirectory:
         self._registry.require_scope(who, "run" if change else "read")
         return RootedDirectory(self._workspaces.directory(who, session))
+
+    async def _enter(self, who: Principal, session: str) -> tuple[str, UploadRoom]:
+        directory = str(self._workspaces.directory(who, session))
+        # Several addresses may name it, and its directory is one.
+        return directory, await self._rooms.enter(directory, self._workspaces.limit(who, session), directory, None)
 
     def _record(self, who: Principal, session: str, change: dict[str, Any]) -> None:
         pass
@@ -122,6 +128,14 @@ class Workspaces:
             self._store.write(record)
         except OSError as error:
             raise AtCapacity(f"The workspace can't be written ({error.strerror}). Free disk space.") from error
+
+    def limit(self, who: Principal, workspace: str) -> int | None:
+        """Return the quota of a workspace in bytes, or None if it has none.
+
+        Raises:
+            NotFound: there is none that the caller may use.
+        """
+        return self._lower(self._find(who, workspace).max_bytes)
 
     def quota(self, address: str) -> int | None:
         """Return the quota of a workspace in bytes, or None if it has none. A removed one has the server's."""

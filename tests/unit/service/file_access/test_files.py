@@ -25,11 +25,16 @@ class OneSession:
 
     def __init__(self, root: Path) -> None:
         self.root, self.closed, self.changes = root, False, []
+        self.usage: dict[str, Any] = {}
+
+    def get(self, session: str) -> Any:
+        return self.find(Principal(name="me"), session)
 
     def find(self, who: Principal, session: str, scope: str = "read") -> Any:
         if session != "s":
             raise NotFound
-        return SimpleNamespace(id=session, record=lambda event: self.changes.extend(event.files))
+        limits = SimpleNamespace(disk_bytes=None)
+        return SimpleNamespace(id=session, limits=limits, record=lambda event: self.changes.extend(event.files))
 
     def find_open(self, who: Principal, session: str) -> Any:
         if self.closed:
