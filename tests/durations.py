@@ -1,4 +1,4 @@
-"""How long the tests of a run took: a table by folder, and the slowest tests."""
+"""How long the tests of a run took: a table by folder, the longest files, and the slowest tests."""
 
 from __future__ import annotations
 
@@ -10,20 +10,33 @@ import pytest
 #: A run of fewer tests gets no table.
 MIN_TESTS = 50
 SLOWEST = 10
-#: Files that take most of the time, the longest first. They start first, so that the workers end together.
+#: Files that take most of the time, the longest first. They start first, so that the workers end together. The table of
+#: a run of all tests has them.
 LONGEST = (
+    "acceptance/test_cli.py",
+    "acceptance/test_docs.py",
     "integration/test_host.py",
-    "attack/test_cells.py",
-    "attack/test_cells_in_copies.py",
+    "attack/test_egress.py",
+    "integration/test_kernel_contract.py",
+    "attack/test_policy.py",
+    "integration/test_traces.py",
+    "integration/test_e2b.py",
+    "integration/test_mcp.py",
+    "integration/test_network_rules.py",
+    "integration/test_kernels_zmq.py",
     "attack/test_caps.py",
     "attack/test_descriptors.py",
-    "acceptance/test_cli.py",
-    "integration/test_scopes.py",
+    "integration/test_mcp_stdio.py",
+    "integration/test_environments.py",
+    "attack/test_cells.py",
+    "integration/test_tool_calls.py",
+    "attack/test_renamed_home.py",
     "attack/test_floods.py",
-    "integration/test_e2b.py",
-    "acceptance/test_benchmarks_run.py",
-    "acceptance/test_reconnect.py",
-    "acceptance/test_docs.py",
+    "acceptance/test_model_corpus.py",
+    "integration/test_on_stop.py",
+    "integration/test_warm_pool.py",
+    "integration/test_kernel_wire.py",
+    "acceptance/test_repl.py",
 )
 #: Tests that are faster than this, in seconds, are not among the slowest.
 MIN_SECONDS = 1.0
@@ -55,6 +68,14 @@ def by_folder(seconds: Counter[str]) -> dict[str, tuple[int, float]]:
     return dict(sorted(found.items(), key=lambda item: -item[1][1]))
 
 
+def by_file(seconds: Counter[str]) -> Counter[str]:
+    """Seconds by file."""
+    found: Counter[str] = Counter()
+    for test, duration in seconds.items():
+        found[test.partition("::")[0]] += duration
+    return found
+
+
 def write(reporter: pytest.TerminalReporter) -> None:
     """Write the table. Seconds are those of the workers together: three workers spend three in a second."""
     seconds = of(reporter)
@@ -64,6 +85,8 @@ def write(reporter: pytest.TerminalReporter) -> None:
     reporter.line(f"{'folder':24}{'tests':>8}{'seconds':>10}")
     for folder, (number, total) in by_folder(seconds).items():
         reporter.line(f"{folder:24}{number:8d}{total:10.1f}")
+    for path, duration in by_file(seconds).most_common(len(LONGEST)):
+        reporter.line(f"{duration:8.1f} s  {path}")
     slowest = [(test, duration) for test, duration in seconds.most_common(SLOWEST) if duration >= MIN_SECONDS]
     for test, duration in slowest:
         reporter.line(f"{duration:8.1f} s  {test}")

@@ -26,6 +26,11 @@ def test_folders_are_listed_with_the_longest_first():
     assert list(durations.by_folder(seconds).items()) == [("tests/attack", (1, 3.0)), ("tests/unit", (2, 2.0))]
 
 
+def test_the_seconds_of_a_files_tests_are_added_up():
+    seconds = Counter({"tests/a.py::x": 1.0, "tests/a.py::y": 2.0, "tests/b.py::x": 2.5})
+    assert durations.by_file(seconds) == {"tests/a.py": 3.0, "tests/b.py": 2.5}
+
+
 def test_the_longest_files_exist_and_come_first():
     tests = Path(__file__).parents[1]
     assert [name for name in durations.LONGEST if not (tests / name).exists()] == []
