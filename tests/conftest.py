@@ -76,13 +76,26 @@ def run_tmp() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def served(run_tmp: Path) -> Iterator[Served]:
+def plain_server(run_tmp: Path) -> Iterator[Served]:
+    """A server whose sessions import pandas and pyplot when they need them: their forks cost half as much."""
+    with serving(run_tmp / "shared", env=OTHER_PRINCIPAL) as instance:
+        yield instance
+
+
+@pytest.fixture(scope="session")
+def preloaded_server(run_tmp: Path) -> Iterator[Served]:
+    """A server whose sessions have imported pandas and pyplot in advance, as is the default."""
+    with serving(run_tmp / "preloaded", env=OTHER_PRINCIPAL, preload=True) as instance:
+        yield instance
+
+
+@pytest.fixture(scope="session")
+def served(plain_server: Served) -> Served:
     """A server that the tests of one run share; make sessions of your own in it and leave its settings alone.
 
-    It also knows ``other-token``, of another principal.
+    It also knows ``other-token``, of another principal. A file whose cells plot or make tables takes the preloaded one.
     """
-    with serving(run_tmp / "shared", env=OTHER_PRINCIPAL, preload=True) as instance:
-        yield instance
+    return plain_server
 
 
 @pytest.fixture(autouse=True)

@@ -42,6 +42,11 @@ for line in sys.stdin:
 """
 
 
+@pytest.fixture(scope="session")
+def served(preloaded_server: Served) -> Served:
+    return preloaded_server
+
+
 class Reader:
     """Somebody who follows a page."""
 

@@ -22,6 +22,11 @@ pytestmark = pytest.mark.timeout(240)
 _GAP = re.compile(r"\[… lines? (\d+)(?:–(\d+))? …\]")
 
 
+@pytest.fixture(scope="session")
+def served(preloaded_server: Served) -> Served:
+    return preloaded_server
+
+
 @pytest.fixture(scope="module")
 def tools(served: Served) -> Iterator[Tools]:
     with Tools(served.url, served.token, session="corpus") as made:

@@ -23,6 +23,11 @@ NOT_AGAIN = {Reason.TIMEOUT, Reason.KERNEL_DIED, Reason.MEMORY, Reason.INTERRUPT
 CALLS = "functions"
 
 
+@pytest.fixture(scope="session")
+def served(preloaded_server: Served) -> Served:
+    return preloaded_server
+
+
 def reason_of(cell):
     return cell["metadata"].get("kernelsvc", {}).get("reason")
 

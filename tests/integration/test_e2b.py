@@ -22,6 +22,11 @@ from kernelsvc.server import e2b as api
 Answer = tuple[int, Any]
 
 
+@pytest.fixture(scope="session")
+def served(preloaded_server: Served) -> Served:
+    return preloaded_server
+
+
 class Box:
     """One sandbox and what E2B's clients know of it."""
 

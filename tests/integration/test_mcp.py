@@ -28,6 +28,11 @@ ERAS = ("legacy", "2026-07-28")
 JSON = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
 
 
+@pytest.fixture(scope="session")
+def served(preloaded_server: Served) -> Served:
+    return preloaded_server
+
+
 @contextlib.asynccontextmanager
 async def connected(served: Served, era: str, token: str | None = None) -> AsyncIterator[Client]:
     """The SDK's client."""

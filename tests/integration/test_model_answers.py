@@ -14,6 +14,11 @@ from kernelsvc.model.view.estimate import estimate
 BUDGET = 3000
 
 
+@pytest.fixture(scope="session")
+def served(preloaded_server: Served) -> Served:
+    return preloaded_server
+
+
 @pytest.fixture(scope="module")
 def tools(served: Served) -> Iterator[Tools]:
     with Tools(served.url, served.token, session="answers") as made:

@@ -25,6 +25,11 @@ odd = pd.DataFrame({"o": [Hostile(), "x"]})
 """
 
 
+@pytest.fixture(scope="session")
+def served(preloaded_server: Served) -> Served:
+    return preloaded_server
+
+
 @pytest.fixture(scope="module")
 def session(served: Served) -> Iterator[Session]:
     with Client(served.url, served.token) as client, client.create_session() as made:
