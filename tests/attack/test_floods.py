@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from served import Served
 from waiting import wait_for
@@ -21,6 +22,7 @@ from waiting import wait_for
 from attack.test_caps import events
 from attack.test_descriptors import ANSWER, Guarded, attacking
 from kernelsvc.kernels.read_budget import TOTAL_SHARE
+from kernelsvc.model.events import LimitReached
 from kernelsvc.session.limit_enforcer import SERVER_SHARE
 
 pytestmark = pytest.mark.timeout(120)
@@ -110,14 +112,11 @@ def test_a_flood_is_paused_and_other_sessions_are_served(server: Served, code: s
 
 def test_a_long_flood_is_journaled_in_its_session(server: Served) -> None:
     code = FLOODS["messages of an unknown type"].replace("SECONDS", "15")
-    with attacking(server, code) as (session, bystander):
-        (found,) = bystander.wait(
-            lambda: [each for each in events(server, session.id, "limit_reached") if each["limit"] == SERVER_SHARE],
-            what="the event",
-        )
-    assert found["enforced_by"] == "server"
-    assert "read with pauses" in found["message"]
-    assert found.get("cell") is None
+    with attacking(server, code) as (session, _), session.events() as stream:
+        found = next(each for each in stream if isinstance(each, LimitReached) and each.limit == SERVER_SHARE)
+    assert found.enforced_by == "server"
+    assert "read with pauses" in found.message
+    assert found.cell is msgspec.UNSET
 
 
 def test_a_flooding_child_ends_with_its_kernel(server: Served) -> None:
