@@ -102,17 +102,18 @@ class ListDirHandler(FilesystemHandler):
             outside = self.elsewhere().list(path, max(1, wanted.depth))
             self.answer({"entries": await self.while_connected(outside)})
             return
-        listing = self.context.service.files.list(
-            self.who,
-            self.sandbox,
-            paths.below_home(path),
-            depth=max(1, wanted.depth),
-            limit=MAX_ENTRIES,
-            attributes=True,
-        )
-        found, _ = await self.while_connected(listing)
-        entries = await self.while_connected(self.links().entries(found))
-        self.answer({"entries": sorted(entries, key=lambda entry: str(entry["path"]))})
+        async with self.context.turn_of(self.who, "files"):
+            listing = self.context.service.files.list(
+                self.who,
+                self.sandbox,
+                paths.below_home(path),
+                depth=max(1, wanted.depth),
+                limit=MAX_ENTRIES,
+                attributes=True,
+            )
+            found, _ = await self.while_connected(listing)
+            entries = await self.while_connected(self.links().entries(found))
+            self.answer({"entries": sorted(entries, key=lambda entry: str(entry["path"]))})
 
 
 class MakeDirHandler(FilesystemHandler):

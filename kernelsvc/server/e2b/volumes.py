@@ -304,13 +304,14 @@ class VolumeDirectoryHandler(VolumeContentHandler):
         """List a directory."""
         asked = self.asked
         files = self.context.service.workspaces.files
-        listing = files.list(
-            self.who, self.address, plain_path(asked.path), depth=max(1, asked.depth), limit=MAX_ENTRIES
-        )
-        entries, more = await self.while_connected(listing)
-        if more:
-            raise TooLarge(f"More than {MAX_ENTRIES} entries. List a directory below it, or fewer levels.")
-        self.answer([entry_model(each) for each in entries])
+        async with self.context.turn_of(self.who, "files"):
+            listing = files.list(
+                self.who, self.address, plain_path(asked.path), depth=max(1, asked.depth), limit=MAX_ENTRIES
+            )
+            entries, more = await self.while_connected(listing)
+            if more:
+                raise TooLarge(f"More than {MAX_ENTRIES} entries. List a directory below it, or fewer levels.")
+            self.answer([entry_model(each) for each in entries])
 
     async def post(self, volume: str) -> None:
         """Make a directory. With ``force`` also those above it, and one that exists is no error."""

@@ -195,19 +195,21 @@ class FileHandler(ApiHandler):
 
     async def _list(self, path: bytes, query: routes.ListFilesQuery) -> None:
         depth = None if query.recursive else 1
-        listing = self._files().list(self.who, self._session(), path, depth=depth, limit=query.limit)
-        entries, truncated = await self.while_connected(listing)
-        files = [
-            routes.FileEntry(
-                path=shown(entry.path),
-                url=quote_from_bytes(entry.path),
-                kind=entry.kind,
-                size=entry.size,
-                modified=entry.modified,
-            )
-            for entry in entries
-        ]
-        self.answer(routes.FileList(path=shown(path), files=files, truncated=truncated))
+        # The turn also holds for what takes the event loop's time: the description of all entries.
+        async with self.context.turn_of(self.who, "files"):
+            listing = self._files().list(self.who, self._session(), path, depth=depth, limit=query.limit)
+            entries, truncated = await self.while_connected(listing)
+            files = [
+                routes.FileEntry(
+                    path=shown(entry.path),
+                    url=quote_from_bytes(entry.path),
+                    kind=entry.kind,
+                    size=entry.size,
+                    modified=entry.modified,
+                )
+                for entry in entries
+            ]
+            self.answer(routes.FileList(path=shown(path), files=files, truncated=truncated))
 
     # --- up ---------------------------------------------------------------------------------
 
