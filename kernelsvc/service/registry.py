@@ -261,6 +261,11 @@ class SessionRegistry:
                     self._closed.get(session)
         await self._loads.named(text)
 
+    def measured_disk(self, session: str) -> int | None:
+        """Return the bytes of a session's directory by the last measurement, or None if there is none."""
+        usage = self.usage.get(session)
+        return None if usage is None else usage.disk_bytes
+
     def describe(self, session: Session) -> SessionInfo:
         """Return a session as the API shows it, with its last measured use."""
         return session.view(self.usage.get(session.id, Usage()))

@@ -152,7 +152,7 @@ class SessionFiles:
         """Return the name of a directory, and its room for one more upload."""
         found = self._registry.find_open(who, session)
         directory = str(self._store.directory(found.id).working())
-        measured = usage.disk_bytes if (usage := self._registry.usage.get(found.id)) is not None else None
+        measured = self._registry.measured_disk(found.id)
         return found.id, await self._rooms.enter(found.id, found.limits.disk_bytes, directory, measured)
 
     def _record(self, who: Principal, session: str, change: dict[str, Any]) -> None:

@@ -35,6 +35,15 @@ class UploadRoom:
         if measured is not None and measured != self.measured:
             self.measured = self._used = measured
 
+    def add_user(self) -> None:
+        """Count an upload that begins."""
+        self.users += 1
+
+    def remove_user(self) -> bool:
+        """Count an upload that has ended. Return whether the room can be forgotten, since the next one measures it."""
+        self.users -= 1
+        return not self.users and self.measured is None
+
     async def take(self, size: int) -> None:
         """Count bytes that are about to be written. Safe to cancel.
 
@@ -86,11 +95,10 @@ class UploadRooms:
             self._rooms.setdefault(name, UploadRoom(limit, directory, used, measured))
         room = self._rooms[name]
         room.renew(measured)
-        room.users += 1
+        room.add_user()
         return room
 
     def leave(self, name: str, room: UploadRoom) -> None:
         """End an upload."""
-        room.users -= 1
-        if not room.users and room.measured is None:
-            self._rooms.pop(name, None)  # the next upload measures it
+        if room.remove_user():
+            self._rooms.pop(name, None)
