@@ -222,6 +222,11 @@ class MachineState:
         """Return the record of a cell, or None if the session has no such cell."""
         return self.cells.get(cell)
 
+    def has_begun(self, cell: str) -> bool:
+        """Return whether a cell was given to a kernel. Only such a cell can have output or calls."""
+        record = self.cells.get(cell)
+        return record is not None and (record.ran or record.state is CellState.RUNNING or self._is_running(cell))
+
     def cell_records(self) -> list[CellRecord]:
         """Return the records of all cells, in the order in which they were accepted."""
         return list(self.cells.values())

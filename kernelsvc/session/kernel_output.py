@@ -1,7 +1,7 @@
 """A kernel's output: batches of messages become events, and stimuli about the running cell.
 
 The server does not trust the kernel. A message is about the running cell only if it names that cell. Output that names
-no known cell belongs to the running cell.
+no cell that has begun belongs to the running cell: a cell that waits for a person, or that was refused, has none.
 
 The kernel's adapter delivers a batch again if the journal could not write it. ``_handled`` counts the messages of the
 batch that are in the journal, so none is written twice.
@@ -210,8 +210,8 @@ class KernelOutput:
             pending.append(ev.ReplyRepeated(cell=cell))
 
     def _cell_of(self, parent: str) -> str | None:
-        """Return the cell that output belongs to: the one that it names if that is known, else the running cell."""
-        if parent in self._machine.cells:
+        """Return the cell that output belongs to: the one that it names if that has begun, else the running cell."""
+        if self._machine.has_begun(parent):
             return parent
         return self._machine.running.id if self._machine.running else None
 

@@ -46,6 +46,38 @@ def test_cells_wait_for_a_person_and_each_decision_is_on_record(served: Served) 
         assert decided == {("approve", "local", None), ("refuse", "local", "not that file")}
 
 
+def test_a_cell_that_waits_or_was_refused_has_no_output(served: Served) -> None:
+    """Code that runs says that its output is that of a cell that waits for a person, before and after the refusal."""
+    with Client(served.url, served.token) as client, client.create_session() as session:
+        forge = """
+import pathlib, threading, time
+k = get_ipython().kernel
+def forge():
+    shown = {"name": "stdout", "text": "forged"}
+    while not pathlib.Path("end").exists():
+        k.session.send(k.iopub_socket, "stream", shown, parent={"header": {"msg_id": "danger"}, "msg_id": "danger"})
+        time.sleep(.02)
+threading.Thread(target=forge).start()
+"""
+        session.run(forge)
+
+        def forged() -> int:
+            return sum(isinstance(e, ev.Stream) for e in session.events(follow=False))
+
+        session.hold(seconds=300)
+        session.run("print('danger')", cell="danger", wait="queued")
+        before = forged()
+        wait_for(lambda: forged() > before + 2, what="output while it waits")
+        session.decide("danger", decision="refuse")
+        before = forged()
+        wait_for(lambda: forged() > before + 2, what="output after the refusal")
+        session.upload(b"", "end")
+        assert session.cell("danger").outputs == []
+        (cell,) = (c for c in json.loads(session.notebook())["cells"] if c["id"] == "danger")
+        assert cell["outputs"] == []
+        assert all(e.cell != "danger" for e in session.events(follow=False) if isinstance(e, ev.Stream))
+
+
 @pytest.mark.parametrize("kind", ["branch", "isolated branch", "sidecar"])
 def test_a_copy_of_a_held_session_is_held(served: Served, kind: str) -> None:
     with Client(served.url, served.token) as client, client.create_session() as session:
