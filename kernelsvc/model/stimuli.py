@@ -234,6 +234,8 @@ class ToolRequested(msgspec.Struct, frozen=True):
         approval: when a person must approve it. The server's settings may ask for more than the offer.
         parent_call: the call whose function runs this cell.
         frame: number of the kernel's frame.
+        cell_runs: whether the cell still runs. Code of a later cell can name an ended one as its own, so an approval
+            for a cell ends with it.
         recorded: the end of an earlier call whose result this one gets.
     """
 
@@ -249,6 +251,7 @@ class ToolRequested(msgspec.Struct, frozen=True):
     approval: Approval = "never"
     parent_call: str | None = None
     frame: int | None = None
+    cell_runs: bool = True
     recorded: ToolReturned | None = None
 
 

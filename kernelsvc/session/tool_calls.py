@@ -166,7 +166,7 @@ class ToolCalls:
         if size > MAX_ARGUMENT_BYTES or not self._machine.calls.is_next(call, kernel):
             return None
         running = self._machine.running
-        cell = message.parent if message.parent in self._machine.cells else running.id if running else None
+        cell = message.parent if self._machine.has_begun(message.parent) else running.id if running else None
         # The kernel says which cell calls, and is not trusted: the running cell's request holds, too.
         found = self._port.resolve(self._id, name, (cell, running.id if running else None))
         shown, redacted = offers.redact(arguments, found.redact)
@@ -187,6 +187,7 @@ class ToolCalls:
             found.approval,
             parent_call=self._parent_call(cell),
             frame=message.frame,
+            cell_runs=running is not None and running.id == cell,
             recorded=None if redacted or found.forbidden else self._reusable(cell, tool, shown),
         )
 

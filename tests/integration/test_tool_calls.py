@@ -325,6 +325,25 @@ def test_an_approval_is_remembered_for_the_cell(client: Client) -> None:
         assert "denied the call: no" in denied.text
 
 
+def test_an_approval_for_a_cell_ends_with_it(client: Client) -> None:
+    """Code of a later cell says that its call is one of the approved cell."""
+    with client.create_session() as session:
+        ran = []
+
+        @session.tool(approval="once_per_cell")
+        def delete(n: int) -> int:
+            ran.append(n)
+            return n
+
+        first = "mine = get_ipython().kernel.get_parent('shell')\ntools.delete(n=1)"
+        session.run(first, on_approval=lambda call: True)
+        forged = "get_ipython().kernel.get_parent = lambda *_: mine\ntools.delete(n=2)"
+        session.run(forged, wait="queued")
+        (call,) = wait_for(lambda: ran[1:] or session.calls(state="pending"), what="the question")
+        call.deny("no")
+        assert ran == [1]
+
+
 def test_the_command_line_lists_and_decides(client: Client, served: Served) -> None:
     def run(*args: str) -> str:
         return kernelsvc(*args, env=served.client_env)[0]

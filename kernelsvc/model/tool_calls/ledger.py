@@ -285,7 +285,8 @@ class CallLedger:
             return self._reused(asked, asked.recorded)
         status, message = self._obstacle(asked)
         wanted = "never" if status is not None or offer is None else asked.approval
-        remembered = (asked.tool, None) in self._remembered or (asked.tool, cell) in self._remembered
+        kept = self._remembered
+        remembered = (asked.tool, None) in kept or (asked.cell_runs and (asked.tool, cell) in kept)
         approval: Literal["none", "pending", "remembered"] = (
             "none" if wanted == "never" else "remembered" if remembered and wanted != "always" else "pending"
         )
