@@ -195,6 +195,9 @@ def audit(
 def compare(recorded: Audit, document: dict[str, Any]) -> CellFault | None:
     """Return the first difference between a notebook and its recorded audit, or None."""
     fault = compare_cells(recorded, document["cells"])
+    if fault is None and document.get("nbformat") != 4:
+        text = "The notebook's format was changed: programs would look for its cells at another place."
+        return CellFault(kind="changed", place=0, cell="", message=text)
     if fault is None and recorded.version > 1 and metadata_digest(document) != recorded.metadata:
         text = "The notebook's metadata was changed: who ran it, where, when, or how it is shown."
         return CellFault(kind="changed", place=0, cell="", message=text)

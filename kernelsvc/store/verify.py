@@ -296,13 +296,21 @@ def _document(source: Path | bytes | dict[str, Any]) -> dict[str, Any]:
         document: Any = source
     else:
         try:
-            document = json.loads(_bytes_of(source) if isinstance(source, Path) else source)
+            data = _bytes_of(source) if isinstance(source, Path) else source
+            document = json.loads(data, object_pairs_hook=_without_doubles)
         except (ValueError, RecursionError):
             raise BadRequest("This is not a notebook: it is not JSON.") from None
     cells = document.get("cells") if isinstance(document, dict) else None
     if not isinstance(cells, list) or not all(isinstance(c, dict) for c in cells):
         raise BadRequest("This is not a notebook: it has no list of cells.")
     return dict(document)
+
+
+def _without_doubles(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object. Of a name that is there twice, one program takes the first value and another one the last."""
+    if len(found := dict(fields)) < len(fields):
+        raise BadRequest("This is not a notebook as the server writes it: an object has two fields of one name.")
+    return found
 
 
 def _audit_of(document: dict[str, Any]) -> Audit:

@@ -248,6 +248,7 @@ def _set(place, *path, value):
         (_set(None, "metadata", "language_info", "name", value="bash"), 0),
         (_set(None, "metadata", "title", value="x"), 0),
         (_set(None, "unknown", value=1), 0),
+        (_set(None, "nbformat", value=3), 0),
     ],
 )
 def test_all_of_a_cell_and_of_the_metadata_is_covered(notebook, session, act, place):
@@ -255,6 +256,13 @@ def test_all_of_a_cell_and_of_the_metadata_is_covered(notebook, session, act, pl
     act(changed)
     verdict = verify_notebook(changed, public_key=session.key.public)
     assert (verdict.result, verdict.fault.kind, verdict.fault.place) == ("not_as_written", "changed", place)
+
+
+def test_a_name_that_is_there_twice_is_refused(notebook, session):
+    """Programs that take the first value would show another notebook than the one that was verified."""
+    changed = json.dumps(notebook).replace('"outputs": ', '"outputs": [], "outputs": ', 1)
+    with pytest.raises(BadRequest, match="two fields of one name"):
+        verify_notebook(changed.encode(), public_key=session.key.public)
 
 
 #: A notebook as kernelsvc exported it before form 2.
