@@ -94,8 +94,8 @@ class HostClient:
         sandbox: the layers that the host enforces.
         on_limit_hit: called with ids of kernels and the name of a limit that Linux enforced against another process of
             their sessions.
-        on_listeners: called when a kernel has network rules: with the container's id, session and rules, and with a
-            pidfd of its init and its listeners, which it owns.
+        on_listeners: called when a kernel has network rules: with the container's id, session, first rules and (if it
+            was found) present ones, and with a pidfd of its init and its listeners, which it owns.
     """
 
     def __init__(self, settings: HostSettings, *, start: bool = True) -> None:
@@ -351,7 +351,7 @@ class HostClient:
         """
         answer, fds = await self._request_idempotent("find", kernel=kernel)
         if answer.get("egress") and not isinstance(network, str):
-            answer["egress"]["rules"] = msgspec.to_builtins(network)
+            answer["egress"]["present"] = msgspec.to_builtins(network)
         return self._handle(answer, fds)
 
     def _handle(self, answer: dict[str, Any], fds: list[int]) -> KernelHandle:

@@ -327,6 +327,10 @@ def test_a_websocket_passes_and_ends_when_its_handshake_has_no_rule_any_more(
         (recorded,) = wait_for(lambda: events(filtered, session.id, "egress"))
         assert (recorded["method"], recorded["path"], recorded["status"]) == ("GET", "/ws", 101)
         assert recorded["end"] == "the rules have changed"
+        # The session trusts the proxy's certificate since its start, whatever its rules were meanwhile.
+        session.update_network("none")
+        session.update_network({"allow": [rule]})
+        assert session.run(SOCKET).ok
 
 
 def offer_a_package(servers: Servers) -> None:

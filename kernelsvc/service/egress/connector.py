@@ -30,6 +30,7 @@ class _Container:
     """A container with network rules.
 
     Attributes:
+        trusts: whether programs in it trust the proxy's certificate, because its first rules read requests.
         kernels: the kernels in it.
         repeats: its refusals in the current cell.
         unused: those of them that no session has used yet.
@@ -37,6 +38,7 @@ class _Container:
         version: the registry's version then.
     """
 
+    trusts: bool
     kernels: set[str] = field(default_factory=set)
     unused: set[str] = field(default_factory=set)
     repeats: Repeats = field(default_factory=Repeats)
@@ -100,12 +102,15 @@ class EgressConnector:
         """Disconnect, because the server stops. New connections of sessions wait for the next server's proxy."""
         await self._client.close()
 
-    def family_of(self, session: Session) -> tuple[list[Session], set[int] | None]:
-        """Return the sessions that share a session's network, and the ports with listeners (None without a kernel)."""
+    def family_of(self, session: Session) -> tuple[list[Session], set[int] | None, bool]:
+        """Return the sessions that share a session's network, its ports with listeners, and its trust.
+
+        The ports are None without a kernel. The trust is whether its programs trust the proxy's certificate.
+        """
         for name, container in self._containers.items():
             if session.spec.kernel in container.kernels:
-                return container.find(self._registry), self._client.ports(name)
-        return [session], None
+                return container.find(self._registry), self._client.ports(name), container.trusts
+        return [session], None, False
 
     def update(self, session: Session, rules: NetworkRules) -> None:
         """Let the proxy use other rules for a session and those that share its network."""
@@ -115,13 +120,15 @@ class EgressConnector:
 
     def _on_listeners(self, about: dict[str, Any], fds: list[int]) -> None:
         name, kernel = str(about["container"]), str(about["kernel"])
-        container = self._containers.setdefault(name, _Container())
+        if name not in self._containers:
+            self._containers[name] = _Container(msgspec.convert(about["rules"], NetworkRules).reads_requests())
+        container = self._containers[name]
         container.kernels.add(kernel)
         container.unused.add(kernel)
         # The rules may have been replaced since the request that started the kernel.
         present = (one.limits.network for one in self._registry.open_sessions() if one.spec.kernel == kernel)
-        rules = next((msgspec.to_builtins(one) for one in present if isinstance(one, NetworkRules)), about["rules"])
-        self._client.open(name, rules, fds)
+        rules = next((msgspec.to_builtins(one) for one in present if isinstance(one, NetworkRules)), None)
+        self._client.open(name, rules or about.get("present") or about["rules"], fds)
 
     def _on_report(self, report: Report) -> None:
         container = self._containers.get(report.container)

@@ -54,8 +54,8 @@ class NetworkUpdates:
         # The start of a proxy may take seconds. Meanwhile the session may have ended, or another request changed it.
         found = self._registry.find_open(who, session)
         rules = self._wanted(who, found, network)
-        family, ports = self._egress.family_of(found)
-        _require_possible(found.limits.network, rules, ports)
+        family, ports, trusts = self._egress.family_of(found)
+        _require_possible(rules, ports, trusts=trusts)
         for one in family:
             one.spec.use_network(rules)
             self._store.directory(one.id).write_about(msgspec.to_builtins(one.spec))
@@ -79,13 +79,12 @@ class NetworkUpdates:
         return allowed
 
 
-def _require_possible(present: Network, rules: NetworkRules, ports: set[int] | None) -> None:
+def _require_possible(rules: NetworkRules, ports: set[int] | None, *, trusts: bool) -> None:
     """Check that a running session can have these rules.
 
     Raises:
         BadRequest: it has no listener for a port, or does not trust the proxy's certificate.
     """
-    assert isinstance(present, NetworkRules)
     if ports is None:
         return  # it starts with the new rules
     missing = sorted(set(rules.ports()) - ports)
@@ -96,7 +95,7 @@ def _require_possible(present: Network, rules: NetworkRules, ports: set[int] | N
             f"({have or 'none'}), or create a session with the new rules.",
             limit="network",
         )
-    if rules.reads_requests() and not present.reads_requests():
+    if rules.reads_requests() and not trusts:
         raise BadRequest(
             "Rules with methods, paths or secrets need a certificate in the session, which it has only if it began "
             "with such rules. Create a session with these rules.",

@@ -34,7 +34,7 @@ class World:
         return self.sessions
 
     def kernel(self, kernel: str) -> None:
-        self._on_listeners({"container": "c", "kernel": kernel, "rules": {}}, [])
+        self._on_listeners({"container": "c", "kernel": kernel, "rules": {"allow": []}}, [])
 
     def session(self, name: str, kernel: str, *, running: str | None = None) -> Any:
         made = SimpleNamespace(
@@ -96,3 +96,16 @@ def test_a_session_that_comes_back_to_a_container_is_found(world: World) -> None
     assert world.report() == []  # a program in the container connects before the session uses the checkpoint
     session.spec.kernel = "checkpoint"
     assert world.report() == ["s"]
+
+
+def test_a_found_kernel_has_its_present_rules_and_the_trust_of_its_first_ones(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Any] = []
+    monkeypatch.setattr(EgressClient, "open", lambda _, name, rules, fds: opened.append(rules))
+    monkeypatch.setattr(EgressClient, "ports", lambda *_: {443})
+    first = {"allow": [{"host": "a.test", "methods": ["GET"]}]}
+    world._on_listeners({"container": "c", "kernel": "k", "rules": first, "present": {"allow": []}}, [])
+    assert opened == [{"allow": []}]
+    session = world.session("s", "k")
+    assert world._connector.family_of(session) == ([session], {443}, True)

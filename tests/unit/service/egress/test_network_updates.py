@@ -42,7 +42,7 @@ class World:
         self._meanwhile(self)
 
     def family_of(self, session: Any) -> Any:
-        return [session], None
+        return [session], None, False
 
     def updates(self) -> NetworkUpdates:
         registry = SimpleNamespace(find_open=self.find_open, describe=lambda session: session)
