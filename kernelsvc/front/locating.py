@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from kernelsvc.errors import AtCapacity, NodeUnreachable, SessionLost
+from kernelsvc.errors import AtCapacity, NodeUnreachable, NotFound, SessionLost
 from kernelsvc.front.members import Member, Members, ask
 from kernelsvc.front.upstream import NoAnswer, NodeHttp, NotSent, Response
 from kernelsvc.model.cluster import ids, placing
@@ -223,15 +223,19 @@ class Cluster:
             move: Whether it gives its sessions to the other nodes.
 
         Raises:
-            AtCapacity: It does not answer, or no other node is ready.
+            NotFound: It has never joined.
+            NodeUnreachable: It does not answer.
+            AtCapacity: No other node is ready.
         """
         member = self.members.get(node)
+        if member is None:
+            raise NotFound(f"No node {node!r} has joined this front. 'kernelsvc nodes' lists the nodes.", node=node)
         ready = [each for each in self.members.reachable() if each.candidate.report.ready and each.name != node]
         targets = sorted((each.name, each.url) for each in ready if not each.candidate.report.draining)
         if move and not targets:
             raise AtCapacity("No other node is ready to take the sessions. 'kernelsvc nodes' lists the nodes.")
-        if member is None or await ask(member, drain=True, targets=targets[:MAX_TARGETS] if move else []) is None:
-            raise AtCapacity(f"The node {node} does not answer. 'kernelsvc nodes' lists the nodes.")
+        if await ask(member, drain=True, targets=targets[:MAX_TARGETS] if move else []) is None:
+            raise NodeUnreachable(f"The node {node} does not answer. 'kernelsvc nodes' shows its state.", node=node)
 
 
 def _json_list(response: Response) -> list[Any]:

@@ -125,7 +125,7 @@ class Members:
         return self._all.get(node)
 
     def refusals(self) -> list[str]:
-        """Return why nodes were refused since the front started, the last one of each node."""
+        """Return which nodes were refused since the front started, and why, the last reason of each node."""
         return [*self._refused.values()]
 
     def candidates(self) -> list[Candidate]:
@@ -234,15 +234,16 @@ class Members:
 
     def join(self, connection: JoinHandler, hello: Hello, peer: str) -> Member | str:
         """Add a node, or one more connection of it. Return the node, or why it is refused."""
-        why = self._objection(hello)
+        why, url = self._objection(hello), hello.url
         try:
             url = reachable_url(hello.url, peer)
         except BadRequest as error:
             why = error.message
         if why:
-            if self._refused.get(hello.node) != why:  # it tries again every few seconds
-                log.warning("Refused the node %s at %s: %s", hello.node, peer, why)
-            self._refused[hello.node] = why
+            shown = f"the node {hello.node} at {url}: {why}"
+            if self._refused.get(hello.node) != shown:  # it tries again every few seconds
+                log.warning("Refused %s", shown)
+            self._refused[hello.node] = shown
             return why
         self._refused.pop(hello.node, None)
         before = self._all.get(hello.node)
@@ -386,6 +387,7 @@ class JoinHandler(BaseHandler, WebSocketHandler):
 
     scope = None
     own_authentication = True
+    credential = "cluster key"
     transport = "cluster"
     route = "/v1/cluster/join"
     members: Members

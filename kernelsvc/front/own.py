@@ -114,6 +114,7 @@ class FrontHealthHandler(FrontHandler):
 
     async def get(self, *_: str, **__: str) -> None:
         """Answer. ``/readyz`` answers 503 until a node can create sessions."""
+        self.route = self.request.path
         ready = any(each.candidate.report.ready for each in self.cluster.members.reachable())
         if self.request.path == "/readyz" and not ready:
             raise AtCapacity("No node of this cluster can create sessions yet. Try again in a few seconds.")

@@ -71,7 +71,10 @@ class Placing:
         ready = [each for each in self._members.reachable() if each.candidate.report.ready]
         taking = [each for each in ready if not each.candidate.report.draining]
         if not taking:
-            raise AtCapacity("No node of this cluster can create sessions now. Try again in a few seconds.")
+            raise AtCapacity(
+                "No node of this cluster can create sessions now. Try again in a few seconds. 'kernelsvc nodes' shows "
+                "their states."
+            )
         return min(taking, key=lambda each: each.candidate.load)
 
     def _template(self, wanted: Wanted) -> str | None:

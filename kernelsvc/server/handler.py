@@ -228,6 +228,8 @@ class BaseHandler(RequestHandler):
     query_token = False
     #: Whether the handler checks a secret itself, after ``authenticate_request`` of this class.
     own_authentication = False
+    #: The log's word for what this route's callers send.
+    credential = "token"
     transport = "http"
     kept_headers: dict[str, str] = {}
     _began = 0.0
@@ -269,7 +271,7 @@ class BaseHandler(RequestHandler):
                 address = peer.peer if peer is not None else str(self.request.remote_ip)
                 seconds, count = self.context.wrong_tokens.note(address, time.monotonic())
                 fields = {"action": "refused", "code": "unauthenticated", "address": address, "recently": count}
-                log.warning("Refused a wrong token from %s (%d recently)", address, count, extra=fields)
+                log.warning("Refused a wrong %s from %s (%d recently)", self.credential, address, count, extra=fields)
                 if seconds:
                     await asyncio.sleep(seconds)
             raise

@@ -87,7 +87,9 @@ async def _drain_own(args: argparse.Namespace, terminal: Terminal) -> int:
 async def _ask(rest: Rest, verb: str, path: str) -> Any:
     try:
         return await rest.json(verb, path)
-    except NotFound:
+    except NotFound as error:
+        if "node" in error.details:
+            raise
         raise BadRequest("This server is no front. Give the address of one with --url.") from None
     finally:
         rest.close()
@@ -104,5 +106,7 @@ def lines(found: dict[str, Any]) -> list[str]:
             f"{each['node']:<8}{each['state']:<13}{sessions:>12}  {memory:>18}  {each['version']:<10}{each['url']}"
         )
         shown += [f"        ! {warning}" for warning in each["warnings"]]
+    if not found["nodes"]:
+        shown.append("no node has joined. Start one with 'kernelsvc serve --join URL' and this front's cluster key")
     shown += [f"refused: {why}" for why in found["refused"]]
     return shown

@@ -74,6 +74,7 @@ async def test_a_wrong_key_is_refused_and_the_node_says_what_to_do(
     await wait_until(logged)
     task.cancel()
     assert NAME not in (await nodes(fleet))["nodes"]
+    assert "Refused a wrong cluster key from 127.0.0.1" in caplog.text
 
 
 async def test_the_limits_of_unauthenticated_connections_do_not_cut_nodes(fleet: Fleet) -> None:
@@ -100,14 +101,16 @@ async def test_a_node_that_does_not_fit_is_told_why(fleet: Fleet, wrong: dict[st
     fields: dict[str, Any] = {
         "protocol": reports.PROTOCOL, "node": NAME, "instance": "i", "url": "http://127.0.0.1:1", "version": "1",
     }  # fmt: skip
+    wanted = {**fields, **wrong}
     async with joining(fleet) as socket:
-        await socket.send(msgspec.json.encode({"hello": {**fields, **wrong}}))
+        await socket.send(msgspec.json.encode({"hello": wanted}))
         assert why in await socket.recv()
         with pytest.raises(websockets.ConnectionClosed):
             await socket.recv()
     shown = await nodes(fleet)
     assert set(shown["nodes"]) == {"000000", "000001"}
-    assert wrong == {"node": "../x"} or any(why in each for each in shown["refused"])
+    named = f"the node {wanted['node']} at {wanted['url']}: "
+    assert wrong == {"node": "../x"} or any(each.startswith(named) and why in each for each in shown["refused"])
 
 
 async def test_a_node_that_is_refused_again_is_logged_once(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
@@ -208,12 +211,13 @@ async def test_a_session_of_a_node_that_stays_away_is_lost(tmp_path: Path) -> No
         await fleet.stop()
 
 
-async def test_a_front_without_nodes_answers_and_says_so(tmp_path: Path) -> None:
+async def test_a_front_without_nodes_answers_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fleet = Fleet(tmp_path)
     await fleet.start(0, hold_seconds=0.05)
     try:
         assert (await fleet.fetch("GET", "/healthz", token=None)).code == 200
         assert (await fleet.fetch("GET", "/readyz", token=None)).code == 503
+        assert "refused GET" not in caplog.text, "a probe that asks each second fills no log"
         assert await fleet.refused("POST", "/v1/sessions", {}) == (503, "at_capacity")
         assert await fleet.refused("GET", f"/v1/sessions/s_{NAME}0123456789abcdef") == (503, "node_unreachable")
         assert (await fleet.json("GET", "/v1/sessions", status=200))["sessions"] == []
@@ -239,7 +243,10 @@ async def test_a_node_is_asked_to_drain(fleet: Fleet, move: bool) -> None:
     assert answer == {"node": "000000", "state": "draining"}
     await wait_until(lambda: asked)
     assert asked == [{"000001": fleet.nodes[1].url} if move else {}]
-    assert await fleet.refused("POST", "/v1/nodes/ffffff/drain", token="boss-token") == (503, "at_capacity")
+    assert await fleet.refused("POST", "/v1/nodes/ffffff/drain", token="boss-token") == (404, "not_found")
+    await node.leave()
+    await wait_until(lambda: fleet.front.members.unreachable())
+    assert await fleet.refused("POST", "/v1/nodes/000000/drain", token="boss-token") == (503, "node_unreachable")
 
 
 @pytest.mark.parametrize(

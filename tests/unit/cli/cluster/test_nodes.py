@@ -12,7 +12,9 @@ import pytest
 
 from kernelsvc.cli.cluster import nodes
 from kernelsvc.cli.terminal import Terminal
-from kernelsvc.errors import Conflict
+from kernelsvc.client.address import parse
+from kernelsvc.client.http import Rest
+from kernelsvc.errors import BadRequest, Conflict, NotFound
 
 
 def test_the_table_names_states_and_what_is_wrong() -> None:
@@ -25,6 +27,19 @@ def test_the_table_names_states_and_what_is_wrong() -> None:
     assert shown[1].split() == ["a1b2c3", "unreachable", "3", "/", "9", "2", "/", "4", "MiB", "1.0", "http://h:1"]
     assert shown[2].strip() == "! its tokens are others"
     assert shown[3] == "refused: why"
+    assert "no node has joined. Start one with" in nodes.lines({"nodes": [], "refused": []})[1]
+
+
+async def test_a_node_that_does_not_exist_is_named_and_a_server_without_nodes_is_no_front(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def answer(self: Rest, verb: str, path: str) -> None:
+        raise NotFound("There is no such route.", **({"node": "x"} if path == "/v1/nodes/x/drain" else {}))
+
+    monkeypatch.setattr(Rest, "json", answer)
+    for path, error in (("/v1/nodes/x/drain", NotFound), ("/v1/nodes", BadRequest)):
+        with pytest.raises(error):
+            await nodes._ask(Rest(parse("http://h:1"), connect_seconds=1.0, retry_seconds=0.0), "POST", path)
 
 
 async def test_a_process_that_has_the_id_of_a_server_in_a_container_gets_no_signal(tmp_path: Path) -> None:
