@@ -617,9 +617,9 @@ def _convert(row: SettingRow, value: Any, source: str, *, text: bool) -> Any:
             value = _hash_plain(value)
         return msgspec.convert(value, row.type, strict=not text, dec_hook=_to_path)
     except (msgspec.ValidationError, msgspec.DecodeError, ValueError) as error:
-        if ".scopes" in str(error):
-            error = ValueError(f"{error}. The scopes are {', '.join(get_args(Scope))}")
         why = in_words(str(error))
+        if ".scopes" in why or why.startswith("Invalid enum value"):
+            why += f". Write {', '.join(get_args(Scope)) if '.scopes' in why else row.type_name()}"
         shown = "" if row.name in {"token", "tokens", "models", "secrets", "tools_mcp"} else f" = {value!r}"
         raise BadRequest(f"Setting {row.name}{shown} ({source}) is not valid: {why}.", setting=row.name) from None
 

@@ -280,7 +280,8 @@ async def _import(python: str, preload: Sequence[str]) -> dict[str, Any]:
         raise TemplateFailed(f"{python} can't be checked: {error}. Name a Python that has ipykernel 7.") from None
     if status != 0:
         last = (err.strip().splitlines() or ["it ended without a message"])[-1]
-        raise TemplateFailed(f"An import fails: {last}. Install the package, or leave it out of --preload.")
+        step = "Install it there" if "'ipykernel'" in last else "Install the package, or leave it out of --preload"
+        raise TemplateFailed(f"An import fails: {last}. {step}.")
     try:
         about: dict[str, Any] = json.loads(out.splitlines()[-1])
     except (IndexError, ValueError):

@@ -89,6 +89,12 @@ def test_a_failed_add_leaves_nothing(server: Served, words: list[str], status: i
     assert not EnvironmentStore(server.data_dir).directory("broken").exists()
 
 
+def test_an_interpreter_without_ipykernel_is_refused_with_the_next_step(server: Served, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "env")], check=True)
+    said = kernelsvc_env(server, "add", "bare", "--python", str(tmp_path / "env" / "bin" / "python"), status=3)
+    assert "No module named 'ipykernel'. Install it there." in said
+
+
 def test_the_rest_of_a_killed_add_is_removed(server: Served) -> None:
     store = EnvironmentStore(server.data_dir)
     left = store.directory("json-again") / "venv"

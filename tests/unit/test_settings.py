@@ -94,6 +94,16 @@ def test_an_unknown_scope_names_the_valid_ones():
 
 
 @pytest.mark.parametrize(
+    ("given", "choices"),
+    [({"sandbox": "x"}, "required | best-effort | off"), ({"limits_network": "pypi.org"}, "none | host | table")],
+)
+def test_a_setting_with_choices_names_them(given, choices):
+    with pytest.raises(BadRequest) as caught:
+        s.load(given)
+    assert caught.value.message.endswith(f"Write {choices}.")
+
+
+@pytest.mark.parametrize(
     ("given", "why"),
     [
         ({"token": ["a"]}, "has 1 characters. On a server on loopback a token needs at least 8"),
