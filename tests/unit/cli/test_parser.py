@@ -54,6 +54,13 @@ def test_a_wrong_command_line():
         assert caught.value.code == 2
 
 
+def test_an_unknown_option_is_named_with_the_command_that_lists_them(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["serve", "--prot", "3"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "kernelsvc: Unknown: --prot 3. 'kernelsvc serve --help' lists the options.\n"
+
+
 def test_a_wrong_address(capsys):
     assert main(["sessions", "--url", "ftp://x"]) == 2
     assert "http://HOST:PORT" in capsys.readouterr().err
