@@ -153,7 +153,7 @@ class FilesHandler(SandboxHandler, FileHandler):
     async def _take_packed(self, chunk: bytes) -> None:
         """Decompress in a thread, a MiB at a time. Other clients are served between two of them."""
         size = 0
-        while chunk or size == _UNPACKED:
+        while chunk or (size == _UNPACKED and not self._unpack.eof):
             try:
                 data, chunk = await asyncio.to_thread(self._decompress, chunk)
             except zlib.error:
