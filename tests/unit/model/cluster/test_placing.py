@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from random import Random
 
@@ -44,6 +45,37 @@ def test_old_reports_do_not_send_all_sessions_to_one_node() -> None:
         choose(nodes, None, random)[0].sent += 1
     sizes = [each.report.sessions + each.sent for each in nodes]
     assert max(sizes) <= 1.05 * sum(sizes) / len(sizes)
+
+
+@pytest.mark.parametrize("fronts", [1, 4])
+@pytest.mark.parametrize("nodes", [4, 16, 64])
+def test_up_to_64_nodes_that_are_nearly_full_stay_equally_full(nodes: int, fronts: int) -> None:
+    """So the rate of all is close to the number of nodes times the rate of one. No clock: 15 seconds are simulated."""
+    random, room, seconds = Random(1), 400, 15
+    open_at = [int(0.9 * room)] * nodes
+    views = [[node(f"{n:06x}") for n in range(nodes)] for _ in range(fronts)]
+    ends = [(random.expovariate(1 / 60), n) for n in range(nodes) for _ in range(open_at[n])]
+    heapq.heapify(ends)
+    refused, fullest, rate = 0, 0.0, 0.9 * room * nodes / 60
+    for second in range(seconds):
+        for view in views:
+            for n, each in enumerate(view):
+                each.renew(NodeReport(sessions=open_at[n], max_sessions=room, ready=True))
+        fullest = max(fullest, max(open_at) / (sum(open_at) / nodes))
+        for number in range(int(rate)):
+            now = second + number / rate
+            while ends[0][0] <= now:
+                open_at[heapq.heappop(ends)[1]] -= 1
+            for each in choose(random.choice(views), None, random):
+                n = int(each.node, 16)
+                each.sent += 1
+                if open_at[n] < room:
+                    open_at[n] += 1
+                    heapq.heappush(ends, (now + random.expovariate(1 / 60), n))
+                    break
+            else:
+                refused += 1
+    assert (refused, fullest <= 1.05) == (0, True)
 
 
 def test_a_key_has_the_same_three_nodes_at_every_front_and_few_change_with_a_node() -> None:
