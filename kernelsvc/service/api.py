@@ -644,5 +644,11 @@ class ServiceApi(Protocol):
     async def hibernate(self, who: Principal, session: str) -> SessionInfo: ...
 
     async def notebook(self, who: Principal, session: str, format: NotebookFormat = "ipynb") -> bytes: ...
+    async def notebook_file(self, who: Principal, session: str) -> ByteStream | None:
+        """Return the file of a closed session's notebook if ``notebook`` refuses it as too large. The caller closes it.
+
+        None if it is smaller, not complete, or not signed by this server.
+        """
+
     def journal(self, who: Principal, session: str) -> ByteStream:
         """Return the journal's present complete lines. The caller closes the stream."""

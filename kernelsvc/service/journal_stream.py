@@ -1,4 +1,4 @@
-"""A session's journal as a stream of bytes: every whole line that is there at the moment."""
+"""A file of a session's record as a stream of bytes: every whole line that is there at the moment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CHUNK_BYTES = 256 * 1024
 
 
 class JournalStream:
-    """Read a journal's file. Implements ``ByteStream``.
+    """Read a journal's file, or a notebook's. Implements ``ByteStream``.
 
     Args:
         path: the file.
@@ -28,7 +28,7 @@ class JournalStream:
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
-            raise NotFound("This session's journal was removed by retention.") from None
+            raise NotFound(f"This session's {path.stem} was removed by retention.") from None
         self.size = whole_lines(self._fd)
         self._at = 0
 
@@ -42,9 +42,13 @@ class JournalStream:
             return b""
         piece = os.pread(self._fd, min(CHUNK_BYTES, self.size - self._at), self._at)
         if not piece:
-            raise BrokenPipeError("the journal became shorter while it was sent")
+            raise BrokenPipeError("the file became shorter while it was sent")
         self._at += len(piece)
         return piece
+
+    def end(self, size: int) -> bytes:
+        """Return the last bytes, at most ``size``, without a change of the position."""
+        return os.pread(self._fd, size, max(0, self.size - size))
 
     def close(self) -> None:
         """Close the file."""

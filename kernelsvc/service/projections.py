@@ -13,20 +13,21 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from kernelsvc.errors import AtCapacity, KernelsvcError
+from kernelsvc.errors import AtCapacity, KernelsvcError, NotFound
 from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model.audit import head_statement
 from kernelsvc.model.events import Event, JournalSigned, NotAsWritten, SessionClosed
 from kernelsvc.model.hash_chain import Head
 from kernelsvc.model.objects import Deletion
 from kernelsvc.service.api import NotebookFormat
+from kernelsvc.service.journal_stream import JournalStream
 from kernelsvc.store.convert import ConverterQueue, convert
 from kernelsvc.store.heads import HeadFile, judge
 from kernelsvc.store.index import Index
 from kernelsvc.store.journal import METER, Journal
 from kernelsvc.store.keys import SigningKey, is_good, signed_deletion
-from kernelsvc.store.notebook_document import Signer
-from kernelsvc.store.notebook_file import NotebookFile, cells_of, unsigned, write_inherited
+from kernelsvc.store.notebook_document import METADATA_BYTES, Signer, audit_in
+from kernelsvc.store.notebook_file import EXPORT_BYTES, NotebookFile, cells_of, unsigned, write_inherited
 from kernelsvc.store.recovery import end_of
 from kernelsvc.store.sessions import SessionDirectories, SessionDirectory
 from kernelsvc.store.write_limiter import WriteLimiter
@@ -267,6 +268,31 @@ class Projections:
         """
         journal = await asyncio.to_thread(Journal.open, directory.journal, directory.id, read_only=True)
         return await self._export(directory, journal)
+
+    async def notebook_file(self, directory: SessionDirectory) -> JournalStream | None:
+        """Return the last notebook of a closed session as it is on disk, if it is too large to be made again.
+
+        None if it is smaller, not complete, or not signed by this server. Safe to cancel.
+        """
+        try:
+            stream = JournalStream(directory.notebook)
+        except NotFound:
+            return None
+        good = False
+        try:
+            good = stream.size > EXPORT_BYTES and await asyncio.to_thread(self._is_last, directory, stream)
+            return stream if good else None
+        finally:
+            if not good:
+                stream.close()
+
+    def _is_last(self, directory: SessionDirectory, stream: JournalStream) -> bool:
+        last = end_of(directory.journal)
+        audit = audit_in(stream.end(METADATA_BYTES)) if isinstance(last, JournalSigned) else None
+        if last is None or audit is None:
+            return False
+        is_own = (audit.session, audit.seq, audit.key) == (directory.id, last.seq, self._key.public)
+        return is_own and is_good(audit.statement(), audit.key, audit.signature)
 
     async def export(
         self, directory: SessionDirectory, journal: Journal, format: NotebookFormat, principal: str

@@ -548,8 +548,7 @@ class Service:
         self._registry.check_cells(who, found, cells)
         if (meta := REQUEST_META.get()) is not None:
             cells = [c if c.meta is not None else msgspec.structs.replace(c, meta=meta) for c in cells]
-        about_calls = any(cell.within is not None or cell.reuse_calls is not None for cell in cells)
-        if about_calls:
+        if any(cell.within is not None or cell.reuse_calls is not None for cell in cells):
             self.offers.submitting(found, cells)
         ids = found.submit(cells, principal=who.name, client=client)
         if client is not None and self.offers.in_use:
@@ -685,8 +684,7 @@ class Service:
         if found.info is not None and found.info.kind != "forked":
             raise NotSupported("Only forked kernels give the data of variables. Run a cell that prints them.")
         asked = {**msgspec.to_builtins(wanted), "whole": whole}
-        reply = await found.request("kernelsvc_value_request", asked, timeout=VALUE_SECONDS)
-        return value_data(reply, wanted.format)
+        return value_data(await found.request("kernelsvc_value_request", asked, timeout=VALUE_SECONDS), wanted.format)
 
     # -- notebook and journal -------------------------------------------------------------------------
 
@@ -695,6 +693,10 @@ class Service:
         found = self._registry.find(who, session)
         directory, journal = self._store.directory(found.id), cast("Journal", found.log)
         return await self._projections.export(directory, journal, format, who.name)
+
+    async def notebook_file(self, who: Principal, session: str) -> JournalStream | None:
+        """Return the file of a notebook that is too large for ``notebook``, or None. The caller closes it."""
+        return await self._projections.notebook_file(self._store.directory(self._registry.find(who, session).id))
 
     def journal(self, who: Principal, session: str) -> JournalStream:
         """Return the journal's whole lines as they are now. The caller closes the stream.

@@ -16,8 +16,32 @@ from kernelsvc.store.cell_store import Snapshot, encode
 
 #: Bytes in one write to the file.
 WRITE_BYTES = 64 * 1024
+#: Most bytes of a document's metadata that are read from its end. They have about 100 for each cell.
+METADATA_BYTES = 16 << 20
+_METADATA = b'\n],\n"metadata":'
 
 Signer = Callable[[Audit], Audit]
+
+
+class _Own(msgspec.Struct):
+    audit: Audit
+
+
+class _Metadata(msgspec.Struct):
+    kernelsvc: _Own
+
+
+class _End(msgspec.Struct):
+    metadata: _Metadata
+
+
+def audit_in(end: bytes) -> Audit | None:
+    """Return the audit data of a document from its last ``METADATA_BYTES``. None if they are not there."""
+    _, found, metadata = end.rpartition(_METADATA)  # No JSON text has a line feed inside.
+    try:
+        return msgspec.json.decode(b'{"metadata":' + metadata, type=_End).metadata.kernelsvc.audit if found else None
+    except (msgspec.DecodeError, RecursionError):
+        return None
 
 
 class NotebookDocument:
@@ -72,7 +96,7 @@ class NotebookDocument:
                 last = piece
             yield last.removesuffix(b",\n")
             metadata = {**self._metadata, "kernelsvc": {**self._metadata["kernelsvc"], **self._audit()}}
-        yield b'\n],\n"metadata":' + encode(metadata) + b',\n"nbformat":4,"nbformat_minor":5}\n'
+        yield _METADATA + encode(metadata) + b',\n"nbformat":4,"nbformat_minor":5}\n'
 
     def _cell_pieces(self) -> Iterator[bytes]:
         if self._parent is not None and self._parent.exists():

@@ -50,7 +50,7 @@ UNFOLDED_BYTES = 64 * 1024
 
 #: Size in bytes above which a thread writes the notebook.
 INLINE_BYTES = 1 << 20
-#: Largest notebook that is exported, in bytes. The server has it in memory, and a copy of it while it is sent.
+#: Largest notebook that is made for an export, in bytes. The server has it in memory, and a copy while it is sent.
 EXPORT_BYTES = 128 << 20
 #: Seconds of folding before other tasks of the event loop run.
 SLICE = 0.002
@@ -353,7 +353,7 @@ class NotebookFile:
         if self._size() > EXPORT_BYTES:
             raise TooLarge(
                 f"The notebook has more than {EXPORT_BYTES >> 20} MiB. "
-                "Export the log instead: kernelsvc export ID -o FILE.jsonl."
+                "Export it as ipynb when the session is closed, or the log now: kernelsvc export ID -o FILE.jsonl."
             )
         document = self._document(sign)
         if self._size() <= INLINE_BYTES:

@@ -233,9 +233,14 @@ class NotebookHandler(SessionPathHandler):
 
     async def show(self, session: str) -> None:
         """Write the export, with headers that stop a browser from running its content."""
-        form = self.query(rest.NotebookQuery).format
+        form, service = self.query(rest.NotebookQuery).format, self.context.service
         async with self.context.turn_of(self.who, f"notebook.{form}"):
-            data = await self.while_connected(self.context.service.notebook(self.who, session, form))
+            file = await service.notebook_file(self.who, session) if form == "ipynb" else None
+            if file is None:
+                data = await self.while_connected(service.notebook(self.who, session, form))
+        if file is not None:
+            await send_open_record(self, session, "notebook", file)
+            return
         set_record_headers(self, session, form)
         self.write(data)
 
@@ -277,11 +282,7 @@ class JournalHandler(SessionPathHandler):
     async def show(self, session: str) -> None:
         """Write all whole lines that the file has now."""
         self.query(rest.NoQuery)
-        stream = self.context.service.journal(self.who, session)
-        try:
-            await self.while_connected(send_record(self, session, "journal", stream))
-        finally:
-            stream.close()
+        await send_open_record(self, session, "journal", self.context.service.journal(self.who, session))
 
 
 def set_record_headers(handler: ApiHandler, session: str, form: str) -> None:
@@ -313,6 +314,14 @@ async def send_record(handler: ApiHandler, session: str, part: RecordPart, strea
     while piece := await stream.next():
         handler.write(piece)
         await handler.flush()
+
+
+async def send_open_record(handler: ApiHandler, session: str, part: RecordPart, stream: ByteStream) -> None:
+    """Send a part of a record as ``send_record``, until the client disconnects, and close the stream."""
+    try:
+        await handler.while_connected(send_record(handler, session, part, stream))
+    finally:
+        stream.close()
 
 
 async def send_file(handler: ApiHandler, reader: FileReader, start: int, size: int) -> None:

@@ -130,6 +130,9 @@ class Archiver:
         """Copy a record. Return False if it must be tried again, after those that wait already."""
         try:
             directory = self._store.directory(session)
+            if not written and (file := await self._projections.notebook_file(directory)) is not None:
+                file.close()
+                written = True
             notebook = None if written else await self._projections.closed_notebook(directory)
             await in_daemon_thread(partial(self._copy, directory, notebook))
         except Exception as error:

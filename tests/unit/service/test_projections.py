@@ -8,12 +8,14 @@ import pytest
 from tornado.httpclient import AsyncHTTPClient
 
 from kernelsvc import AsyncClient
-from kernelsvc.errors import BadRequest
+from kernelsvc.errors import BadRequest, TooLarge
 from kernelsvc.kernels.fake import FakeLauncher
 from kernelsvc.model import events as ev
 from kernelsvc.model import hash_chain
 from kernelsvc.model.hash_chain import Head
+from kernelsvc.service import projections
 from kernelsvc.settings import Settings, load
+from kernelsvc.store import notebook_file
 from kernelsvc.store.keys import SigningKey
 from kernelsvc.store.verify import verify_journal, verify_notebook
 from kernelsvc.testing import InProcessServer
@@ -140,6 +142,45 @@ async def test_an_export_of_a_closed_session_leaves_its_signed_file_alone(record
         exported = await (await client.session(record.id)).notebook()
     assert verify_notebook(exported, public_key=record.key).ok
     assert file.read_bytes() == written
+
+
+@pytest.fixture
+def small_exports(monkeypatch):
+    for module in (notebook_file, projections):
+        monkeypatch.setattr(module, "EXPORT_BYTES", 100)
+
+
+async def test_a_closed_notebook_that_would_fill_memory_is_sent_from_its_file(record, small_exports):
+    await record.begin(close=True)
+    file = record.journal.with_name("notebook.ipynb")
+    written = file.read_bytes()
+    async with Serving(record) as client:
+        assert await (await client.session(record.id)).notebook() == written
+    assert verify_notebook(written, public_key=record.key).ok
+
+
+@pytest.mark.parametrize("why", ["open", "older", "not signed", "of another session", "no notebook", "missing"])
+async def test_only_the_last_signed_file_is_sent(record, small_exports, why):
+    await record.begin(close=why != "open")
+    changes = {"older": {"seq": 3}, "not signed": {"signature": ""}, "of another session": {"session": "s_1"}}
+    serving = Serving(record)
+    async with serving as client:
+        await serving.server.service._projections.settle()  # else the file is written again after the change
+        file = record.journal.with_name("notebook.ipynb")
+        if why in changes:
+            cells, mark, end = file.read_text().rpartition('\n],\n"metadata":')
+            document = json.loads('{"metadata":' + end)
+            document["metadata"]["kernelsvc"]["audit"].update(changes[why])
+            file.write_text(cells + mark + json.dumps(document).removeprefix('{"metadata": ') + "\n")
+        elif why == "no notebook":
+            file.write_text("{}\n" * 1000)
+        elif why == "missing":
+            file.unlink()
+        session = await client.session(record.id)
+        with pytest.raises(TooLarge, match=r"as ipynb when the session is closed, or the log now"):
+            await session.notebook()
+        with pytest.raises(TooLarge):
+            await session.notebook("py")
 
 
 async def test_an_end_without_a_signature_is_signed_if_it_was_watched(record):

@@ -181,7 +181,7 @@ async def test_a_notebook_that_would_fill_memory_is_not_exported(session, monkey
     assert json.loads(await file.export()) == expected(session)
     for n in range(30):
         go(session, file, *run(f"c{n}", ev.Stream(text="x" * 2000)))
-    with pytest.raises(TooLarge, match=r"Export the log instead: kernelsvc export ID -o FILE\.jsonl"):
+    with pytest.raises(TooLarge, match=r"or the log now: kernelsvc export ID -o FILE\.jsonl"):
         await file.export()
     await file.finish()
     assert read(file) == expected(session), "the file on disk has all of it"

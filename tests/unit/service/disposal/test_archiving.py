@@ -15,8 +15,10 @@ import pytest_asyncio
 from http_server import ALICE, HttpServer
 from waiting import wait_until
 
+from kernelsvc.service import projections
 from kernelsvc.service.disposal import archiving
 from kernelsvc.settings import Settings
+from kernelsvc.store import notebook_file
 from kernelsvc.store.record_archive import ArchivedRecord, RecordArchive
 from kernelsvc.store.verify import verify
 
@@ -118,6 +120,18 @@ async def test_a_restart_forgets_nothing(servers: Servers, tmp_path: Path) -> No
         folder = await wait_until(lambda each=each: archived(tmp_path, each))
         assert folder is not None
         assert verify(folder / "notebook.ipynb", public_key=server.service.info()["public_key"]).ok
+
+
+async def test_a_notebook_that_would_fill_memory_is_copied_from_its_file(
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await closed(await servers.start(archive_url=""))
+    for module in (notebook_file, projections):
+        monkeypatch.setattr(module, "EXPORT_BYTES", 100)
+    server = await servers.start()
+    folder = await wait_until(lambda: archived(tmp_path, session))
+    assert folder is not None
+    assert verify(folder / "notebook.ipynb", public_key=server.service.info()["public_key"]).ok
 
 
 async def test_a_session_that_the_stop_ends_is_copied(servers: Servers, tmp_path: Path) -> None:
