@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import OrderedDict
 from urllib.parse import quote
 
 from kernelsvc.errors import AtCapacity, BadRequest, NotFound, QuotaExceeded
@@ -12,12 +11,13 @@ from kernelsvc.front.locating import Cluster
 from kernelsvc.front.members import Member, ask
 from kernelsvc.front.routes import Wanted
 from kernelsvc.model.cluster import ids, placing
+from kernelsvc.model.identity.fair_cache import FairCache
 from kernelsvc.model.objects import Principal
 from kernelsvc.model.storage.workspaces import parse_address
 from kernelsvc.server.e2b import models
 
-#: Keys whose node is remembered, of which the oldest is forgotten first.
-MAX_KEYS = 10_000
+#: Keys whose node is remembered, of one principal and in all. See ``FairCache``.
+MAX_KEYS, MAX_ALL_KEYS = 10_000, 50_000
 
 
 class Placing:
@@ -32,7 +32,7 @@ class Placing:
         self._cluster = cluster
         self._members = cluster.members
         self._max_sessions = max_sessions
-        self._keys: OrderedDict[tuple[str, str], str] = OrderedDict()
+        self._keys: FairCache[tuple[str, str], str] = FairCache(MAX_KEYS, MAX_ALL_KEYS)
         self._random = random.Random()
 
     async def choose(self, who: Principal, token: str, wanted: Wanted) -> list[Member]:
@@ -106,18 +106,13 @@ class Placing:
                 holder = self._members.get(known)
                 candidates = [holder.candidate] if holder is not None and holder.reachable else candidates
         if candidates:
-            self._remember(key, candidates[0].node)  # for a repeat that comes before the node has answered
+            self._keys.put(who.name, key, candidates[0].node)  # for a repeat that comes before the node has answered
         return candidates
-
-    def _remember(self, key: tuple[str, str], node: str) -> None:
-        self._keys[key] = node
-        while len(self._keys) > MAX_KEYS:
-            self._keys.popitem(last=False)
 
     def note_answered(self, who: Principal, wanted: Wanted, member: Member) -> None:
         """Remember the node that has answered a creation. Others before it may have had no room."""
         if wanted.key is not None:
-            self._remember((who.name, wanted.key), member.name)
+            self._keys.put(who.name, (who.name, wanted.key), member.name)
 
     @staticmethod
     def note_sent(who: Principal, wanted: Wanted, member: Member) -> None:

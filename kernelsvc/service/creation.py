@@ -92,7 +92,7 @@ class SessionCreator:
         known = self._keys.get(who.name, request.idempotency_key, digest)
         if known is None:
             known = asyncio.ensure_future(self._create(who, request))
-            self._keys.put_future(who.name, request.idempotency_key, known, digest)
+            self._keys.put_future(who, request.idempotency_key, known, digest)
         return known if isinstance(known, str) else await asyncio.shield(known)
 
     def admit(self, who: Principal, limits: Limits, count: int = 1) -> None:

@@ -16,6 +16,7 @@ import msgspec
 
 from kernelsvc.errors import Conflict, Forbidden, NotFound, QuotaExceeded, Recovering, SessionClosed
 from kernelsvc.model.admission import Ceilings, Reservation, admit
+from kernelsvc.model.identity.fair_cache import FairCache
 from kernelsvc.model.limits import Limits, Usage
 from kernelsvc.model.objects import (
     CellRequest,
@@ -38,18 +39,19 @@ _SCOPE_OF_OTHERS: dict[Scope, Scope] = {"read": "audit", "run": "operate", "appr
 #: Most bytes of cells and other requests that wait in all sessions of one principal, and of a cell that counts only if
 #: another one waits in its session: an idle session costs more.
 MAX_WAITING_BYTES, SMALL_CELL = 256 * 1024 * 1024, 64 * 1024
-#: Idempotency keys that are remembered. The oldest is forgotten first.
-MAX_KEYS = 10_000
+#: Idempotency keys that are remembered, of one account and in all. See ``FairCache``.
+MAX_KEYS, MAX_ALL_KEYS = 10_000, 50_000
 
 
 class IdempotencyKeys:
-    """Session ids by their owner's idempotency key: at most ``MAX_KEYS``.
+    """Session ids by their owner's idempotency key. An account that makes many keys evicts only its own.
 
-    A key names the id alone. If it named the session, each of the last 10,000 sessions would stay in memory.
+    A key names the id alone. If it named the session, each of the last sessions would stay in memory.
     """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, str], tuple[asyncio.Future[str] | str, str]] = {}
+        self._known: FairCache[tuple[str, str], tuple[asyncio.Future[str] | str, str]]
+        self._known = FairCache(MAX_KEYS, MAX_ALL_KEYS)
 
     def get(self, principal: str, key: str, digest: str = "") -> asyncio.Future[str] | str | None:
         """Return the session's id, a future of it while the session is in creation, or None.
@@ -62,37 +64,32 @@ class IdempotencyKeys:
         Raises:
             Conflict: the key belongs to another request.
         """
-        known, before = self._known.get((principal, key), (None, ""))
+        known, before = self._known.get((principal, key)) or (None, "")
         if known is not None and digest and before and digest != before:
             raise Conflict("This idempotency key created a session with other parameters. Use a new key.")
         return known
 
     def put(self, principal: str, key: str, session: str, digest: str = "") -> None:
         """Remember the id of a session that exists, and the digest of the request for it."""
-        self._known[principal, key] = session, digest
-        self._trim()
+        self._known.put(principal, (principal, key), (session, digest))
 
-    def put_future(self, principal: str, key: str, creation: asyncio.Future[str], digest: str = "") -> None:
+    def put_future(self, who: Principal, key: str, creation: asyncio.Future[str], digest: str = "") -> None:
         """Remember a session that is in creation. If creation fails, the key is forgotten."""
+        name = who.name, key
 
         def settle(done: asyncio.Future[str]) -> None:
             if done.cancelled() or done.exception() is not None:
-                self.forget(principal, key)
-            elif (principal, key) in self._known:
+                self._known.pop(name)
+            elif name in self._known:
                 # The finished task would keep its arguments and its result in memory.
-                self._known[principal, key] = done.result(), digest
+                self._known.put(who.account, name, (done.result(), digest))
 
-        self._known[principal, key] = creation, digest
+        self._known.put(who.account, name, (creation, digest))
         creation.add_done_callback(settle)
-        self._trim()
 
     def forget(self, principal: str, key: str) -> None:
         """Forget a key, if it is known."""
-        self._known.pop((principal, key), None)
-
-    def _trim(self) -> None:
-        while len(self._known) > MAX_KEYS:
-            self._known.pop(next(iter(self._known)))
+        self._known.pop((principal, key))
 
 
 def request_digest(request: SessionRequest) -> str:

@@ -1,1 +1,1 @@
-"""Callers that an identity provider knows. Pure."""
+"""Callers that an identity provider knows, and caches that callers share. Pure."""

@@ -9,6 +9,7 @@ import pytest
 from fleet import Fleet
 
 from kernelsvc.errors import QuotaExceeded
+from kernelsvc.front import placing as placing_module
 from kernelsvc.front.placing import Placing
 from kernelsvc.front.routes import Wanted
 from kernelsvc.model.cluster import ids
@@ -108,6 +109,17 @@ async def test_a_known_key_passes_a_full_quota(fleet: Fleet) -> None:
     assert (await placing.choose(who, "carol-token", Wanted(key="k")))[0] is first
     with pytest.raises(QuotaExceeded):
         await placing.choose(who, "carol-token", Wanted(key="other"))
+
+
+async def test_no_principal_evicts_the_keys_of_another(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placing_module, "MAX_KEYS", 2)
+    placing = Placing(fleet.front._parts["cluster"], 100)  # type: ignore[arg-type]
+    who = Principal(name="carol", max_sessions=1)
+    (first, *_) = await placing.choose(who, "carol-token", Wanted(key="k"))
+    for number in range(5):
+        await placing.choose(Principal(name="bob"), "bob-token", Wanted(key=f"b{number}"))
+    first.candidate.note_sent("carol")
+    assert (await placing.choose(who, "carol-token", Wanted(key="k")))[0] is first
 
 
 async def test_a_key_is_remembered_for_the_node_that_answered(fleet: Fleet) -> None:

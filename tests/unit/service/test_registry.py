@@ -128,8 +128,8 @@ async def test_members_of_the_warm_pool_count_with_the_servers_limits(tmp_path: 
 
 async def test_a_key_names_the_session_or_its_creation_and_is_forgotten_when_that_fails() -> None:
     keys, creation, failing = IdempotencyKeys(), asyncio.Future[str](), asyncio.Future[str]()
-    keys.put_future("alice", "k", creation)
-    keys.put_future("alice", "f", failing)
+    keys.put_future(ALICE, "k", creation)
+    keys.put_future(ALICE, "f", failing)
     assert keys.get("alice", "k") is creation
     creation.set_result("s_1")
     failing.set_exception(AtCapacity())
@@ -145,6 +145,29 @@ def test_the_oldest_key_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> N
     for number in range(3):
         keys.put("alice", str(number), f"s_{number}")
     assert [keys.get("alice", str(number)) for number in range(3)] == [None, "s_1", "s_2"]
+
+
+def test_no_principal_evicts_the_keys_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registries, "MAX_KEYS", 4)
+    monkeypatch.setattr(registries, "MAX_ALL_KEYS", 6)
+    keys = IdempotencyKeys()
+    keys.put("alice", "k", "s_alice")
+    for number in range(50):
+        keys.put("mallory", str(number), "s_mallory")
+    assert (keys.get("alice", "k"), keys.get("mallory", "45"), keys.get("mallory", "46")) == (
+        "s_alice", None, "s_mallory"
+    )  # fmt: skip
+
+
+async def test_the_users_of_a_backend_share_its_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registries, "MAX_KEYS", 2)
+    keys = IdempotencyKeys()
+    for number in range(3):
+        creation = asyncio.Future[str]()
+        keys.put_future(Principal(name=f"web/{number}", backend="web"), "k", creation)
+        creation.set_result(f"s_{number}")
+    await asyncio.sleep(0)
+    assert [keys.get(f"web/{number}", "k") for number in range(3)] == [None, "s_1", "s_2"]
 
 
 def test_what_waits_in_all_sessions_of_a_principal_has_one_bound(tmp_path: Path) -> None:
