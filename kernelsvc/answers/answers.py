@@ -40,6 +40,7 @@ from kernelsvc.model.answers.values import (
     is_shown,
 )
 from kernelsvc.model.objects import CellInfo, Principal
+from kernelsvc.protocol.openai.lists import page_of
 from kernelsvc.protocol.openai.requests import AnswerRequest, CodeTool, refused
 from kernelsvc.protocol.openai.responses import ResponseEvents, ResponseHead, item_json, response_json, session_id
 from kernelsvc.service.api import ServiceApi
@@ -579,14 +580,26 @@ class Answers:
         except KernelsvcError:
             return None
 
-    def input_items(self, who: Principal, response: str) -> list[dict[str, Any]]:
-        """Return the input of a response.
+    async def input_items(self, who: Principal, response: str, asked: Mapping[str, str]) -> dict[str, Any]:
+        """Return a page of the input of a response. A thread reads it. Safe to cancel.
 
         Raises:
             NotFound: The principal has no such response.
+            BadRequest: See ``page_of``.
         """
-        kept = self._find(who, response)
-        return [item_json(each, None, "", "text") for each in kept.request.input]
+        running = self._running.get(response)
+        if running is not None and not (running.who.name == who.name and running.head.request.store):
+            running = None
+
+        def show(each: Entry | msgspec.Raw) -> dict[str, Any]:
+            entry = msgspec.json.decode(each, type=Entry) if isinstance(each, msgspec.Raw) else each
+            return item_json(entry, None, "")
+
+        def page() -> dict[str, Any]:
+            found = running.run.request.input if running is not None else self.store.input_of(who.name, response)
+            return page_of(found[::-1], asked, show)
+
+        return await asyncio.to_thread(page)
 
     def remove(self, who: Principal, response: str) -> None:
         """Erase a response. One that runs is cancelled.

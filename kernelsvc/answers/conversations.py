@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
 
-from kernelsvc.answers.kept import AnswerStore, KeptConversation, KeptResponse
+from kernelsvc.answers.kept import AnswerStore, ConversationOutline, KeptConversation, KeptResponse
 from kernelsvc.errors import BadRequest, Conflict, NotFound
-from kernelsvc.model.answers.values import CodeItem, Entry, ReasoningItem, is_shown
+from kernelsvc.model.answers.values import Entry, ReasoningItem, is_shown
+from kernelsvc.protocol.openai.lists import page_of
 from kernelsvc.protocol.openai.responses import item_json
 
 #: Most entries of a conversation, and of one request that adds some. Most bytes of a conversation.
@@ -53,6 +56,44 @@ class Conversations:
                 found.pending = None
             self._store.put_conversation(principal, found)
         return found
+
+    async def read(self, principal: str, named: str) -> ConversationOutline:
+        """Return a conversation as ``find`` does, with its entries as JSON. A thread reads it. Safe to cancel.
+
+        Raises:
+            NotFound: The principal has no such conversation.
+        """
+        found = await asyncio.to_thread(self._store.conversation_outline, principal, named)
+        if found.pending is None or found.pending in self._running:
+            return found
+        self.find(principal, named)
+        return await asyncio.to_thread(self._store.conversation_outline, principal, named)
+
+    async def page(self, principal: str, named: str, asked: Mapping[str, str]) -> dict[str, Any]:
+        """Return a page of the items, without outputs of cells. A thread reads them. Safe to cancel.
+
+        Raises:
+            NotFound: The principal has no such conversation.
+            BadRequest: See ``page_of``.
+        """
+        found = await self.read(principal, named)
+        return await asyncio.to_thread(page_of, found.entries[::-1], asked, functools.partial(_show, found.container))
+
+    async def item(self, principal: str, named: str, item: str) -> dict[str, Any]:
+        """Return an item, without outputs of cells. A thread reads it. Safe to cancel.
+
+        Raises:
+            NotFound: There is no such conversation or item.
+        """
+        found = await self.read(principal, named)
+
+        def search() -> dict[str, Any] | None:
+            shown = (_show(found.container, each) for each in found.entries)
+            return next((each for each in shown if each is not None and each["id"] == item), None)
+
+        if (shown := await asyncio.to_thread(search)) is None:
+            raise _no_item(item)
+        return shown
 
     def begin(self, principal: str, named: str, response: str) -> list[Entry]:
         """Reserve a conversation for a response. Return its entries.
@@ -147,32 +188,24 @@ def _no_item(item: str) -> NotFound:
     return NotFound(f"The conversation has no item {item[:100]!r}.")
 
 
-def find_item(conversation: KeptConversation, item: str) -> Entry:
-    """Return an item by its id.
-
-    Raises:
-        NotFound: There is none.
-    """
-    found = next((each for each in conversation.entries if item and _id_of(each) == item), None)
-    if found is None:
-        raise _no_item(item)
-    return found
+def items_json(conversation: KeptConversation, entries: list[Entry]) -> list[dict[str, Any]]:
+    """Return entries as clients see them, without outputs of cells."""
+    return [item_json(each, None, conversation.container) for each in entries if _is_item(each)]
 
 
-def items_json(
-    conversation: KeptConversation,
-    entries: list[Entry],
-    outputs: Callable[[CodeItem], list[dict[str, Any]] | None] = lambda item: None,
-) -> list[dict[str, Any]]:
-    """Return entries as clients see them. Notes of the server and reasoning do not appear."""
-    return [
-        item_json(each, outputs(each) if isinstance(each, CodeItem) else None, conversation.container)
-        for each in entries
-        if _id_of(each) and not isinstance(each, ReasoningItem) and (is_shown(each) or not hasattr(each, "turn"))
-    ]
+def _is_item(entry: Entry) -> bool:
+    """Return whether clients see an entry. They see no notes of the server and no reasoning."""
+    return (
+        bool(_id_of(entry)) and not isinstance(entry, ReasoningItem) and (is_shown(entry) or not hasattr(entry, "turn"))
+    )
 
 
-def conversation_json(conversation: KeptConversation) -> dict[str, Any]:
+def _show(container: str, entry: msgspec.Raw) -> dict[str, Any] | None:
+    found: Entry = msgspec.json.decode(entry, type=Entry)
+    return item_json(found, None, container) if _is_item(found) else None
+
+
+def conversation_json(conversation: KeptConversation | ConversationOutline) -> dict[str, Any]:
     """Return a conversation."""
     return {
         "id": conversation.id,

@@ -97,6 +97,28 @@ class KeptConversation(msgspec.Struct, kw_only=True):
         self.pending = None
 
 
+class ConversationOutline(msgspec.Struct, kw_only=True):
+    """A conversation on disk, with its entries as JSON. The fields are those of ``KeptConversation``.
+
+    One call that decodes all entries would keep other threads from running for as long as it takes.
+    """
+
+    id: str
+    created: int
+    metadata: dict[str, str] = {}
+    entries: list[msgspec.Raw] = []
+    container: str = ""
+    pending: str | None = None
+
+
+class _Input(msgspec.Struct):
+    input: list[msgspec.Raw]
+
+
+class _RequestOf(msgspec.Struct):
+    request: _Input
+
+
 def renumber(entries: list[Entry], answer: int) -> None:
     """Make the numbers of turns unique in a whole conversation: two answers are never one message.
 
@@ -195,6 +217,14 @@ class AnswerStore:
         """
         return msgspec.json.decode(self._read(principal, response, "response"), type=KeptResponse)
 
+    def input_of(self, principal: str, response: str) -> list[msgspec.Raw]:
+        """Return the input of a response, each entry as JSON. For any thread.
+
+        Raises:
+            NotFound: The principal has no such response.
+        """
+        return msgspec.json.decode(self._read(principal, response, "response"), type=_RequestOf).request.input
+
     def item(self, principal: str, item: str) -> tuple[KeptResponse, Entry]:
         """Return an item of a response's output, with its response.
 
@@ -233,6 +263,14 @@ class AnswerStore:
             NotFound: The principal has no such conversation.
         """
         return msgspec.json.decode(self._read(principal, conversation, "conversation"), type=KeptConversation)
+
+    def conversation_outline(self, principal: str, conversation: str) -> ConversationOutline:
+        """Return a conversation with its entries as JSON. For any thread.
+
+        Raises:
+            NotFound: The principal has no such conversation.
+        """
+        return msgspec.json.decode(self._read(principal, conversation, "conversation"), type=ConversationOutline)
 
     def put_file(self, principal: str, file: KeptFile, data: bytes) -> None:
         """Write a file.

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kernelsvc.answers.answers import new_id
-from kernelsvc.answers.conversations import MAX_ADDED, conversation_json, find_item, items_json
-from kernelsvc.answers.kept import KeptConversation
+from kernelsvc.answers.conversations import MAX_ADDED, conversation_json, items_json
 from kernelsvc.errors import BadRequest
 from kernelsvc.model.answers.values import CodeItem, Entry
 from kernelsvc.protocol.openai.requests import OUTPUTS, read_input, read_metadata, unsupported
@@ -61,7 +60,7 @@ class ConversationHandler(OpenAiHandler):
         """Retrieve a conversation."""
         self.auth_scope("read")
         async with self.context.turn_of(self.who):
-            self.answer(conversation_json(self.answers.conversations.find(self.who.name, conversation)))
+            self.answer(conversation_json(await self.answers.conversations.read(self.who.name, conversation)))
 
     async def post(self, conversation: str) -> None:
         """Replace the metadata of a conversation."""
@@ -74,7 +73,7 @@ class ConversationHandler(OpenAiHandler):
         """Erase a conversation. Its responses stay."""
         self.auth_scope("run")
         async with self.context.turn_of(self.who):
-            self.answers.store.conversation(self.who.name, conversation)
+            await self.answers.conversations.read(self.who.name, conversation)
         self.answers.store.remove(self.who.name, conversation)
         self.answer({"id": conversation, "object": "conversation.deleted", "deleted": True})
 
@@ -84,16 +83,15 @@ class ConversationItemsHandler(OpenAiHandler):
 
     route = "/v1/conversations/{id}/items"
 
-    async def shown(self, conversation: KeptConversation, entries: list[Entry]) -> list[dict[str, Any]]:
-        """Return entries as items, with the outputs of cells if the query asks for them."""
+    async def add_outputs(self, items: list[dict[str, Any]]) -> None:
+        """Add the outputs of cells to items, if the query asks for them."""
         include = [*self.get_query_arguments("include"), *self.get_query_arguments("include[]")]
         if any(each != OUTPUTS for each in include):
             raise BadRequest(f"'include' can be {OUTPUTS!r}.", param="include")
-        outputs: dict[str, list[dict[str, Any]] | None] = {}
-        for each in entries if include else []:
-            if isinstance(each, CodeItem):
-                outputs[each.id] = await self.answers.outputs(self.who, each)
-        return items_json(conversation, entries, lambda item: outputs.get(item.id))
+        for each in items if include else []:
+            if each["type"] == "code_interpreter_call":
+                item = CodeItem(id=each["id"], container=each["container_id"])
+                each["outputs"] = await self.answers.outputs(self.who, item)
 
     async def post(self, conversation: str) -> None:
         """Add items."""
@@ -102,14 +100,17 @@ class ConversationItemsHandler(OpenAiHandler):
         entries = _entries(body.get("items") if isinstance(body, dict) else None)
         async with self.context.turn_of(self.who):
             found = self.answers.conversations.add(self.who.name, conversation, entries)
-        self.answer(self.list_of((await self.shown(found, entries))[::-1], limit=MAX_ADDED, order="asc"))
+        items = items_json(found, entries)
+        await self.add_outputs(items)
+        self.answer(self.list_of(items[::-1], limit=MAX_ADDED, order="asc"))
 
     async def get(self, conversation: str) -> None:
         """List the items."""
         self.auth_scope("read")
         async with self.context.turn_of(self.who):
-            found = self.answers.conversations.find(self.who.name, conversation)
-            self.answer(self.list_of((await self.shown(found, found.entries))[::-1]))
+            page = await self.answers.conversations.page(self.who.name, conversation, self.asked_page())
+            await self.add_outputs(page["data"])
+            await self.answer_page(page)
 
 
 class ConversationItemHandler(ConversationItemsHandler):
@@ -122,9 +123,9 @@ class ConversationItemHandler(ConversationItemsHandler):
         """Retrieve an item."""
         self.auth_scope("read")
         async with self.context.turn_of(self.who):
-            found = self.answers.conversations.find(self.who.name, conversation)
-        [shown] = await self.shown(found, [find_item(found, item)])
-        self.answer(shown)
+            found = await self.answers.conversations.item(self.who.name, conversation, item)
+        await self.add_outputs([found])
+        self.answer(found)
 
     async def delete(self, conversation: str, item: str) -> None:
         """Erase an item."""

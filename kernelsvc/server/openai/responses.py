@@ -133,4 +133,4 @@ class InputItemsHandler(OpenAiHandler):
         """List the input of a response."""
         self.auth_scope("read")
         async with self.context.turn_of(self.who):
-            self.answer(self.list_of(self.answers.input_items(self.who, response)[::-1]))
+            await self.answer_page(await self.answers.input_items(self.who, response, self.asked_page()))

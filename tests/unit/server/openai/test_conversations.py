@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from kernelsvc.answers import answers, conversations
 from kernelsvc.answers.kept import AnswerStore, KeptResponse
 from kernelsvc.answers.scripted_model import call, delta, text
 from kernelsvc.model import events as ev
+from kernelsvc.model.answers.values import CodeItem, InputMessage
 
 OUTPUTS = "code_interpreter_call.outputs"
 CODE = {"type": "code_interpreter", "container": {"type": "auto"}}
@@ -80,6 +82,60 @@ async def test_a_response_that_a_crash_cut_is_in_its_conversation(lab: Any) -> N
     file.write_text(json.dumps(before))
     items = (await lab.read(f"/v1/conversations/{made['id']}/items?order=asc"))["data"]
     assert [each["type"] for each in items] == ["message", "code_interpreter_call", "message"]
+
+
+@pytest.fixture
+def showing(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
+    """The threads that showed an item, one for each item."""
+    threads: list[threading.Thread] = []
+    for module in (answers, conversations):
+        show = module.item_json
+
+        def noted(*given: Any, show: Any = show) -> Any:
+            threads.append(threading.current_thread())
+            return show(*given)
+
+        monkeypatch.setattr(module, "item_json", noted)
+    return threads
+
+
+async def test_a_thread_reads_the_items_up_to_the_end_of_the_page(
+    lab: Any, showing: list[threading.Thread], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read of 60 MB kept all clients waiting for half a second."""
+    made = await lab.server.json("POST", "/v1/conversations", {}, 200)
+    store = AnswerStore(lab.server.settings.data_path() / "responses", 30)
+    kept = store.conversation("alice", made["id"])
+    kept.entries = [InputMessage(role="user", text=f"t{n}", id=f"msg_{n}") for n in range(1000)]
+    kept.entries.append(CodeItem(id="ci_hidden", shown=False))
+    store.put_conversation("alice", kept)
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("all entries were decoded in one call")
+
+    monkeypatch.setattr(AnswerStore, "conversation", refuse)
+    path = f"/v1/conversations/{made['id']}"
+    assert (await lab.read(path))["id"] == made["id"]
+    first = await lab.read(f"{path}/items?limit=5")
+    assert [each["id"] for each in first["data"]] == [f"msg_{n}" for n in range(999, 994, -1)]
+    assert first["has_more"] is True
+    assert len(showing) == 6
+    after = await lab.read(f"{path}/items?order=asc&limit=5&after=msg_997")
+    assert ([each["id"] for each in after["data"]], after["has_more"]) == (["msg_998", "msg_999"], False)
+    assert (await lab.read(f"{path}/items/msg_7"))["content"][0]["text"] == "t7"
+    await lab.read(f"{path}/items/ci_hidden", 404)
+    await lab.read(f"{path}/items?after=msg_1000", 400)
+    assert threading.main_thread() not in showing
+
+
+async def test_a_thread_reads_the_input_of_a_response(lab: Any, showing: list[threading.Thread]) -> None:
+    made = await lab.create([{"role": "user", "content": f"t{n}"} for n in range(50)])
+    showing.clear()
+    found = await lab.read(f"/v1/responses/{made['id']}/input_items?order=asc&limit=5")
+    assert [each["content"][0]["text"] for each in found["data"]] == [f"t{n}" for n in range(5)]
+    assert found["has_more"] is True
+    assert len(showing) == 6
+    assert threading.main_thread() not in showing
 
 
 async def test_a_reference_is_the_item_of_an_earlier_response(make_lab: Any) -> None:
