@@ -26,6 +26,7 @@ from msgspec import ValidationError, convert
 from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, QuotaExceeded
 from kernelsvc.model import events
 from kernelsvc.model.hash_chain import timestamp
+from kernelsvc.model.identity.fair_cache import FairCache
 from kernelsvc.model.objects import MAX_EXPRESSIONS, CellRequest, Expressions, SessionState
 from kernelsvc.model.tracing.context import RequestMeta
 from kernelsvc.protocol import jsonrpc, jupyter
@@ -46,8 +47,8 @@ from kernelsvc.service.api import Subscription
 
 log = logging.getLogger(__name__)
 
-#: Most clients whose position is stored.
-MAX_CURSORS = 10_000
+#: Most clients whose position is stored, of one principal and in all. See ``FairCache``.
+MAX_CURSORS_OF_ONE, MAX_CURSORS = 5000, 10_000
 #: Most unanswered pings stored per client. Beyond it, repeated batches may end at other events.
 MAX_UNANSWERED = 256
 #: Seconds that a request may wait for a running cell.
@@ -74,45 +75,42 @@ class Cursors:
     """The position of each client in each log, as far as pongs confirm it."""
 
     def __init__(self) -> None:
-        self._at: OrderedDict[tuple[str, str], int] = OrderedDict()
-        self._sent: OrderedDict[tuple[str, str], deque[int]] = OrderedDict()
+        limits = MAX_CURSORS_OF_ONE, MAX_CURSORS
+        self._at: FairCache[tuple[str, str], int] = FairCache(*limits)
+        self._sent: FairCache[tuple[str, str], deque[int]] = FairCache(*limits)
         #: Replies to ``kernel_info_request`` by session. They never change.
-        self.infos: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self.infos: FairCache[str, dict[str, Any]] = FairCache(*limits)
 
     def get(self, session: str, client: str) -> int | None:
         """Return the last event that arrived. None for an unknown client."""
         return self._at.get((session, client))
 
-    def put(self, session: str, client: str, seq: int) -> None:
+    def put(self, owner: str, session: str, client: str, seq: int) -> None:
         """Note that all events up to ``seq`` have arrived."""
         if client:
-            self._at[session, client] = max(seq, self._at.pop((session, client), 0))
-            _trim(self._at)
-            unanswered = self._sent.get((session, client), deque())
+            name = session, client
+            self._at.put(owner, name, max(seq, self._at.get(name) or 0))
+            unanswered = self._sent.get(name) or deque()
             while unanswered and unanswered[0] <= seq:
                 unanswered.popleft()
 
-    def sent(self, session: str, client: str, seq: int) -> None:
+    def sent(self, owner: str, session: str, client: str, seq: int) -> None:
         """Note that a ping with ``seq`` was sent."""
         if client:
-            self._sent.setdefault((session, client), deque(maxlen=MAX_UNANSWERED)).append(seq)
-            _trim(self._sent)
+            unanswered = self._sent.get((session, client))
+            if unanswered is None:
+                unanswered = deque[int](maxlen=MAX_UNANSWERED)
+                self._sent.put(owner, (session, client), unanswered)
+            unanswered.append(seq)
 
     def unanswered(self, session: str, client: str) -> frozenset[int]:
         """Return the pings to this client without a pong."""
-        return frozenset(self._sent.get((session, client), ()))
+        return frozenset(self._sent.get((session, client)) or ())
 
-    def put_info(self, session: str, info: dict[str, Any]) -> None:
+    def put_info(self, owner: str, session: str, info: dict[str, Any]) -> None:
         """Store a kernel's ``kernel_info_reply``, unless it is large."""
-        if len(jupyter.encode_part(info)) > MAX_INFO:
-            return
-        self.infos[session] = info
-        _trim(self.infos)
-
-
-def _trim(kept: OrderedDict[Any, Any]) -> None:
-    while len(kept) > MAX_CURSORS:
-        kept.popitem(last=False)
+        if len(jupyter.encode_part(info)) <= MAX_INFO:
+            self.infos.put(owner, session, info)
 
 
 def frame(message: JupyterMessage, v1: bool) -> bytes:
@@ -183,7 +181,7 @@ class ChannelsSocket(ApiSocket):
             last = self.context.service.get(self.who, self.session).last_seq
             after = self.cursors.get(self.session, self._client)
             start = last if after is None else min(after, last)
-            self.cursors.put(self.session, self._client, start)
+            self.cursors.put(self.who.account, self.session, self._client, start)
             self._breaks = self.cursors.unanswered(self.session, self._client)
             self._sent_seq = start
             subscription = self.context.service.attach(self.who, self.session, after=start)
@@ -202,7 +200,7 @@ class ChannelsSocket(ApiSocket):
         """Tornado's hook: all events before the ping have arrived."""
         super().on_pong(data)
         if len(data) == _SEQ_BYTES:
-            self.cursors.put(self.session, self._client, int.from_bytes(data, "big"))
+            self.cursors.put(self.who.account, self.session, self._client, int.from_bytes(data, "big"))
 
     # --- what the log says -----------------------------------------------------------------
 
@@ -261,7 +259,7 @@ class ChannelsSocket(ApiSocket):
                 if self._is_for_this_socket(message)
             ]
             if len(frames) > before:
-                self.cursors.sent(self.session, self._client, seq)
+                self.cursors.sent(self.who.account, self.session, self._client, seq)
                 frames.append(ping_frame(seq))
         return b"".join(frames)
 
@@ -419,7 +417,7 @@ class ChannelsSocket(ApiSocket):
             info = await self.context.service.request_kernel(
                 self.who, self.session, message.msg_type, {}, timeout=ASK_SECONDS
             )
-            self.cursors.put_info(self.session, info)
+            self.cursors.put_info(self.who.account, self.session, info)
         state = self.context.service.get(self.who, self.session).state
         await self._reply_to(message, info)
         if state is SessionState.BUSY:

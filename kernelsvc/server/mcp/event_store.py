@@ -8,15 +8,18 @@ session, and replayed only to that session.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from contextvars import ContextVar
 
 from mcp.server.streamable_http import EventCallback, EventMessage, EventStore
 from mcp_types import JSONRPCMessage
 from msgspec import Struct
 
-#: Most bytes and messages for all clients together. The oldest are dropped first.
-MAX_BYTES, MAX_EVENTS = 64 * 1024 * 1024, 100_000
+from kernelsvc.model.identity.fair_cache import FairCache
+
+#: Most bytes for the clients of one principal, and for all together. See ``FairCache``.
+MAX_BYTES_OF_ONE, MAX_BYTES = 16 * 1024 * 1024, 64 * 1024 * 1024
+#: Bytes that an event counts for besides its message.
+EVENT_BYTES = 640
 
 
 class McpSession:
@@ -36,7 +39,6 @@ class _StoredEvent(Struct, frozen=True):
     session: McpSession
     stream: str
     message: JSONRPCMessage | None
-    size: int
 
 
 #: The MCP session of the current request.
@@ -46,20 +48,16 @@ current_session: ContextVar[McpSession] = ContextVar("mcp_session")
 class MemoryEventStore(EventStore):
     """Events in memory, limited in size. A restarted server has none, and its clients start new streams."""
 
-    def __init__(self, max_bytes: int = MAX_BYTES, max_events: int = MAX_EVENTS) -> None:
-        self._max_bytes, self._max_events = max_bytes, max_events
-        self._kept: OrderedDict[int, _StoredEvent] = OrderedDict()
-        self._bytes = 0
+    def __init__(self, max_bytes_of_one: int = MAX_BYTES_OF_ONE, max_bytes: int = MAX_BYTES) -> None:
+        self._kept: FairCache[int, _StoredEvent] = FairCache(max_bytes_of_one, max_bytes)
         self._last = 0
 
     async def store_event(self, stream_id: str, message: JSONRPCMessage | None) -> str:
         """The SDK's hook: store a message (None: a stream's beginning) and return its id."""
-        size = len(message.model_dump_json()) if message is not None else 0
+        size = EVENT_BYTES + (len(message.model_dump_json()) if message is not None else 0)
+        session = current_session.get()
         self._last += 1
-        self._kept[self._last] = _StoredEvent(current_session.get(), stream_id, message, size)
-        self._bytes += size
-        while self._bytes > self._max_bytes or len(self._kept) > self._max_events:
-            self._bytes -= self._kept.popitem(last=False)[1].size
+        self._kept.put(session.principal, self._last, _StoredEvent(session, stream_id, message), size)
         return str(self._last)
 
     async def replay_events_after(self, last_event_id: str, send_callback: EventCallback) -> str | None:
@@ -69,12 +67,12 @@ class MemoryEventStore(EventStore):
         if known is None or known.session is not session:
             return None
         after = int(last_event_id)
-        for number, kept in list(self._kept.items()):
+        for number, kept in list(self._kept.of(session.principal)):
             if number > after and kept.session is session and kept.stream == known.stream and kept.message is not None:
                 await send_callback(EventMessage(kept.message, str(number)))
         return known.stream
 
     def forget(self, session: McpSession) -> None:
         """Drop the events of a session that has ended."""
-        for number in [number for number, kept in self._kept.items() if kept.session is session]:
-            self._bytes -= self._kept.pop(number).size
+        for number in [number for number, kept in self._kept.of(session.principal) if kept.session is session]:
+            self._kept.pop(number)

@@ -95,9 +95,9 @@ def test_a_large_error_is_read_again_at_the_end_of_its_cell(size: int) -> None:
 
 def test_a_large_kernel_info_is_not_stored() -> None:
     cursors = channels.Cursors()
-    cursors.put_info("s", {"banner": "x"})
-    cursors.put_info("t", {"banner": "x" * channels.MAX_INFO})
-    assert list(cursors.infos) == ["s"]
+    cursors.put_info("alice", "s", {"banner": "x"})
+    cursors.put_info("alice", "t", {"banner": "x" * channels.MAX_INFO})
+    assert [name in cursors.infos for name in "st"] == [True, False]
 
 
 def test_a_silent_cell_says_no_input() -> None:
@@ -141,13 +141,25 @@ def test_what_a_comm_message_caused_names_it() -> None:
 
 def test_cursors_only_go_forward_and_are_bounded() -> None:
     cursors = channels.Cursors()
-    cursors.put("s", "c", 5)
-    cursors.put("s", "c", 3)
-    cursors.put("s", "", 9)
+    cursors.put("alice", "s", "c", 5)
+    cursors.put("alice", "s", "c", 3)
+    cursors.put("alice", "s", "", 9)
     assert (cursors.get("s", "c"), cursors.get("s", "")) == (5, None)
-    for each in range(channels.MAX_CURSORS):
-        cursors.put("s", f"other{each}", 1)
+    for each in range(channels.MAX_CURSORS_OF_ONE):
+        cursors.put("alice", "s", f"other{each}", 1)
     assert cursors.get("s", "c") is None
+
+
+def test_no_principal_evicts_the_cursors_of_another() -> None:
+    cursors = channels.Cursors()
+    cursors.put("alice", "s", "c", 5)
+    cursors.sent("alice", "s", "c", 7)
+    cursors.put_info("alice", "s", {})
+    for each in range(channels.MAX_CURSORS + 1):
+        cursors.put("mallory", "m", f"{each}", 1)
+        cursors.sent("mallory", "m", f"{each}", 2)
+        cursors.put_info("mallory", f"m{each}", {})
+    assert (cursors.get("s", "c"), cursors.unanswered("s", "c"), cursors.infos.get("s")) == (5, {7}, {})
 
 
 @pytest.mark.parametrize("size", [1, 200, 70_000])
@@ -185,10 +197,10 @@ def test_what_is_sent_again_is_cut_where_it_was() -> None:
     first = [*portions(lines[:2], 10**6, ()), *portions(lines[2:7], 10**6, ()), *portions(lines[7:], 10**6, ())]
     cursors = channels.Cursors()
     for portion in first:
-        cursors.sent("s", "me", portion[-1].seq)
+        cursors.sent("alice", "s", "me", portion[-1].seq)
     again = list(portions(lines, 10**6, cursors.unanswered("s", "me")))
     assert [list(joined(p)) for p in again] == [list(joined(p)) for p in first]
-    cursors.put("s", "me", 2)
+    cursors.put("alice", "s", "me", 2)
     assert cursors.unanswered("s", "me") == {7, 9}
 
 

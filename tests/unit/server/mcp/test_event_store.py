@@ -54,13 +54,25 @@ async def test_an_unknown_event_gets_nothing(line, id):
 
 
 async def test_it_is_bounded_and_forgets_who_left(line):
-    backlog = MemoryEventStore(max_bytes=1000)
+    backlog = MemoryEventStore(max_bytes_of_one=10_000)
     for _ in range(100):
         last = await backlog.store_event("1", note("x" * 50))
-    assert len(backlog._kept) < 20
+    assert 5 < len(backlog._kept) < 20
     backlog.forget(line)
-    assert (backlog._bytes, len(backlog._kept)) == (0, 0)
+    assert len(backlog._kept) == 0
     assert await replayed(backlog, last) == (None, [])
+
+
+@pytest.mark.parametrize("limits", [(10_000, 100_000), (100_000, 20_000)], ids=["of one", "of all"])
+async def test_no_principal_evicts_the_events_of_another(line, limits):
+    backlog = MemoryEventStore(*limits)
+    first = await backlog.store_event("1", None)
+    await backlog.store_event("1", note("mine"))
+    current_session.set(McpSession("mallory"))
+    for _ in range(100):
+        await backlog.store_event("1", note("x" * 50))
+    current_session.set(line)
+    assert await replayed(backlog, first) == ("1", ["mine"])
 
 
 def test_a_prompt_leaves_out_lines_whose_gap_is_empty():
