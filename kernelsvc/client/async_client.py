@@ -16,7 +16,7 @@ from kernelsvc.client.address import Address, find, quoted, without_none
 from kernelsvc.client.connection import RpcConnection
 from kernelsvc.client.http import Rest, query
 from kernelsvc.client.offered import OfferedFunction, offered
-from kernelsvc.client.sessions import AsyncSession
+from kernelsvc.client.sessions import AsyncSession, Format
 from kernelsvc.client.tools import provider_of
 from kernelsvc.client.tracing import request_meta
 from kernelsvc.client.transfer import CONTENT, file_list, upload_body
@@ -332,6 +332,14 @@ class AsyncClient:
             page = answer["next_page"]
             if page is None or (limit is not None and len(found) >= limit):
                 return found
+
+    async def notebook(self, id: str, format: Format = "ipynb") -> bytes:
+        """Return a session as a notebook, also if only the server's archive has it. See ``AsyncSession.notebook``."""
+        return await self._rest.raw("GET", query(f"/v1/sessions/{quoted(id)}/notebook", format=format))
+
+    async def journal(self, id: str) -> bytes:
+        """Return the log of a session, also if only the server's archive has it. See ``AsyncSession.journal``."""
+        return await self._rest.raw("GET", f"/v1/sessions/{quoted(id)}/journal")
 
     async def purge(self, id: str, *, force: bool = False) -> Deletion:
         """Delete a session for good: its log, notebook and files, also from the archive.

@@ -354,6 +354,8 @@ class Client:
     create_session = _blocking_as(AsyncClient.create_session, _session)
     session = _blocking_as(AsyncClient.session, _session)
     sessions = _blocking(AsyncClient.sessions)
+    notebook = _blocking(AsyncClient.notebook)
+    journal = _blocking(AsyncClient.journal)
     purge = _blocking(AsyncClient.purge)
     workspaces = _blocking(AsyncClient.workspaces)
     workspace = _blocking(AsyncClient.workspace)

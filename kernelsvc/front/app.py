@@ -26,6 +26,7 @@ from kernelsvc.server.ports.target import HostForm
 from kernelsvc.service.access.principals import Principals
 from kernelsvc.service.disposal.archiving import ArchivedRecords
 from kernelsvc.settings import Settings
+from kernelsvc.store.convert import ConverterQueue
 from kernelsvc.store.record_archive import RecordArchive
 from kernelsvc.telemetry.metrics import Metrics, Statistics
 
@@ -59,7 +60,7 @@ class Front(Application):
         records = None
         if settings.archive_url:
             names = partial(present_name, records=settings.tokens)
-            records = ArchivedRecords(RecordArchive(settings.archive_url), names)
+            records = ArchivedRecords(RecordArchive(settings.archive_url), names, ConverterQueue())
         self._service = own.FrontService(principals, records)
         self._metrics = Metrics()
         self.members = Members(key, digest, hold_seconds, lost_seconds)

@@ -290,6 +290,14 @@ class RecordsApi(Protocol):
             AtCapacity: the archive does not answer.
         """
 
+    async def convert(self, who: Principal, notebook: ByteStream, format: Literal["html", "py"]) -> bytes:
+        """Return a notebook of the archive in another format. Safe to cancel.
+
+        Raises:
+            Internal, Timeout, TooLarge: it could not be converted.
+            AtCapacity: too many notebooks are being converted, or the archive does not answer.
+        """
+
 
 class FileReader(Protocol):
     """A regular file that is open for reading. The same file is read also if its name gets another one meanwhile."""

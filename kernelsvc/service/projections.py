@@ -78,7 +78,7 @@ class Projections:
         self._heads = HeadFile(store.data / "heads", key.secret("heads"))
         store.use_heads(self._heads)
         self._notebooks: dict[str, NotebookFile] = {}
-        self._converters = ConverterQueue()
+        self.converters = ConverterQueue()
         self._limiter = WriteLimiter(time.monotonic())
         self._finishing = OwnedTasks()
         self._unfinished: list[SessionDirectory] = []
@@ -306,7 +306,7 @@ class Projections:
         if format == "ipynb":
             return await self._export(directory, journal)
         # The turn comes first: a notebook that waits would take memory.
-        async with self._converters.turn(principal):
+        async with self.converters.turn(principal):
             return await convert(await self._export(directory, journal), format)
 
     async def _export(self, directory: SessionDirectory, journal: Journal) -> bytes:

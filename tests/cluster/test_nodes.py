@@ -296,6 +296,11 @@ def test_a_record_outlives_its_node(short_tmp: Path) -> None:
         assert _status(front, f"{path}/notebook", "other-token")[0] == 404
         assert _status(front, f"{path}/notebook", "wrong")[0] == 401
         assert _status(front, path, "test-token")[0] == 503
+        for suffix, content in (("html", b"<title>"), ("py", b"print(6 * 7)"), ("jsonl", journal)):
+            where = ("--url", front.url, "--token", "test-token", "-o", str(root / f"old.{suffix}"))
+            command = [sys.executable, "-m", "kernelsvc", "export", session.id, *where]
+            assert subprocess.run(command, check=False, timeout=60).returncode == 0
+            assert content in (root / f"old.{suffix}").read_bytes()
     finally:
         for each in (served, staying, front):
             each.stop()

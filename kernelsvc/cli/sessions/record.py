@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from kernelsvc.cli.server_locator import client_of, client_or_own_server
 from kernelsvc.cli.sessions.recorded_calls import RecordedCalls, calls_of_cells, calls_of_events
 from kernelsvc.cli.terminal import Terminal
 from kernelsvc.cli.terminal.filter import one_line, safe, seconds, size, still
-from kernelsvc.client import AsyncSession
+from kernelsvc.client import AsyncClient, AsyncSession
 from kernelsvc.errors import BadRequest
 from kernelsvc.linux.output_file import is_stream, output_file
 
@@ -35,16 +36,23 @@ async def export(args: argparse.Namespace, terminal: Terminal) -> int:
     """Write a session's notebook, log or code."""
     target = args.output or f"{args.id}.ipynb"
     async with client_of(args) as client:
-        session = await client.session(args.id)
         if target == "-":
-            sys.stdout.buffer.write(await session.notebook())
+            sys.stdout.buffer.write(await client.notebook(args.id))
             sys.stdout.flush()
         else:
-            await write_notebook(session, Path(target), terminal)
+            await write_notebook(_ArchivedSession(client, args.id), Path(target), terminal)
     return 0
 
 
-async def write_notebook(session: AsyncSession, path: Path, terminal: Terminal) -> None:
+class _ArchivedSession:
+    """A session that perhaps only the archive has, so that the server can't describe it."""
+
+    def __init__(self, client: AsyncClient, id: str) -> None:
+        self.notebook = functools.partial(client.notebook, id)
+        self.journal = functools.partial(client.journal, id)
+
+
+async def write_notebook(session: AsyncSession | _ArchivedSession, path: Path, terminal: Terminal) -> None:
     """Write a session in the format of the path's suffix, see ``output_file``.
 
     Raises:
@@ -56,7 +64,7 @@ async def write_notebook(session: AsyncSession, path: Path, terminal: Terminal) 
     terminal.message(f"wrote {path} ({size(len(data))})")
 
 
-async def _document(session: AsyncSession, path: Path) -> bytes:
+async def _document(session: AsyncSession | _ArchivedSession, path: Path) -> bytes:
     # A pipe has no suffix to choose a format by.
     match ".ipynb" if is_stream(path) and not path.suffix else path.suffix:
         case ".ipynb":

@@ -11,7 +11,7 @@ import msgspec
 from tornado.web import HTTPError
 
 from kernelsvc import __version__
-from kernelsvc.errors import AtCapacity, BadRequest, NotFound, NotSupported, TemplateFailed
+from kernelsvc.errors import AtCapacity, BadRequest, NotFound, TemplateFailed
 from kernelsvc.model.objects import CellInfo, ValueRequest
 from kernelsvc.protocol import jsonrpc, method_params, methods
 from kernelsvc.server.handler import ApiHandler, ServerContext, invoke
@@ -305,11 +305,17 @@ async def send_record(handler: ApiHandler, session: str, part: RecordPart, strea
 
     Raises:
         BrokenPipeError: The part became shorter than promised. The response is cut off.
-        NotSupported: The client asks for a notebook in another format, which only the session's node makes.
+        KernelsvcError: The archive's notebook can't be converted to the format that the client asks for.
     """
-    if part == "notebook" and handler.query(rest.NotebookQuery).format != "ipynb":
-        raise NotSupported("The archive has the notebook of this session as ipynb only. Leave out 'format'.")
-    set_record_headers(handler, session, "ipynb" if part == "notebook" else "jsonl")
+    form = handler.query(rest.NotebookQuery).format if part == "notebook" else "jsonl"
+    if form in ("html", "py"):
+        records = handler.context.service.records
+        assert records is not None
+        data = await records.convert(handler.who, stream, form)
+        set_record_headers(handler, session, form)
+        handler.write(data)
+        return
+    set_record_headers(handler, session, form)
     handler.set_header("Content-Length", str(stream.size))
     while piece := await stream.next():
         handler.write(piece)

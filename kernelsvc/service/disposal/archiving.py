@@ -16,7 +16,7 @@ from functools import partial
 from itertools import islice
 from typing import TypeVar
 
-from kernelsvc.errors import AtCapacity, NotFound
+from kernelsvc.errors import AtCapacity, NotFound, TooLarge
 from kernelsvc.linux.atomic_file import replace_bytes
 from kernelsvc.linux.tasks import in_daemon_thread
 from kernelsvc.model.cluster.ids import session_of
@@ -25,6 +25,8 @@ from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.objects import Principal
 from kernelsvc.service.api import ByteStream, RecordPart
 from kernelsvc.service.projections import Projections
+from kernelsvc.store.convert import ConverterQueue, Format, convert
+from kernelsvc.store.notebook_file import EXPORT_BYTES
 from kernelsvc.store.record_archive import JOURNAL, NOTEBOOK, ArchivedRecord, RecordArchive
 from kernelsvc.store.recovery import end_of
 from kernelsvc.store.sessions import SessionDirectories, SessionDirectory
@@ -211,10 +213,11 @@ class ArchivedRecords:
     Args:
         archive: The archive.
         present_name: Returns the present name of the principal that a record names.
+        converters: Limits conversions.
     """
 
-    def __init__(self, archive: RecordArchive, present_name: Callable[[str], str]) -> None:
-        self._archive, self._present_name = archive, present_name
+    def __init__(self, archive: RecordArchive, present_name: Callable[[str], str], converters: ConverterQueue) -> None:
+        self._archive, self._present_name, self._converters = archive, present_name, converters
         self._turns = asyncio.Semaphore(MAX_READS)
         #: A thread that hangs keeps its slot, when its turn is over.
         self._slots = threading.BoundedSemaphore(2 * MAX_READS)
@@ -245,6 +248,20 @@ class ArchivedRecords:
             return self._call(partial(self._archive.read, known, FILES[part], start, end))
 
         return RecordStream(read, size)
+
+    async def convert(self, who: Principal, notebook: ByteStream, format: Format) -> bytes:
+        """See ``RecordsApi.convert``."""
+        if notebook.size > EXPORT_BYTES:
+            raise TooLarge(f"The notebook has more than {EXPORT_BYTES >> 20} MiB. Export it as ipynb.")
+        # The turn comes first: a notebook that waits would take memory.
+        async with self._converters.turn(who.name):
+            pieces: list[bytes] = []
+            try:
+                while piece := await notebook.next():
+                    pieces.append(piece)
+            except BrokenPipeError:
+                raise AtCapacity("The archive of closed sessions does not answer. Try again later.") from None
+            return await convert(b"".join(pieces), format)
 
     async def remove(self, session: str) -> None:
         """Remove a record, if there is one.

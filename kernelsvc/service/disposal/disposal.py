@@ -49,7 +49,7 @@ class Disposal:
         self._retention: Retention | None = None
         if settings.archive_url:
             archive = RecordArchive(settings.archive_url)
-            self.records = ArchivedRecords(archive, present_name)
+            self.records = ArchivedRecords(archive, present_name, projections.converters)
             self._archiver = Archiver(archive, store, projections)
         if settings.retention_seconds is not None:
             self._retention = Retention(settings, store, projections, closed, self._archiver)

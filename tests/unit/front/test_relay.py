@@ -17,6 +17,7 @@ from http_server import SLEEP, TOKENS
 from tornado.simple_httpclient import HTTPStreamClosedError
 from waiting import wait_until
 
+from kernelsvc import AsyncClient
 from kernelsvc.front import relay
 from kernelsvc.model.cluster import ids
 from kernelsvc.model.cluster.reports import PROTOCOL, Hello, NodeMessage, NodeReport
@@ -338,7 +339,10 @@ async def test_the_archive_has_a_closed_session_whose_node_is_gone(tmp_path: Pat
             assert await fleet.refused("GET", path, token="bob-token") == (404, "not_found")
             assert await fleet.refused("GET", path, token="wrong") == (401, "unauthenticated")
             assert await fleet.refused("GET", path.replace(closed, still_open)) == (503, "node_unreachable")
-        assert await fleet.refused("GET", f"{paths[0]}?format=html") == (501, "not_supported")
+        async with AsyncClient(fleet.url, "alice-token") as client:
+            assert b"<title>" in await client.notebook(closed, "html")
+            assert await client.journal(closed) == before[1]
+        assert await fleet.refused("GET", f"{paths[0]}?format=html", token="bob-token") == (404, "not_found")
         assert await fleet.refused("GET", f"/v1/sessions/{closed}") == (503, "node_unreachable")
         assert await fleet.refused("GET", f"/v1/sessions/{closed}/events") == (503, "node_unreachable")
         (tmp_path / "archive").rename(tmp_path / "away")

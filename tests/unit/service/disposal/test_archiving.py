@@ -15,10 +15,12 @@ import pytest_asyncio
 from http_server import ALICE, HttpServer
 from waiting import wait_until
 
+from kernelsvc.errors import AtCapacity
 from kernelsvc.service import projections
 from kernelsvc.service.disposal import archiving
 from kernelsvc.settings import Settings
 from kernelsvc.store import notebook_file
+from kernelsvc.store.convert import ConverterQueue
 from kernelsvc.store.record_archive import ArchivedRecord, RecordArchive
 from kernelsvc.store.verify import verify
 
@@ -233,7 +235,9 @@ async def test_a_copy_that_ends_after_a_purge_leaves_nothing(
     assert not (tmp_path / "archive" / session).exists()
 
 
-async def test_a_session_that_retention_removed_is_read_in_the_archive(servers: Servers, tmp_path: Path) -> None:
+async def test_a_session_that_retention_removed_is_read_in_the_archive(
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = await servers.start(retention_seconds=1.0, retention_action="remove")
     session = await closed(server)
     paths = [f"/v1/sessions/{session}/{part}" for part in ("notebook", "journal")]
@@ -245,7 +249,15 @@ async def test_a_session_that_retention_removed_is_read_in_the_archive(servers: 
         for name in ("Content-Type", "Content-Disposition", "Content-Security-Policy"):
             assert new.headers.get(name) == old.headers.get(name)
     assert await server.refused("GET", f"/v1/sessions/{session}") == (404, "not_found")
-    assert await server.refused("GET", f"{paths[0]}?format=html") == (501, "not_supported")
+    page = await server.fetch("GET", f"{paths[0]}?format=html")
+    assert (page.code, page.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    assert page.headers["Content-Security-Policy"].startswith("sandbox;")
+    assert b"<title>" in page.body
+    assert b"print(6 * 7)" in (await server.fetch("GET", f"{paths[0]}?format=py")).body
+    assert await server.refused("GET", f"{paths[0]}?format=html", token="bob-token") == (404, "not_found")
+    monkeypatch.setattr(archiving, "EXPORT_BYTES", 100)
+    assert await server.refused("GET", f"{paths[0]}?format=html") == (413, "too_large")
+    assert (await server.fetch("GET", paths[0])).code == 200
     for path in paths:
         assert await server.refused("GET", path, token="bob-token") == (404, "not_found")
         assert await server.refused("GET", path, token="wrong") == (401, "unauthenticated")
@@ -267,7 +279,7 @@ async def test_a_read_of_an_archive_that_hangs_is_refused(servers: Servers, monk
         go.set()
 
 
-async def test_a_record_that_becomes_shorter_cuts_the_response() -> None:
+async def test_a_record_that_becomes_shorter_cuts_the_response(tmp_path: Path) -> None:
     async def read(start: int, end: int) -> bytes:
         return b"0123"[start:end]
 
@@ -275,3 +287,6 @@ async def test_a_record_that_becomes_shorter_cuts_the_response() -> None:
     assert await stream.next() == b"0123"
     with pytest.raises(BrokenPipeError):
         await stream.next()
+    records = archiving.ArchivedRecords(RecordArchive(f"file://{tmp_path}"), str, ConverterQueue())
+    with pytest.raises(AtCapacity):
+        await records.convert(ALICE, archiving.RecordStream(read, 10), "py")
