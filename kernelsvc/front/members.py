@@ -177,17 +177,18 @@ class Members:
             self._found.popitem(last=False)
 
     async def wait_for(self, node: str, session: str) -> Member:
-        """Return a node, after a wait of at most ``hold_seconds``. Safe to cancel.
+        """Return a node, after a wait of at most ``hold_seconds`` for one that may be restarting. Safe to cancel.
 
         Raises:
-            NodeUnreachable: It does not answer.
+            NodeUnreachable: It does not answer. One that has been away for ``hold_seconds`` already is not waited for.
             SessionLost: It has not answered for long, or has never joined.
         """
 
         def named() -> Member | None:
             return self._all.get(self.moved(session) or node)
 
-        await self._wait(lambda: (found := named()) is not None and found.reachable)
+        if self._silent(named()) <= self.hold_seconds:
+            await self._wait(lambda: (found := named()) is not None and found.reachable)
         found = named()
         if found is not None and found.reachable:
             return found
@@ -196,8 +197,7 @@ class Members:
     def absent(self, node: str, session: str) -> NodeUnreachable | SessionLost:
         """Return the error for a session whose node does not answer."""
         found = self._all.get(node)
-        since = self._started if found is None or found.lost_at is None else found.lost_at
-        silent = self._loop.time() - since
+        silent = self._silent(found)
         if silent >= self._lost_seconds:
             never = "has not answered for" if found is not None else "has not joined this cluster for"
             return SessionLost(
@@ -205,11 +205,18 @@ class Members:
                 "node's server again: it still has what its data directory has.",
                 node=node,
             )
+        soon = silent <= self.hold_seconds
+        step = "Try again in a few seconds" if soon else f"Start its server again, it is away for {silent:.0f} s"
         return NodeUnreachable(
-            f"The node {node}, which has {session}, does not answer. Try again in a few seconds; "
-            "'kernelsvc nodes' shows its state.",
+            f"The node {node}, which has {session}, does not answer. {step}. 'kernelsvc nodes' shows its state.",
             node=node,
         )
+
+    def _silent(self, member: Member | None) -> float:
+        """Return the seconds since a node was lost, or since the front started if it never joined. 0 if it reports."""
+        if member is None:
+            return self._loop.time() - self._started
+        return 0.0 if member.lost_at is None else self._loop.time() - member.lost_at
 
     async def _wait(self, there: Callable[[], bool]) -> None:
         deadline = self._loop.time() + self.hold_seconds

@@ -196,6 +196,35 @@ async def test_a_request_waits_for_a_node_that_comes_back(fleet: Fleet) -> None:
     assert (await held)["reason"] == "ok"
 
 
+@pytest.mark.parametrize("joined", [True, False], ids=["lost", "never joined"])
+async def test_a_request_for_a_node_that_is_away_for_long_is_not_held(fleet: Fleet, joined: bool) -> None:
+    _, session = await fleet.on_each()
+    members, path = fleet.front.members, f"/v1/sessions/{session['id']}"
+    await fleet.nodes[1].leave()
+    await fleet.joined(1)
+    members.hold_seconds = 300.0
+    lost = members.get("000001")
+    assert lost is not None
+    assert lost.lost_at is not None
+    lost.lost_at -= 301.0
+    members._started -= 301.0
+    if not joined:
+        del members._all["000001"]
+    async with asyncio.timeout(60):
+        response = await fleet.fetch("GET", path)
+        assert (response.code, response.headers["Retry-After"]) == (503, "1")
+        assert b"Start its server again, it is away for 301 s" in response.body
+        # Its server starts: requests wait until it is ready.
+        async with joining(fleet) as socket:
+            await socket.send(hello(node="000001"))
+            await wait_until(lambda: (found := members.get("000001")) is not None and found.lost_at is None)
+            held = asyncio.ensure_future(fleet.json("GET", path, status=200))
+            await fleet.json("GET", "/v1/sessions", status=200)
+            assert not held.done()
+        await fleet.nodes[1].join(fleet.url)
+        assert (await held)["id"] == session["id"]
+
+
 async def test_a_session_of_a_node_that_stays_away_is_lost(tmp_path: Path) -> None:
     fleet = Fleet(tmp_path)
     await fleet.start(1, hold_seconds=0.05, lost_seconds=0.1)

@@ -163,6 +163,7 @@ async def test_a_client_that_makes_up_nodes_has_room_for_few_requests(
     monkeypatch.setattr(front_socket, "MAX_FRAMES", 3)
     fleet.front.members.hold_seconds = 1.0
     for _ in range(2):  # the room is free again when the requests have ended
+        fleet.front.members._started = asyncio.get_running_loop().time()  # later, no request waits for such a node
         sent = [await rpc.send("session.get", {"session": f"s_{n:06x}{'0' * 16}"}) for n in range(0xA0, 0xA5)]
         codes = [(await rpc.answer(each))["error"]["data"]["code"] for each in sent]
         assert codes == ["node_unreachable"] * 3 + ["quota_exceeded"] * 2
