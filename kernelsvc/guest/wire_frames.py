@@ -13,6 +13,7 @@ import itertools
 import json
 import re
 import struct
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 VERSION = 1
@@ -100,11 +101,18 @@ class Outbox:
         """Whether a frame with this payload may be put. An empty outbox takes a frame above the limit."""
         return self.size + length + _HEADER_SIZE <= self.limit or not self.size
 
-    def put(self, kind: int, payload: bytes) -> bytes:
-        """Add a frame and return its bytes. Call ``has_room`` first.
+    def put(self, kind: int, payload: bytes, send: Callable[[bytes], int] | None = None) -> bool:
+        """Add a frame. Call ``has_room`` first.
 
-        If the outbox is ``clear``, the caller sends the frame and reports with ``mark_unsent`` how much the socket did
-        not take.
+        A signal handler may raise in this method, which then adds nothing, or put frames of its own.
+
+        Args:
+            kind: The frame's kind.
+            payload: Its content.
+            send: A C function that gives bytes to the socket. It is called if the socket has taken all other frames.
+
+        Returns:
+            False if ``send`` failed. How much the socket took is not known then.
         """
         number = self.last + 1
         frame = _pack(len(payload), kind, number) + payload
@@ -120,12 +128,26 @@ class Outbox:
             run = self._grow()
             data = run.data
             data += frame
-        end, total = len(data), self.total + len(frame)
-        # No call from here on: CPython runs signal handlers at calls and backward jumps only.
+        end, size, sent = len(data), len(frame), map(send, (frame,)) if send else None
+        # No call from here on, not even of ``send``: CPython runs signal handlers at calls and backward jumps only.
+        if self.last >= number:  # A signal handler has put frames meanwhile.
+            return self.put(kind, payload, send)
+        first = self.clear
+        if first:
+            self._sending, self._offset, self.clear = run, end - size, False
         run.last = self.last = number
         run.end = end
-        self.total = total
-        return frame
+        self.total += size
+        if first and sent is not None:
+            try:
+                (taken,) = sent
+                self._offset += taken
+                self.clear = taken == size
+            except BlockingIOError:
+                pass
+            except (OSError, MemoryError):
+                return False
+        return True
 
     def _grow(self) -> _Run:
         run = _Run(self.last + 1)
@@ -138,10 +160,6 @@ class Outbox:
         while self._head.end and self._head.last <= number:
             following = self._head.next or self._grow()
             self._freed, self._head = self._freed + self._head.end, following
-
-    def mark_unsent(self, count: int) -> None:
-        """Record that the socket did not take the last ``count`` bytes of the frame that was just put."""
-        self._sending, self._offset, self.clear = self._tail, self._tail.end - count, False
 
     def rewind(self, number: int) -> int:
         """Send again from the frame after ``number``. Return the number of the first frame to be sent."""

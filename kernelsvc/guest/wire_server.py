@@ -10,9 +10,9 @@ Two further callers serve the wire while the cell does not write: the event loop
 ``F_SETSIG``).
 
 Signals. A user's handler may raise between any two bytecodes (a time-out by SIGALRM does). ``serve`` masks signals.
-Sending must be fast and does not: an exception there costs the connection but no frame, since the server connects again
-and continues after its last frame. Code takes a lock by ``with``, never by ``acquire``, after which CPython would check
-for signals before the ``try``. The kernel's own handlers use ``run_unlocked``, which waits for the release of the lock.
+Sending must be fast and does not: ``Outbox.put`` adds, sends and records a frame without a call in between. Code takes
+a lock by ``with``, never by ``acquire``, after which CPython would check for signals before the ``try``. The kernel's
+own handlers use ``run_unlocked``, which waits for the release of the lock.
 
 Processes that user code forks inherit these objects but must not use them. An at-fork hook closes their sockets and
 sets ``foreign``.
@@ -521,30 +521,14 @@ class WireServer:
         """Put a frame and give it to a free socket: the fast path. Return False if other work must come first."""
         accepted = False
         with self._lock:
-            try:
-                box, send_now = self.outbox, self._send_now
-                if box.total < self._ack_check_at and len(payload) < wire_frames.RUN_BYTES:
-                    if self.corked or hold:
-                        clear = box.clear
-                        frame = box.put(kind, payload)
-                        accepted = True
-                        if clear:
-                            box.mark_unsent(len(frame))
-                    elif send_now and box.clear:
-                        frame = box.put(kind, payload)
-                        accepted = True
-                        try:
-                            taken = send_now(frame)
-                        except BlockingIOError:
-                            taken = 0
-                        if taken != len(frame):
-                            box.mark_unsent(len(frame) - taken)
-            except BaseException as error:
-                # It is unknown how much was sent. The server connects again and continues after its last frame.
-                with self._guard:
-                    self._disconnect()
-                if not isinstance(error, OSError):
-                    raise
+            box, send_now = self.outbox, None if hold else self._send_now
+            room = box.total < self._ack_check_at and len(payload) < wire_frames.RUN_BYTES
+            if room and (hold or self.corked or (send_now and box.clear)):
+                sent = box.put(kind, payload, send_now)
+                accepted = True
+                if not sent:
+                    with self._guard:
+                        self._disconnect()
         if self._deferred:
             self._run_deferred()
         return accepted
@@ -562,7 +546,7 @@ class WireServer:
         with self._guard:
             if not self._has_room(len(payload)):
                 return False
-            self._put(kind, payload)
+            self.outbox.put(kind, payload)
             if not self.corked:
                 self._pump()
             return True
@@ -575,12 +559,6 @@ class WireServer:
         if not room:
             self._uncork_now()  # Frames that are held back can't be acknowledged.
         return room
-
-    def _put(self, kind: int, payload: bytes) -> None:
-        was_clear = self.outbox.clear
-        frame = self.outbox.put(kind, payload)
-        if was_clear:
-            self.outbox.mark_unsent(len(frame))
 
     def _pump(self) -> None:
         """Send until the socket takes no more. An error costs the connection but no frame."""
@@ -657,7 +635,7 @@ class WireServer:
             for name, data in self._stdio.take():
                 prefix = stream_prefix(name, self.cell, raw=True)
                 for at in range(0, len(data), MAX_TEXT):
-                    self._put(STREAM, prefix + data[at : at + MAX_TEXT])
+                    self.outbox.put(STREAM, prefix + data[at : at + MAX_TEXT])
                 self._pump()
             return True
 

@@ -760,7 +760,7 @@ async def test_interrupts_at_any_moment_lose_no_reply(k: Client) -> None:
 async def test_a_handler_of_the_users_that_raises_loses_no_frame(k: Client) -> None:
     code = """
 import signal
-class Alarm(Exception): pass
+class Alarm(TimeoutError): pass  # An OSError, which a failed send raises too.
 def ring(*_): raise Alarm
 signal.signal(signal.SIGALRM, ring)
 rung, n = 0, 0
@@ -780,7 +780,34 @@ signal.setitimer(signal.ITIMER_REAL, 0)
     numbers = [int(x) for x in answer.stdout.split(";")[:-1]]
     assert all(a < b for a, b in itertools.pairwise(numbers))
     assert len(numbers) >= numbers[-1] - 150  # at most the print that an alarm cut short is not there
+    assert not k.wire._disconnects
     assert (await k.run("1 + 1")).result == "2"
+
+
+async def test_a_handler_of_the_users_that_prints_loses_no_frame(k: Client) -> None:
+    code = """
+import signal, sys
+rung = 0
+def ring(*_):
+    global rung
+    rung += 1
+    sys.stdout.write(f'{-rung};')
+signal.signal(signal.SIGALRM, ring)
+signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+n = 0
+while rung < 300:
+    n += 1
+    line = f'{n};'
+    print(line, end='')
+signal.setitimer(signal.ITIMER_REAL, 0)
+"""
+    answer = await k.run(code)
+    assert answer.reply.content["status"] == "ok"
+    numbers = [int(x) for x in answer.stdout.split(";") if x]
+    printed, rung = [n for n in numbers if n > 0], [-n for n in numbers if n < 0]
+    assert printed == list(range(1, len(printed) + 1))
+    assert sorted(rung) == list(range(1, len(rung) + 1))  # an alarm may ring in the handler of another
+    assert not k.wire._disconnects
 
 
 async def test_the_interrupt_message(k: Client) -> None:

@@ -60,7 +60,7 @@ ACK_BYTES, ACK_SECONDS = 64 * 1024, 0.05
 #: Maximum of requests kept until the kernel has confirmed them. It names its last 32. Their bytes are limited, too, to
 #: those that may wait and those that the socket's buffer may hold.
 MAX_REQUESTS, MAX_KEPT = 32, MAX_OUTGOING + 1024 * 1024
-#: Maximum of connections that a kernel may end in so many seconds. A signal handler that raises in a print ends one.
+#: Maximum of connections that a kernel may end in so many seconds.
 MAX_DISCONNECTS, DISCONNECT_SECONDS = 20, 60.0
 #: Seconds for one frame to arrive, after which the client connects again. Checked at the same interval.
 PARTIAL_SECONDS = 30.0

@@ -50,10 +50,10 @@ def test_frames_are_numbered_from_one() -> None:
 
 def test_what_the_socket_did_not_take_follows() -> None:
     box = Outbox()
-    frame = box.put(STREAM, b"hello")
-    box.mark_unsent(4)
+    sent: list[bytes] = []
+    box.put(STREAM, b"hello", lambda frame: sent.append(frame) or len(frame) - 4)
     box.put(STREAM, b"next")
-    assert frame[:-4] + take(box)[:4] == frame
+    assert sent[0][:-4] + take(box)[:4] == sent[0]
 
 
 def test_rewind_sends_again_what_follows() -> None:
@@ -102,6 +102,35 @@ def test_a_put_that_was_cut_short_leaves_no_trace() -> None:
     assert numbers(take(box)) == [1, 2]
 
 
+def test_a_put_in_a_put_takes_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal's handler may print while its code prints."""
+    box, sent, pack = Outbox(), [], wire_frames._pack
+
+    def send(frame: bytes) -> int:
+        sent.append(frame)
+        return len(frame)
+
+    def interrupted(*fields: int) -> bytes:
+        monkeypatch.setattr(wire_frames, "_pack", pack)
+        assert box.put(STREAM, b"of the handler", send)
+        return pack(*fields)
+
+    monkeypatch.setattr(wire_frames, "_pack", interrupted)
+    assert box.put(STREAM, b"of the code", send)
+    assert (numbers(b"".join(sent)), box.clear) == ([1, 2], True)
+    assert sent[1].endswith(b"of the code")
+
+
+@pytest.mark.parametrize(("error", "connected"), [(BlockingIOError, True), (BrokenPipeError, False)])
+def test_a_frame_that_the_socket_refuses_stays(error: type[OSError], connected: bool) -> None:
+    def send(_frame: bytes) -> int:
+        raise error
+
+    box = Outbox()
+    assert box.put(STREAM, b"x", send) is connected
+    assert numbers(take(box)) == [1]
+
+
 def test_a_view_that_somebody_still_holds_does_not_matter() -> None:
     box = Outbox()
     box.put(STREAM, b"one")
@@ -141,11 +170,8 @@ class OutboxMachine(RuleBasedStateMachine):
     def writes(self, size: int) -> None:
         payload = bytes([len(self.put) % 251]) * size
         if self.box.has_room(size):
-            was_clear = self.box.clear
-            frame = self.box.put(STREAM, payload)
+            self.box.put(STREAM, payload)
             self.put.append(payload)
-            if was_clear:
-                self.box.mark_unsent(len(frame))
 
     @rule(most=st.integers(0, 100_000))
     def sends(self, most: int) -> None:
