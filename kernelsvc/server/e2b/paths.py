@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from kernelsvc.errors import BadRequest
+from kernelsvc.linux.rooted_dir import MAX_PATH_BYTES
 from kernelsvc.model.files import FileStatus
 from kernelsvc.server.e2b import metadata
 
@@ -26,8 +27,10 @@ def absolute(path: str) -> str:
     """Return a normalised absolute path.
 
     Raises:
-        BadRequest: It has a ``..`` or a zero byte.
+        BadRequest: It has a ``..`` or a zero byte, or is too long.
     """
+    if len(path) > MAX_PATH_BYTES:
+        raise BadRequest(f"The path is too long. At most {MAX_PATH_BYTES} bytes.")
     if "\0" in path:
         raise BadRequest("The path holds a zero byte.")
     pure = PurePosixPath(HOME, path.removeprefix("~/") if path != "~" else "")

@@ -7,6 +7,7 @@ import os
 import stat
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -253,3 +254,14 @@ def test_directories_are_made_and_names_moved_in_here_alone(tmp_path: Path) -> N
         directory.move((b"out",), (b"moved",))
     assert list((tmp_path / "outside").iterdir()) == []
     assert (tmp_path / "in/moved").is_symlink()
+
+
+def test_a_long_path_is_refused_before_it_is_split():
+    path = b"a/" * (1 << 20) + b"a"
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadRequest, match="too long"):
+            parse_path(path)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()

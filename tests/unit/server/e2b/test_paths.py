@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,15 @@ def test_what_lies_at_home(path: str, relative: bytes) -> None:
 def test_what_does_not(path: str) -> None:
     with pytest.raises(BadRequest):
         paths.below_home(path)
+
+
+def test_a_long_path_is_refused_before_it_is_split() -> None:
+    # 60 MiB took 40 s and 900 MB.
+    began = time.process_time()
+    for path in ("a/" * (8 << 20), "/tmp/" + "a/" * (8 << 20)):
+        with pytest.raises(BadRequest, match="too long"):
+            paths.absolute(path)
+    assert time.process_time() - began < 0.5
 
 
 def test_files_are_described(tmp_path: Path) -> None:
