@@ -38,15 +38,19 @@ def end(code: str | None = None, message: str = "") -> bytes:
     return envelope({} if code is None else {"error": {"code": code, "message": message}}, _END)
 
 
-def take(data: bytearray) -> list[dict[str, Any]]:
+def take(data: bytearray, most: int | None = None) -> list[dict[str, Any]]:
     """Remove whole messages from the front of ``data`` and return them.
+
+    Args:
+        data: The bytes that have arrived.
+        most: Number of messages after which the rest stays. None is no limit.
 
     Raises:
         BadRequest: ``data`` is compressed, or is not a stream of JSON objects.
         TooLarge: A message is longer than ``MAX_MESSAGE``.
     """
     found: list[dict[str, Any]] = []
-    while len(data) >= _HEAD.size:
+    while len(data) >= _HEAD.size and (most is None or len(found) < most):
         flags, length = _HEAD.unpack_from(data)
         if flags & _COMPRESSED:
             raise BadRequest("Compressed messages are not supported. Send them uncompressed.")

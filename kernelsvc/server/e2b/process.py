@@ -8,6 +8,7 @@ later. A time limit that its caller set ends it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from functools import partial
@@ -24,6 +25,8 @@ from kernelsvc.service.api import ProgramApi, ProgramInfo, ProgramOutput
 
 _SIGNALS = {"SIGNAL_SIGTERM": signal.SIGTERM, "SIGNAL_SIGKILL": signal.SIGKILL, 15: signal.SIGTERM, 9: signal.SIGKILL}
 _DEFAULT_SIZE = (80, 24)
+#: Bytes of a read above which the streams of one principal take turns.
+MAX_TYPED = 4096
 
 
 class ProcessConfig(msgspec.Struct, kw_only=True):
@@ -243,8 +246,14 @@ class StreamInputHandler(ProcessHandler):
     _program: ProgramInfo | None = None
     _failure: KernelsvcError | None = None
 
-    def data_received(self, chunk: bytes) -> None:
-        """Tornado's hook: pass on whole messages."""
+    async def data_received(self, chunk: bytes) -> None:
+        """Tornado's hook: pass on whole messages. No more is read before it returns."""
+        # A read of 64 KiB may hold 13,000 messages. What a person types is not worth the wait.
+        long = len(chunk) > MAX_TYPED
+        async with self.context.turn_of(self.who, "input") if long else contextlib.nullcontext():
+            self._receive(chunk)
+
+    def _receive(self, chunk: bytes) -> None:
         rest = self._unparsed = bytearray() if self._unparsed is None else self._unparsed
         if self._failure is None:
             rest += chunk

@@ -22,6 +22,12 @@ def test_a_stream_arrives_whole_wherever_it_is_cut(messages: list[dict[str, obje
     assert not data
 
 
+def test_no_more_messages_are_taken_than_were_asked_for() -> None:
+    data = bytearray(connect.envelope({"a": 1}) + connect.envelope({"a": 2}) * 1000)
+    assert connect.take(data, 1) == [{"a": 1}]
+    assert len(connect.take(data)) == 1000
+
+
 def test_its_end() -> None:
     assert connect.end() == b"\x02\x00\x00\x00\x02{}"
     assert connect.end("not_found", "gone").endswith(b'{"error":{"code":"not_found","message":"gone"}}')

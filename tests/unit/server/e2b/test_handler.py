@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 from urllib.parse import quote
@@ -10,8 +11,9 @@ import pytest
 from http_server import HttpServer
 
 from kernelsvc.model.objects import Principal
-from kernelsvc.protocol import e2b
+from kernelsvc.protocol import connect, e2b
 from kernelsvc.server.e2b import handler as api
+from kernelsvc.server.e2b import process
 
 ENVD, TRAFFIC = {"E2b-Sandbox-Port": "49983"}, {"E2b-Sandbox-Port": "49999"}
 
@@ -72,6 +74,31 @@ async def test_a_port_that_nobody_listens_on_is_not_open(http_server: HttpServer
     status, said = await health(http_server, where, token="alice-token")
     assert status == 502
     assert "port is not open" in said["message"]
+
+
+async def test_only_the_first_message_of_a_calls_body_is_read(
+    http_server: HttpServer, sandbox: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[bytes] = []
+    monkeypatch.setattr(connect, "_message", lambda data: read.append(data) or {"path": "."})
+    kind = {"E2b-Sandbox-Id": sandbox, **ENVD, "Content-Type": connect.STREAM}
+    body = bytes(5) * 100_000
+    await http_server.fetch("POST", "/filesystem.Filesystem/Stat", body, headers=kind, token="alice-token")
+    assert read == [b""]
+
+
+async def test_long_input_of_a_principals_programs_is_read_in_turn(http_server: HttpServer, sandbox: str) -> None:
+    kind = {"E2b-Sandbox-Id": sandbox, **ENVD, "Content-Type": connect.STREAM}
+
+    async def send(size: int) -> int:
+        path, body = "/process.Process/StreamInput", bytes(5) * (size // 5)
+        return (await http_server.fetch("POST", path, body, headers=kind, token="alice-token")).code
+
+    async with http_server.app.settings["context"].turn_of(alice(http_server), "input"):
+        long = asyncio.ensure_future(send(2 * process.MAX_TYPED))
+        assert await send(100) == 200
+        assert not long.done()
+    assert await long == 200
 
 
 async def test_a_signed_address_opens_what_it_was_signed_for(
