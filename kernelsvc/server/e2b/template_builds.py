@@ -52,9 +52,10 @@ _MAX_LINE = 1024
 #: Seconds between two runs of a ready command.
 READY_PAUSE = 0.3
 _PIECE = 1 << 20
-#: The directory of builds in the workspace, the form of their ids, and most bytes of one: its log in JSON.
+#: The directory of builds in the workspace, and the form of their ids.
 BUILDS, _BUILD = b".builds", re.compile(r"[0-9a-f-]{36}")
-MAX_RECORD = 16 << 20
+#: Most bytes of a template's record, and of a build's, which has its log. The event loop decodes them.
+MAX_TEMPLATE, MAX_RECORD = 1 << 20, 4 << 20
 #: Arguments: archive, source pattern, target, mode. As in a Dockerfile, one directory is copied by its content.
 _COPY = r"""set -e
 work=$(mktemp -d); trap 'rm -rf "$work" "$archive"' EXIT
@@ -123,7 +124,7 @@ class TemplateBuilds:
     """
 
     def __init__(self, context: ServerContext) -> None:
-        self._service, self._settings = context.service, context.settings
+        self._context, self._service, self._settings = context, context.service, context.settings
         self._builds: dict[str, Build] = {}
         self._tasks = OwnedTasks()
 
@@ -169,7 +170,7 @@ class TemplateBuilds:
         found = self._builds.get(build)
         if found is None and _BUILD.fullmatch(build):
             name = recipes.template_name(name)  # The file's owner may have written any name into it.
-            found = await self._read_file(who, build_path(build), Build)
+            found = await self._read_file(who, build_path(build), Build, MAX_RECORD)
             if found is not None and found.status == "building":
                 found.fail("The server was restarted during the build. Build again.")
         if found is None or (found.owner, found.name, found.id) != (who.name, name, build):
@@ -341,16 +342,18 @@ class TemplateBuilds:
 
     async def read(self, who: Principal, name: str) -> BuiltTemplate | None:
         """Return a template of the caller, or None if there is none."""
-        return await self._read_file(who, record_path(name), BuiltTemplate)
+        return await self._read_file(who, record_path(name), BuiltTemplate, MAX_TEMPLATE)
 
-    async def _read_file(self, who: Principal, path: bytes, kind: type[Kept]) -> Kept | None:
+    async def _read_file(self, who: Principal, path: bytes, kind: type[Kept], most: int) -> Kept | None:
         """Return the value of a file of the workspace, or None. The owner may have written anything into it."""
         try:
             reader = await self._service.workspaces.files.open(who, address(who), path)
         except KernelsvcError:
             return None
         try:
-            return msgspec.json.decode(await reader.read(0, MAX_RECORD), type=kind)
+            data = await reader.read(0, most + 1)
+            async with self._context.turn_of(who, "templates"):
+                return msgspec.json.decode(data, type=kind) if len(data) <= most else None
         except (msgspec.MsgspecError, RecursionError):
             return None
         finally:
@@ -490,6 +493,9 @@ class TemplateSandbox:
             TooLarge: the workspace has no room for the archive.
         """
         files, archive = self._service.workspaces.files, temporary_name()
+        record = msgspec.json.encode(msgspec.structs.replace(made, home=True))
+        if len(record) > MAX_TEMPLATE:
+            raise TooLarge(f"The template's commands and variables have more than {MAX_TEMPLATE} bytes. Use files.")
         await self.script(_ARCHIVE, archive.decode(), allowed=(0, 1))  # tar(1): 1 if a file changed meanwhile
         reader = await self._service.files.open(self._who, self._session, archive)
         info = await self._service.workspaces.get(self._who, address(self._who))
@@ -497,7 +503,6 @@ class TemplateSandbox:
             reader.close()
             raise TooLarge(f"The workspace {models.TEMPLATES!r} has no room for these files. Delete a template.")
         await copy_file(reader, await files.write(self._who, address(self._who), home_path(name)))
-        record = msgspec.json.encode(msgspec.structs.replace(made, home=True))
         await files.put(self._who, address(self._who), record_path(name), record)
 
     async def start(self, made: BuiltTemplate, seconds: float, *, must: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import tarfile
 from pathlib import Path
@@ -12,7 +13,7 @@ import msgspec
 import pytest
 from http_server import ALICE, TOKENS, HttpServer
 
-from kernelsvc.errors import NotFound
+from kernelsvc.errors import NotFound, TooLarge
 from kernelsvc.model.objects import Principal
 from kernelsvc.server.e2b import template_builds
 from kernelsvc.settings import Settings
@@ -34,7 +35,7 @@ async def test_a_build_is_known_after_a_restart(tmp_path: Path) -> None:
     server = HttpServer(Settings(port=0, data_dir=tmp_path / "data", tokens=TOKENS))
     await server.start()
     try:
-        context: Any = SimpleNamespace(service=server.service, settings=server.settings)
+        context = server.app.settings["context"]
         first = template_builds.TemplateBuilds(context)
         waiting, running, ended = [await first.request(ALICE, f"shop-{number}") for number in range(3)]
         running.status, ended.status = "building", "ready"
@@ -65,7 +66,7 @@ async def test_builds_of_files_that_a_caller_wrote_take_no_memory(tmp_path: Path
     server = HttpServer(Settings(port=0, data_dir=tmp_path / "data", tokens=TOKENS))
     await server.start()
     try:
-        context: Any = SimpleNamespace(service=server.service, settings=server.settings)
+        context = server.app.settings["context"]
         builds = template_builds.TemplateBuilds(context)
         forged = await builds.request(ALICE, "shop")
         for number in range(30):
@@ -86,6 +87,36 @@ async def test_builds_of_files_that_a_caller_wrote_take_no_memory(tmp_path: Path
             await builds.find(ALICE, "shop", "2" * 36)
     finally:
         await server.stop()
+
+
+async def test_records_that_a_caller_wrote_are_read_in_turn_and_within_a_limit(tmp_path: Path) -> None:
+    server = HttpServer(Settings(port=0, data_dir=tmp_path / "data", tokens=TOKENS))
+    await server.start()
+    try:
+        context = server.app.settings["context"]
+        builds = template_builds.TemplateBuilds(context)
+        await builds.request(ALICE, "shop")
+        put, where = server.service.workspaces.files.put, template_builds.address(ALICE)
+        await put(ALICE, where, template_builds.record_path("shop"), b'{"start": "serve"}')
+        async with context.turn_of(ALICE, "templates"):
+            reading = asyncio.ensure_future(builds.read(ALICE, "shop"))
+            done, _ = await asyncio.wait([reading], timeout=0.2)
+            assert not done
+        found = await reading
+        assert found is not None
+        assert found.start == "serve"
+        large = b'{"start": "%b"}' % (b"x" * template_builds.MAX_TEMPLATE)
+        await put(ALICE, where, template_builds.record_path("shop"), large)
+        assert await builds.read(ALICE, "shop") is None
+    finally:
+        await server.stop()
+
+
+async def test_a_template_with_a_longer_record_is_not_made() -> None:
+    made = template_builds.BuiltTemplate(start="x" * template_builds.MAX_TEMPLATE)
+    service: Any = SimpleNamespace(workspaces=SimpleNamespace(files=None))
+    with pytest.raises(TooLarge):
+        await template_builds.TemplateSandbox(service, ALICE, "s_1").save("shop", made)
 
 
 def copy(tmp_path: Path, source: str, target: str, mode: str = "") -> tuple[int, dict[str, str]]:
