@@ -112,7 +112,8 @@ class McpService:
             await self._manager.handle_request(exchange.scope(), exchange.receive, exchange.send)
         finally:
             session.requests -= 1
-        if exchange.handler.request.method == "DELETE" and self._sessions.pop(given or "", None) is not None:
+        if exchange.handler.request.method == "DELETE" and session.principal == who:
+            self._sessions.pop(given or "", None)
             self._event_store.forget(session)
 
     async def _make_room(self, exchange: Exchange) -> None:

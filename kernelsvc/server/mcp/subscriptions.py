@@ -30,8 +30,8 @@ Notify = Callable[[], Awaitable[None]]
 
 #: Seconds between two polls.
 POLL_SECONDS = 1.0
-#: Most resources of one client, most streams of one principal, and most streams of one server.
-MAX_RESOURCES, MAX_STREAMS_OF_ONE, MAX_STREAMS = 64, 64, 256
+#: Most resources of one client and of one principal: each is polled. Most streams of one principal, and of one server.
+MAX_RESOURCES, MAX_RESOURCES_OF_ONE, MAX_STREAMS_OF_ONE, MAX_STREAMS = 64, 128, 64, 256
 #: Bytes of a file that are hashed. The rest counts only by the file's size.
 MAX_HASHED = 1 << 20
 _STATE = "kernelsvc.subscriptions"
@@ -132,6 +132,7 @@ class Subscriptions:
     ) -> None:
         self._backend, self._parse_uri, self._owner = backend, parse_uri, owner
         self._streams: Counter[str] = Counter()
+        self._watched: Counter[str] = Counter()
 
     async def subscribe(self, ctx: Context, params: types.SubscribeRequestParams) -> types.EmptyResult:
         """Handle ``resources/subscribe``."""
@@ -142,9 +143,18 @@ class Subscriptions:
                 raise MCPError(
                     types.INVALID_REQUEST, f"{MAX_RESOURCES} resources are subscribed. Unsubscribe one of them."
                 )
-            resource = await self._watch(ctx, uri)
-            session = ctx.session
-            tasks[uri] = asyncio.ensure_future(follow(resource, lambda: session.send_resource_updated(uri)))
+            owner, session = self._owner(ctx), ctx.session
+            self._count(owner, 1)
+            try:
+                resource = await self._watch(ctx, uri)
+            except BaseException:
+                self._count(owner, -1)
+                raise
+            if uri in tasks:  # another request was faster
+                self._count(owner, -1)
+                return types.EmptyResult()
+            task = tasks[uri] = asyncio.ensure_future(follow(resource, lambda: session.send_resource_updated(uri)))
+            task.add_done_callback(lambda _: self._count(owner, -1))
         return types.EmptyResult()
 
     async def unsubscribe(self, ctx: Context, params: types.UnsubscribeRequestParams) -> types.EmptyResult:
@@ -168,6 +178,7 @@ class Subscriptions:
                 f"At most {MAX_RESOURCES} resources and {MAX_STREAMS_OF_ONE} streams are possible at the same time.",
             )
         bus = InMemorySubscriptionBus()
+        self._count(owner, len(uris))
         self._streams[owner] += 1
         tasks: list[asyncio.Future[None]] = []
         try:
@@ -179,11 +190,23 @@ class Subscriptions:
                 tasks.append(asyncio.ensure_future(follow_list(self._backend(ctx), notify)))
             return await ListenHandler(bus)(ctx, params)
         finally:
+            self._count(owner, -len(uris))
             self._streams[owner] -= 1
             if not self._streams[owner]:
                 del self._streams[owner]
             for task in tasks:
                 task.cancel()
+
+    def _count(self, owner: str, more: int) -> None:
+        """Count resources that a principal begins to watch, or with a negative number does not watch any more."""
+        if more > 0 and self._watched[owner] + more > MAX_RESOURCES_OF_ONE:
+            raise MCPError(
+                types.INVALID_REQUEST,
+                f"All your clients together can watch {MAX_RESOURCES_OF_ONE} resources. Unsubscribe some.",
+            )
+        self._watched[owner] += more
+        if not self._watched[owner]:
+            del self._watched[owner]
 
     async def _watch(self, ctx: Context, uri: str) -> WatchedResource:
         try:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 from typing import Any
 
 import pytest
 from http_server import HttpServer
 
-from kernelsvc.server.mcp import asgi_bridge
+from kernelsvc.server.mcp import asgi_bridge, subscriptions
 
 ACCEPT = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
+NUMBERS = itertools.count(3)
 
 
 async def opened(http_server: HttpServer, token: str) -> str:
@@ -39,3 +42,31 @@ async def test_one_principal_does_not_take_all_places(http_server: HttpServer, m
     for session in (first, third, fourth):
         assert await status(http_server, session, "alice-token") == 200
     assert await status(http_server, other, "bob-token") == 200
+
+
+async def subscribe(http_server: HttpServer, session: str, uri: str, token: str, verb: str = "subscribe") -> bool:
+    """Subscribe to a resource, or unsubscribe. False: it is refused."""
+    headers: dict[str, Any] = {**ACCEPT, "mcp-session-id": session}
+    message = {"jsonrpc": "2.0", "id": next(NUMBERS), "method": f"resources/{verb}", "params": {"uri": uri}}
+    response = await http_server.fetch("POST", "/mcp", message, token=token, headers=headers)
+    return b'"error"' not in response.body
+
+
+async def test_all_clients_of_a_principal_watch_a_number_of_resources_together(
+    http_server: HttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscriptions, "MAX_RESOURCES_OF_ONE", 2)
+    watched = {}
+    for token in ("alice-token", "bob-token"):
+        kernel = (await http_server.json("POST", "/v1/sessions", {}, 201, token=token))["id"]
+        watched[token] = [f"kernelsvc://sessions/{kernel}/{rest}" for rest in ("notebook.ipynb", "files/a", "files/b")]
+    first, second = [await opened(http_server, "alice-token") for _ in range(2)]
+    uris = watched["alice-token"]
+    same = [subscribe(http_server, first, uris[0], "alice-token") for _ in range(2)]
+    assert await asyncio.gather(*same) == [True, True]
+    assert await subscribe(http_server, second, uris[1], "alice-token")
+    assert not await subscribe(http_server, second, uris[2], "alice-token")
+    other = await opened(http_server, "bob-token")
+    assert await subscribe(http_server, other, watched["bob-token"][0], "bob-token")
+    assert await subscribe(http_server, first, uris[0], "alice-token", "unsubscribe")
+    assert await subscribe(http_server, second, uris[2], "alice-token")
