@@ -295,7 +295,7 @@ class AnswerMachine:
             self._text, steps = self._add(MessageItem(id=self._new_id("msg"), turn=self.turn))
         item = self.items[self._text]
         assert isinstance(item, MessageItem)
-        item.text += text
+        _append(item, "text", text)
         return [*steps, ItemGrew(self._text, text)]
 
     def _grow_reasoning(self, text: str) -> list[Step]:
@@ -304,7 +304,7 @@ class AnswerMachine:
             self._reasoning, steps = self._add(ReasoningItem(id=self._new_id("rs"), turn=self.turn))
         item = self.items[self._reasoning]
         assert isinstance(item, ReasoningItem)
-        item.text += text
+        _append(item, "text", text)
         return [*steps, ItemGrew(self._reasoning, text)]
 
     def _close_message(self, *, cut: bool = False) -> list[Step]:
@@ -349,9 +349,9 @@ class AnswerMachine:
         if item is None or item.status != "in_progress":
             return []
         if isinstance(item, FunctionItem):
-            item.arguments += piece.text
+            _append(item, "arguments", piece.text)
         else:
-            item.code += piece.text
+            _append(item, "code", piece.text)
             if not item.shown:
                 return []
         return [ItemGrew(self._index(item), piece.text)]
@@ -440,3 +440,14 @@ class AnswerMachine:
 
     def _is_running(self, item: CodeItem | FunctionItem) -> bool:
         return isinstance(item, CodeItem) and item.shown and self._index(item) in self._running
+
+
+def _append(item: OutputItem, field: str, piece: str) -> None:
+    """Append to a text of an item. CPython appends in place if a local variable has the only reference to the text.
+
+    ``item.text += piece`` copies the text: 8 MiB in pieces of 200 characters take 20 s.
+    """
+    text: str = getattr(item, field)
+    setattr(item, field, "")
+    text += piece
+    setattr(item, field, text)

@@ -30,8 +30,11 @@ from kernelsvc.protocol.openai.text_split import TextSplitter
 #: The name of the tool, and those under which models know it from their training.
 TOOL_NAME = "python"
 ALIASES = {TOOL_NAME, "code_interpreter", "functions.python", "ipython", "execute_python", "run_python"}
-#: Most calls of one turn, most characters of one call's arguments, and most characters of a turn.
-MAX_CALLS, MAX_ARGUMENTS, MAX_TURN = 128, 4 * 1024 * 1024, 8 * 1024 * 1024
+#: Most calls of one turn, and changes between text and reasoning. Most characters of one call's arguments, and of a
+#: turn.
+MAX_CALLS, MAX_CHANGES, MAX_ARGUMENTS, MAX_TURN = 128, 500, 4 * 1024 * 1024, 8 * 1024 * 1024
+#: Characters of one call's arguments that are parsed before its end, the same ones several times.
+MAX_PARSED = 16 * 1024 * 1024
 _TEXTS = (TextPiece, ReasoningPiece, ArgumentsPiece)
 #: Characters of an event above which its depth and number of values are looked at first.
 _LARGE_EVENT = 64 * 1024
@@ -44,6 +47,18 @@ class _OpenCall:
         self.key, self.call_id, self.name, self.runs_code = key, call_id, name, runs_code
         self.code = CodeText()
         self.ended = False
+        self._parsed = 0
+
+    def is_json(self) -> bool:
+        """Return whether the arguments so far are JSON. Asked for each piece of a server that repeats the name."""
+        if not self.code.last.rstrip().endswith(("}", "]", '"')) or self._parsed > MAX_PARSED:
+            return False
+        self._parsed += self.code.size
+        try:
+            json.loads(self.code.raw)
+        except (ValueError, RecursionError):
+            return False
+        return True
 
 
 class ChatTurn:
@@ -76,7 +91,8 @@ class ChatTurn:
         self._at_index: dict[int, _OpenCall] = {}
         self._fence: _OpenCall | None = None
         self._calls_only, self._nameless = calls_only, False
-        self._size = 0
+        self._size = self._changes = 0
+        self._last: type[ModelPiece] | None = None
 
     @property
     def broken(self) -> bool:
@@ -112,14 +128,22 @@ class ChatTurn:
         choices = chunk.get("choices")
         if choices and isinstance(choices, list) and isinstance(choices[0], dict):
             found = self._choice(choices[0])
-        for each in found:
-            if isinstance(each, _TEXTS):
-                self._size += len(each.text)
-        if self._size > MAX_TURN:
-            raise TooLarge(f"The model's turn exceeds {MAX_TURN} characters.")
+        self._count(found)
         if self._calls_only:
             return [each for each in found if not isinstance(each, TextPiece | ReasoningPiece)]
         return found
+
+    def _count(self, pieces: list[ModelPiece]) -> None:
+        for each in pieces:
+            if isinstance(each, _TEXTS):
+                self._size += len(each.text)
+            if not isinstance(each, ArgumentsPiece) and type(each) is not self._last:
+                self._last = type(each)
+                self._changes += 1
+        if self._size > MAX_TURN:
+            raise TooLarge(f"The model's turn exceeds {MAX_TURN} characters.")
+        if self._changes > MAX_CHANGES:
+            raise TooLarge(f"The model's turn has more than {MAX_CHANGES} parts.")
 
     def _choice(self, choice: dict[str, Any]) -> list[ModelPiece]:
         # A server that was asked for a stream and sends a whole answer has a message in place of the delta.
@@ -152,7 +176,7 @@ class ChatTurn:
                 self._fence = self._open(None, TOOL_NAME)
                 found.append(self._began(self._fence))
             elif self._fence is not None and kind == "code":
-                self._fence.code.raw += text
+                self._fence.code.add(text)
                 found.append(ArgumentsPiece(self._fence.key, text))
             elif self._fence is not None:
                 code = self._fence.code.raw
@@ -186,7 +210,7 @@ class ChatTurn:
             return bool(call_id != current.call_id)
         if not name:
             return False
-        return name != current.name or current.ended or _is_json(current.code.raw)
+        return name != current.name or current.ended or current.is_json()
 
     def _open(self, call_id: Any, name: str) -> _OpenCall:
         if len(self._calls) >= MAX_CALLS:
@@ -204,10 +228,10 @@ class ChatTurn:
     def _grow(self, call: _OpenCall, text: str) -> list[ModelPiece]:
         if not text or call.ended:
             return []
-        if len(call.code.raw) + len(text) > MAX_ARGUMENTS:
+        if call.code.size + len(text) > MAX_ARGUMENTS:
             raise TooLarge("The arguments of the model's call exceed 4 MiB.")
         if not call.runs_code:
-            call.code.raw += text
+            call.code.add(text)
             return [ArgumentsPiece(call.key, text)]
         new = call.code.feed(text)
         found: list[ModelPiece] = [ArgumentsPiece(call.key, new)] if new else []
@@ -239,16 +263,6 @@ def _decoded(data: str) -> Any:
         # It refuses half of a surrogate pair, which servers send whose tokens are parts of a character. No event for
         # a client could have one, and the pieces can't be told from two halves of different characters.
         return json.loads(json.dumps(json.loads(data), ensure_ascii=False).encode("utf-8", "replace"))
-
-
-def _is_json(text: str) -> bool:
-    if not text.rstrip().endswith(("}", "]", '"')):
-        return False  # looked at for each piece of a server that repeats the name
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 def _number(value: Any) -> int:

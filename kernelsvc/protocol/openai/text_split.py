@@ -5,12 +5,16 @@ A tag may be split over pieces, or be one of several in a piece. Text that may s
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 Part = tuple[Literal["text", "reasoning", "code", "code_begins", "code_ends"], str]
 
 _THINK, _THINK_END = "<think>", "</think>"
 _FENCES = ("```python\n", "```py\n", "```python3\n")
+_FENCE = re.compile("^(?:" + "|".join(_FENCES) + ")", re.MULTILINE)
+#: Characters of white space before which a tag may still begin the text.
+_MAX_SPACE = 4096
 _FENCE_END = "\n```"
 
 
@@ -77,7 +81,7 @@ class TextSplitter:
             self._state, self._kept = "reasoning", start[len(_THINK) :]
             self._after_tag = True
             return True
-        if _THINK.startswith(start):  # also for nothing but spaces
+        if _THINK.startswith(start) and len(self._kept) < _MAX_SPACE:  # also for nothing but spaces
             return False
         self._state = "text"
         return True
@@ -101,21 +105,18 @@ class TextSplitter:
             found.append(("text", self._kept))
             self._kept = ""
             return False
-        at = 0
-        while at < len(self._kept):
-            if self._line_start:
-                rest = self._kept[at:]
-                for fence in _FENCES:
-                    if rest.startswith(fence):
-                        found += [("text", self._kept[:at]), ("code_begins", "")]
-                        # The line end before a closing fence is a part of it, also if the block is empty.
-                        self._kept, self._state = rest[len(fence) :], "code"
-                        return True
-                if any(fence.startswith(rest) for fence in _FENCES):
-                    break
-            end = self._kept.find("\n", at)
-            self._line_start = end >= 0
-            at = end + 1 if end >= 0 else len(self._kept)
+        first = 0 if self._line_start else self._kept.find("\n") + 1
+        if (first or self._line_start) and (fence := _FENCE.search(self._kept, first)):
+            found += [("text", self._kept[: fence.start()]), ("code_begins", "")]
+            # The line end before a closing fence is a part of it, also if the block is empty.
+            self._kept, self._state = self._kept[fence.end() :], "code"
+            return True
+        at, last = len(self._kept), self._kept.rfind("\n") + 1
+        line = self._kept[last : last + len(max(_FENCES, key=len))]
+        if (last or self._line_start) and line and any(fence.startswith(line) for fence in _FENCES):
+            at, self._line_start = last, True  # the line may still become a fence
+        elif at:
+            self._line_start = last == at
         found.append(("text", self._kept[:at]))
         self._kept = self._kept[at:]
         return False

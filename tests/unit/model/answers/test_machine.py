@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from typing import Any
 
 import pytest
@@ -289,6 +290,20 @@ def test_an_answer_that_was_cut_continues_with_its_complete_items(cut: str) -> N
         # The limit of calls counts those before the kill, and a call is forced once.
         calls = any(isinstance(each, CodeItem) for each in machine.items)
         assert (asked.tools, asked.force) == (not calls, None if kept else "required")
+
+
+def test_a_long_text_grows_in_proportion_to_its_length() -> None:
+    machine = made()
+    machine.begin()
+    machine.on_piece(CallBegan(key=0, call_id="1", name="python", runs_code=True))
+    machine.on_piece(CallBegan(key=1, call_id="2", name="f", runs_code=False))
+    began = time.process_time()
+    for _ in range(40_000):
+        for piece in (TextPiece("x" * 100), ArgumentsPiece(0, "x" * 100), ArgumentsPiece(1, "x" * 100)):
+            machine.on_piece(piece)
+    assert time.process_time() - began < 3
+    code, function, message = machine.items
+    assert code.code == function.arguments == message.text == "x" * 4_000_000
 
 
 def test_a_piece_grows_only_what_is_open() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -205,3 +206,19 @@ def test_a_turn_has_a_limit_of_characters(monkeypatch: pytest.MonkeyPatch) -> No
     turn.feed(event)
     with pytest.raises(TooLarge, match="1000"):
         turn.feed(event)
+
+
+def test_a_turn_has_a_limit_of_changes_between_text_and_reasoning() -> None:
+    # Each is an item, with which the whole answer is stored.
+    some = [delta(reasoning_content="a"), delta(content="b")]
+    assert len(fold(*some * (chat_stream.MAX_CHANGES // 2))) == chat_stream.MAX_CHANGES
+    with pytest.raises(TooLarge):
+        fold(*some * chat_stream.MAX_CHANGES)
+
+
+def test_arguments_of_a_server_that_repeats_the_name_are_parsed_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_stream, "MAX_PARSED", 5_000_000)
+    began = time.process_time()
+    pieces = [call('{"code": "' + "\\n" * 1_000_000, "python"), *[call("}", "python")] * 1000]
+    assert len(codes(fold(*[delta(tool_calls=[each]) for each in pieces]))) == 1
+    assert time.process_time() - began < 2

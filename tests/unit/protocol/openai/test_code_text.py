@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -65,3 +66,27 @@ def test_half_of_a_surrogate_pair_becomes_a_replacement_character() -> None:
     assert streamed == "a\ufffdb\ufffdc"
     assert code is not None
     code.encode()
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        ['{"code":"' + "a\\n" * 400_000],  # each escape searched the rest for a quote
+        ['{"code":"' + "\\n" * 1_000_000, *["a"] * 20_000],  # each piece copied all earlier ones
+        ['{"code":"1"', *[" " * 50] * 20_000],  # each piece looked at all spaces again
+        [" " * 50] * 20_000,
+        ['{"code":"1"} x', *["y" * 50] * 20_000],
+    ],
+    ids=["escapes", "pieces", "spaces behind", "spaces before", "more behind"],
+)
+def test_the_time_is_proportional_to_the_length(pieces: list[str]) -> None:
+    began = time.process_time()
+    read(pieces)
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize("escape", ["\\u00zz", "\\u-123", "\\u 12 ", "\\u", "\\udc00", "\\ud800\\u-c00"])
+def test_an_escape_that_is_no_character_can_be_encoded(escape: str) -> None:
+    streamed, _, _ = read(['{"code": "' + escape + '"}'])
+    assert "\ufffd" in streamed
+    streamed.encode()

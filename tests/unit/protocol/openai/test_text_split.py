@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -59,3 +61,13 @@ def test_cuts_never_change_the_parts(text: str, data: st.DataObject) -> None:
 def test_without_fences_a_block_is_text() -> None:
     text = "```python\n1\n```"
     assert split(text, [4], fences=False) == [("text", text)]
+
+
+@pytest.mark.parametrize("pieces", [["\n" * 1_000_000], ["x" + "\n" * 1_000_000 + "```pyt"], [" " * 50] * 20_000])
+def test_the_time_is_proportional_to_the_length(pieces: list[str]) -> None:
+    began = time.process_time()
+    splitter = TextSplitter(fences=True)
+    assert "".join(text for piece in pieces for _, text in splitter.feed(piece)) == "".join(pieces).removesuffix(
+        "```pyt"
+    )
+    assert time.process_time() - began < 2
