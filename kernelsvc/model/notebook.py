@@ -33,7 +33,7 @@ from kernelsvc.model import events as ev
 from kernelsvc.model.cell_fold import CellFold, NbCell, nb_id
 from kernelsvc.model.events import Event, Reason
 from kernelsvc.model.limits import Limits
-from kernelsvc.model.outputs import Outputs, clean_bundle, clean_metadata, size_of, slim
+from kernelsvc.model.outputs import DisplayUpdate, Outputs, size_of
 
 __all__ = ["RULES", "CellFold", "NbCell", "NotebookFold", "Patch", "fold", "inherited", "nb_id", "notebook"]
 
@@ -215,14 +215,14 @@ class NotebookFold:
         assert isinstance(event, ev.DisplayUpdated)
         if event.display_id is None:
             return
+        update, budget = DisplayUpdate(event), self.limits.output_bytes
         for entry in self._entries:
             if not isinstance(entry, Note):
-                entry.outputs.update(event.display_id, event.data, event.metadata)
+                entry.outputs.update(update)
         places = self._displays.get(event.display_id, ())
         if places:
-            output: dict[str, Any] = {"output_type": "display_data", "data": clean_bundle(event.data)}
-            output = output if self.limits.output_bytes is None else slim(output, self.limits.output_bytes // 2)
-            metadata = clean_metadata(event.metadata)
+            output = update.content(None if budget is None else budget // 2)
+            metadata = output["metadata"]
             self._patch_size += size_of(output)
             for cell, place in places:
                 self._patches[cell, place] = Patch(id=cell, output=place, data=output["data"], metadata=metadata)

@@ -18,6 +18,7 @@ import json
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any, Literal
 
 from kernelsvc.model import events as ev
@@ -35,6 +36,8 @@ _TAG = re.compile(r"<[^<>]*>")
 _JOIN = 256
 #: Most outputs with one display id that an update changes, the latest ones.
 SAME_ID = 64
+#: Most forms (MIME types) of one output. Real ones have fewer than 20. The log keeps all.
+MAX_FORMS = 100
 #: Longest display id, in characters. A longer one is ignored.
 ID_LENGTH = 256
 #: Largest metadata of an output, in characters. Larger ones are dropped.
@@ -55,10 +58,18 @@ def strip_ansi(text: str) -> str:
 
 
 def clean_bundle(data: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return a MIME bundle that nbformat accepts: text for every type except JSON types."""
+    """Return a MIME bundle that nbformat accepts: text for every type except JSON types, at most ``MAX_FORMS``."""
     return {
-        str(mime): value if isinstance(value, str) else _clean_value(str(mime), value) for mime, value in data.items()
+        str(mime): value if isinstance(value, str) else _clean_value(str(mime), value)
+        for mime, value in _few_forms(data).items()
     }
+
+
+def _few_forms(data: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    if len(data) <= MAX_FORMS:
+        return data
+    plain = {"text/plain": data["text/plain"]} if "text/plain" in data else {}
+    return dict(islice(data.items(), MAX_FORMS - len(plain))) | plain
 
 
 def _clean_value(mime: str, value: Any) -> Any:
@@ -80,11 +91,11 @@ def size_of(output: Output) -> int:
         return len(output["ename"]) + len(output["evalue"]) + sum(map(len, output["traceback"]))
     size = 0
     for mime, value in output["data"].items():
-        size += len(mime) + _length(value)
+        size += len(mime) + length_of(value)
     return size + (len(str(output["metadata"])) if output.get("metadata") else 0)
 
 
-def _length(value: Any) -> int:
+def length_of(value: Any) -> int:
     """Return the characters of a form of an output. JSON is encoded, which is 20 times as fast as ``str``."""
     if isinstance(value, str):
         return len(value)
@@ -96,7 +107,7 @@ def _length(value: Any) -> int:
 
 def clean_metadata(metadata: Mapping[Any, Any]) -> dict[str, Any]:
     """Return an output's metadata, or {} if it is too large."""
-    return dict(metadata) if metadata and len(str(metadata)) <= METADATA_LENGTH else {}
+    return dict(metadata) if metadata and length_of(metadata) <= METADATA_LENGTH else {}
 
 
 def clean_id(display_id: str | None) -> str | None:
@@ -117,7 +128,7 @@ def slim(output: Output, room: int) -> Output:
     plain = data.pop("text/plain", None)
     text = cut_middle(plain, room // 2) if isinstance(plain, str) else ""
     # Once for each form: a bundle can have 100,000 of them, or two million numbers in one.
-    sizes = {mime: _length(value) for mime, value in data.items()}
+    sizes = {mime: length_of(value) for mime, value in data.items()}
     left = sum(sizes.values())
     for mime in sorted(data, key=lambda mime: -sizes[mime]):
         if left <= room - len(text):
@@ -219,6 +230,38 @@ class _Rich:
         return self._output
 
 
+class DisplayUpdate:
+    """New content of displays, for all of them.
+
+    One update may change ``SAME_ID`` outputs of each of many cells. So the work that depends on the size of what the
+    kernel sent is done once, and only if there is such a display.
+
+    Args:
+        event: The kernel's message.
+    """
+
+    def __init__(self, event: ev.DisplayUpdated) -> None:
+        self._event = event
+        self._content: dict[int | None, Output] = {}
+
+    @property
+    def display_id(self) -> str:
+        """The id of the displays. Empty if there is none."""
+        return self._event.display_id or ""
+
+    def content(self, budget: int | None) -> Output:
+        """Return data and metadata, reduced to a cell's budget of characters. They are not to be changed."""
+        if budget not in self._content:
+            whole = self._content.get(None) or {
+                "output_type": "display_data",
+                "data": clean_bundle(self._event.data),
+                "metadata": clean_metadata(self._event.metadata),
+            }
+            self._content[None] = whole
+            self._content[budget] = whole if budget is None else slim(whole, budget)
+        return self._content[budget]
+
+
 class Outputs:
     """A cell's outputs. ``budget`` is in characters. None keeps all.
 
@@ -271,7 +314,7 @@ class Outputs:
 
     def _feed_update(self, event: ev.Event) -> None:
         assert isinstance(event, ev.DisplayUpdated)
-        self.update(event.display_id, event.data, event.metadata)
+        self.update(DisplayUpdate(event))
 
     def _feed_clear(self, event: ev.Event) -> None:
         assert isinstance(event, ev.OutputCleared)
@@ -374,12 +417,13 @@ class Outputs:
             if not same:
                 del self._by_id[part.display_id]
 
-    def update(self, display_id: str | None, data: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
+    def update(self, update: DisplayUpdate) -> bool:
         """Give all outputs with this display id new content. Return whether there were any."""
-        parts = self._by_id.get(display_id or "", ())
+        parts = self._by_id.get(update.display_id, ())
         for part in parts:
             before = part.size
-            output = {**part.output(), "data": clean_bundle(data), "metadata": clean_metadata(metadata)}
+            content = update.content(self._budget)
+            output = {**part.output(), "data": content["data"], "metadata": content["metadata"]}
             if self._budget is not None:
                 output = slim(output, max(before, self._budget - self._head_size - self._tail_size))
             part.replace(output)

@@ -24,6 +24,7 @@ from kernelsvc.model.events import Event, Reason
 from kernelsvc.model.limits import Limits
 from kernelsvc.model.network.ports import PortState
 from kernelsvc.model.objects import CellRequest, CellState, Checkpoint, SessionState
+from kernelsvc.model.outputs import length_of
 from kernelsvc.model.stimuli import KernelReplied
 from kernelsvc.model.tool_calls.ledger import CallLedger
 
@@ -527,4 +528,4 @@ def output_size(event: Event) -> int:
 
 
 def _bundle_size(data: dict[str, Any]) -> int:
-    return sum(len(v) if isinstance(v, str) else len(str(v)) for v in data.values())
+    return sum(map(length_of, data.values()))

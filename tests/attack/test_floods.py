@@ -146,6 +146,14 @@ SLOW = {
         "print('Fatal Python error: x', '', 'Thread 0x1 (most recent call first):', "
         "f'  File \"{\"a\" * 300_000}\", line 1 in b', sep='\\n', file=sys.stderr)"
     ),
+    "metadata for many displays": (
+        "for _ in range(64): display({'text/plain': ''}, raw=True, display_id='d')\n"
+        "display({}, metadata={'a': [1] * 1_900_000}, raw=True, display_id='d', update=True)"
+    ),
+    "many forms for many displays": (
+        "for _ in range(64): display({'text/plain': ''}, raw=True, display_id='d')\n"
+        "display({f'a/{number}': '' for number in range(140_000)}, raw=True, display_id='d', update=True)"
+    ),
     "subnormal numbers": "display({'application/json': [5e-324] * 500_000}, raw=True)",
 }
 

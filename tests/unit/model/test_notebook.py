@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kernelsvc.model import events as ev
-from kernelsvc.model import hash_chain
+from kernelsvc.model import hash_chain, outputs
 from kernelsvc.model.events import Reason
 from kernelsvc.model.limits import CellUsage, Limits
 from kernelsvc.model.network.rules import NetworkRules
@@ -300,6 +300,25 @@ def test_many_forms_of_one_output_are_measured_once():
     forms = {f"a/{number}": "x" * 9 for number in range(100_000)}
     cell = folded(ev.Display(data={**forms, "text/plain": "kept"}), budget=2000)
     assert cell.text().startswith("kept")
+
+
+def test_new_content_is_cleaned_once_for_all_displays_with_one_id(monkeypatch):
+    cleaned = []
+    for name in ("clean_bundle", "clean_metadata"):
+        clean = getattr(outputs, name)
+        monkeypatch.setattr(outputs, name, lambda value, clean=clean: cleaned.append(value) or clean(value))
+    fold = NotebookFold()
+    for name in "ab":
+        for event in run(name, *(ev.Display(data={"text/plain": "old"}, display_id="d") for _ in range(70))):
+            fold.feed(event)
+    cleaned.clear()
+    update = ev.DisplayUpdated(data={f"a/{number}": "new" for number in range(1000)}, metadata={"m": 1}, display_id="d")
+    fold.feed(update)
+    assert cleaned == [update.data, update.metadata]
+    for cell in fold.rest():
+        changed = [each for each in cell["outputs"] if "a/0" in each["data"]]
+        assert len(changed) == outputs.SAME_ID
+        assert all(len(each["data"]) == outputs.MAX_FORMS and each["metadata"] == {"m": 1} for each in changed)
 
 
 def test_a_hostile_cell_stays_bounded():
