@@ -7,6 +7,7 @@ server must have put on record that it made the flood wait. Every flood ends by 
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from e2b_requests import E2bRequests
 from served import Served
 from waiting import wait_for
 
@@ -165,3 +167,32 @@ def test_an_output_that_is_slow_to_read_does_not_stop_the_server(server: Served,
         before = bystander.answered
         session.run(f"import sys\nfrom IPython.display import display\n{code}")
         bystander.wait(lambda: bystander.answered >= before + CELLS, what="the other session's answers")
+
+
+#: A process beside the kernel changes two files of each directory, so that Linux joins no events.
+CHANGES = """
+import os, time
+if os.fork() == 0:
+    end = time.time() + 10
+    files = [[os.open(f"w{number}/{name}", os.O_CREAT | os.O_RDWR) for name in "ab"] for number in range(16)]
+    while time.time() < end:
+        for pair in files:
+            for each in pair * 50: os.fchmod(each, 0o600)
+    os._exit(0)
+"""
+
+
+def test_changes_of_watched_files_do_not_stop_the_server(server: Served) -> None:
+    client = E2bRequests(server)
+    with attacking(server, "pass") as (_, bystander):
+        box = client.control("POST", "/v2/sandboxes", {"templateID": "base"})[1]
+        headers = {"E2b-Sandbox-Id": box["sandboxID"], "E2b-Sandbox-Port": "49983"}
+        headers["X-Access-Token"] = box["envdAccessToken"]
+        for number in range(16):
+            for call, more in (("MakeDir", {}), ("CreateWatcher", {"includeEntry": True})):
+                asked = json.dumps({"path": f"w{number}", **more}).encode()
+                assert client.raw("POST", f"/filesystem.Filesystem/{call}", asked, headers)[0] == 200
+        server.call("POST", f"/v1/sessions/{box['sandboxID']}/cells", {"code": CHANGES})
+        before = bystander.answered
+        bystander.wait(lambda: bystander.answered >= before + 4 * CELLS, what="the other session's answers")
+        client.control("DELETE", f"/sandboxes/{box['sandboxID']}")

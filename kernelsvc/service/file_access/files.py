@@ -15,7 +15,7 @@ from kernelsvc.model import events as ev
 from kernelsvc.model.files import FileStatus, StoredFile, etag_of, status_of
 from kernelsvc.model.objects import Principal
 from kernelsvc.service.api import Files, OnFileEvent
-from kernelsvc.service.file_access.file_watch import DirectoryWatcher, read_status
+from kernelsvc.service.file_access.file_watch import DirectoryWatcher, WatchTurns, read_status
 from kernelsvc.service.file_access.upload_room import UploadRoom, UploadRooms
 from kernelsvc.service.registry import SessionRegistry
 from kernelsvc.store.sessions import SessionDirectories
@@ -141,6 +141,7 @@ class SessionFiles:
     def __init__(self, registry: SessionRegistry, store: SessionDirectories) -> None:
         self._registry, self._store = registry, store
         self._changes = OwnedTasks()
+        self._watch_turns = WatchTurns()
         self._rooms = UploadRooms(lambda name: registry.get(name) is not None)
 
     def _directory(self, who: Principal, session: str, *, change: bool = False) -> RootedDirectory:
@@ -354,7 +355,9 @@ class SessionFiles:
             AtCapacity: Linux has no more watches for this server.
         """
         directory = self._directory(who, session)
-        return DirectoryWatcher(directory, parts_of(path), on_event, recursive=recursive, statuses=statuses)
+        return DirectoryWatcher(
+            directory, parts_of(path), on_event, self._watch_turns, recursive=recursive, statuses=statuses
+        )
 
     async def _change(
         self,

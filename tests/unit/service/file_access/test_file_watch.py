@@ -13,17 +13,19 @@ from kernelsvc.errors import KernelsvcError, NotFound
 from kernelsvc.linux.rooted_dir import RootedDirectory
 from kernelsvc.model.files import FileChange, FileEvent
 from kernelsvc.service.file_access import file_watch
-from kernelsvc.service.file_access.file_watch import DirectoryWatcher
+from kernelsvc.service.file_access.file_watch import DirectoryWatcher, WatchTurns
 
 
 class Watched:
     """A watcher and the events that it has reported."""
 
-    def __init__(self, root: Path, top: bytes, *, recursive: bool, statuses: bool) -> None:
+    def __init__(self, root: Path, top: bytes, turns: WatchTurns, *, recursive: bool, statuses: bool) -> None:
         self.events: list[FileEvent] = []
         parts = tuple(top.split(b"/")) if top else ()
         directory = RootedDirectory(root)
-        self.watcher = DirectoryWatcher(directory, parts, self.events.append, recursive=recursive, statuses=statuses)
+        self.watcher = DirectoryWatcher(
+            directory, parts, self.events.append, turns, recursive=recursive, statuses=statuses
+        )
 
     async def seen(self, path: bytes, change: FileChange) -> FileEvent:
         def found() -> list[FileEvent]:
@@ -39,9 +41,10 @@ Watch = Callable[..., Watched]
 @pytest.fixture
 async def watch(tmp_path: Path) -> AsyncIterator[Watch]:
     made: list[Watched] = []
+    turns = WatchTurns()
 
     def make(root: Path = tmp_path, top: bytes = b"", *, recursive: bool = False, statuses: bool = False) -> Watched:
-        made.append(Watched(root, top, recursive=recursive, statuses=statuses))
+        made.append(Watched(root, top, turns, recursive=recursive, statuses=statuses))
         return made[-1]
 
     yield make
@@ -104,6 +107,32 @@ async def test_a_watcher_is_bounded(tmp_path: Path, watch: Watch, monkeypatch: p
     for number in range(10):
         (tmp_path / str(number)).mkdir()
     assert len(watch(recursive=True).watcher._watched) == 3
+
+
+async def test_watchers_take_turns(tmp_path: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_watch, "TURN_SECONDS", 0.0)
+    order: list[str] = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        watch(top=name.encode()).watcher._on_event = lambda event: order.append(event.path.decode()[:1])
+    for name in "ab":
+        for number in range(20):
+            (tmp_path / name / str(number)).symlink_to("nowhere")  # one event
+    await wait_until(lambda: len(order) == 40, what="all events")
+    assert order == ["a", "b"] * 20
+
+
+async def test_other_work_comes_between_turns(tmp_path: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_watch, "TURN_SECONDS", 0.0)
+    monkeypatch.setattr(file_watch, "BEGIN_SECONDS", 0.0)
+    for number in range(10):
+        (tmp_path / str(number)).mkdir()
+    watched = watch(recursive=True)
+    assert len(watched.watcher._watched) == 2
+    await wait_until(lambda: len(watched.watcher._watched) == 11, what="the directories that were there")
+    for number in range(10):
+        (tmp_path / str(number) / "f").symlink_to("nowhere")
+    await watched.seen(b"9/f", "create")
 
 
 async def test_a_closed_watcher_leaves_no_descriptor(tmp_path: Path, watch: Watch) -> None:
