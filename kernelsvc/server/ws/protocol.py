@@ -115,6 +115,8 @@ class FrameParser:
             return None
         self._have -= end - at
         self._need, self._at = 2, end
+        if end == len(data) or end > HELD_FROM:  # else an idle connection would keep its last message in memory
+            self._data, self._at = data[end:], 0
         return first, _websocket_mask(data[start - 4 : start], data[start:end]) if masked else data[start:end]
 
     def _check_header(self, first: int, size: int) -> None:

@@ -1,6 +1,7 @@
 """A client's frames, in any pieces, and what is no frame."""
 
 import random
+import tracemalloc
 
 import pytest
 from websockets.frames import Frame, Opcode
@@ -79,3 +80,16 @@ def test_a_large_frame_in_small_pieces_costs_no_more_than_its_size():
     text = bytes(10_000_000)
     frames = FrameParser(1 << 30)
     assert read(frames, serialized(Frame(Opcode.BINARY, text)), 10_000) == [(BINARY, text)]
+
+
+@pytest.mark.parametrize("following", [b"", b"\x81"])
+def test_an_idle_connection_keeps_nothing_of_its_last_message(following):
+    """Each of thousands of connections may have had one of 64 MiB."""
+    frames = FrameParser(1 << 24)
+    tracemalloc.start()
+    try:
+        assert len(read(frames, serialized(Frame(Opcode.TEXT, b"x" * (1 << 23))) + following, 65_536)) == 1
+        assert tracemalloc.get_traced_memory()[0] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert frames.held == len(following)
