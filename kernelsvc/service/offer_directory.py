@@ -4,7 +4,8 @@ A *provider* is one client process. Its offers are for one session, or for all s
 provider (``everywhere``) offers to the sessions of several principals. If several providers offer one name, the choice
 is: a connected one, the one that submitted the cell, a client before an operator's provider, the newest offer.
 
-A name is looked up for each call, so the answers are kept until an offer or a connection changes.
+A name is looked up for each call, so the answers are kept until an offer or a connection changes. Code may call any
+number of names that do not exist, so each of these costs no walk over all offers.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
+from kernelsvc.errors import QuotaExceeded
 from kernelsvc.model.tool_calls import offers as model
 from kernelsvc.model.tool_calls.offers import Approval, Offer
 from kernelsvc.service.registry import SessionRegistry
@@ -30,8 +32,13 @@ Views = list[dict[str, Any]]
 MAX_DESCRIBED, MAX_DESCRIPTION_BYTES = 200, 4 * 1024 * 1024
 #: Sessions through which a branch inherits offers. Branches can be nested 16 deep.
 MAX_ANCESTORS = 16
-#: Names whose meaning is kept. A kernel may ask for any number of names.
-MAX_KEPT = 10_000
+#: Names whose meaning is kept, and sessions whose names are. A kernel may ask for any number of names.
+MAX_KEPT, MAX_SESSIONS_KEPT = 10_000, 200
+#: Refused calls of one cell that get the names which resemble theirs.
+MAX_HINTS = 10
+#: Most offers of all providers of a principal for one session (or for all), and for all sessions together. Most bytes
+#: of the different ones as JSON. As objects they have up to twenty times as many.
+MAX_IN_SCOPE, MAX_OFFERED, MAX_OFFERED_BYTES = 2000, 50_000, 16 << 20
 #: Cells of a client that are known for the choice of the provider.
 MAX_CELLS = 1000
 
@@ -64,13 +71,27 @@ class DispatchedCall:
             setattr(self, name, value)
 
 
+class KnownOffer(NamedTuple):
+    """An offer of a provider. Providers of a principal that make the same offer share one object.
+
+    Attributes:
+        order: of the creation of all offers.
+        size: as JSON, in bytes.
+    """
+
+    order: int
+    offer: Offer
+    digest: str
+    size: int
+
+
 @dataclass(eq=False)
 class Provider:
     """One client process that carries out calls.
 
     Attributes:
         everywhere: principals whose sessions may call its functions, for an operator's provider. ``*`` is everyone.
-        offers: by session (None: all sessions of the principal) and full name, with the order of their creation.
+        offers: by session (None: all sessions of the principal) and full name.
         connection: None while it is lost.
         sent: calls that it has, and how many of each function.
         queues: calls that wait for room, by function.
@@ -81,7 +102,7 @@ class Provider:
     instance: str
     principal: str
     everywhere: frozenset[str] = frozenset()
-    offers: dict[str | None, dict[str, tuple[int, Offer]]] = field(default_factory=dict)
+    offers: dict[str | None, dict[str, KnownOffer]] = field(default_factory=dict)
     connection: ProviderConnection | None = None
     sent: dict[str, DispatchedCall] = field(default_factory=dict)
     in_flight: dict[str, int] = field(default_factory=dict)
@@ -157,10 +178,59 @@ class OfferDirectory:
         self.providers: dict[tuple[str, str], Provider] = {}
         self._registry = registry
         self._found: dict[tuple[str, str], Sequence[FoundOffer]] = {}
+        self._names: dict[str, tuple[_Named, _Named]] = {}
+        self._hints: dict[str, tuple[str | None, int]] = {}
 
     def changed(self) -> None:
         """Forget the meaning of names."""
         self._found.clear()
+        self._names.clear()
+
+    def known(
+        self, principal: str, provider: str, session: str | None, offers: Sequence[Offer], order: Callable[[], int]
+    ) -> dict[str, KnownOffer]:
+        """Return the offers that a provider has in a session from now on, by name.
+
+        Args:
+            principal: the provider's.
+            provider: its id.
+            session: the session, or None for all.
+            offers: all that it has there.
+            order: returns the order of a new one.
+
+        Raises:
+            QuotaExceeded: the principal has too many.
+        """
+        before: dict[str, KnownOffer] = {}
+        same: dict[str, KnownOffer] = {}
+        count = in_scope = 0
+        for each in self.providers.values():
+            for scope, named in each.offers.items() if each.principal == principal else ():
+                if each.id == provider and scope == session:
+                    before = named
+                else:
+                    count += len(named)
+                    in_scope += len(named) if scope == session else 0
+                    same |= {found.digest: found for found in named.values()}
+        if in_scope + len(offers) > MAX_IN_SCOPE or count + len(offers) > MAX_OFFERED:
+            raise QuotaExceeded(
+                f"Your clients may have {MAX_IN_SCOPE} offers in a session and {MAX_OFFERED} in all. Withdraw some."
+            )
+        kept = {found.digest: found for found in before.values()} | same
+        made: dict[str, KnownOffer] = {}
+        for offer in offers:
+            data = model.encoded(offer)
+            digest = model.digest_of(data)
+            found = kept.setdefault(digest, KnownOffer(0, offer, digest, len(data)))
+            same[digest] = found
+            old = before.get(offer.tool)
+            made[offer.tool] = old if old is not None and old.digest == digest else found._replace(order=order())
+        if sum(found.size for found in same.values()) > MAX_OFFERED_BYTES:
+            raise QuotaExceeded(
+                f"The different offers of your clients may have {MAX_OFFERED_BYTES >> 20} MiB together. Shorten "
+                "descriptions and schemas, or withdraw some."
+            )
+        return made
 
     def of_connection(self, client: object) -> Iterator[Provider]:
         """Return the providers of a connection."""
@@ -186,20 +256,20 @@ class OfferDirectory:
     def visible(self, session: Session, cells: Sequence[str | None] = ()) -> dict[str, Offer]:
         """Return the offers that the code of these cells of a session may call, by name."""
         found: dict[str, tuple[tuple[bool, bool, int], Offer]] = {}
-        for provider, name, order, offer in self._all(session):
-            rank = (provider.connection is not None, not provider.everywhere, order)
+        for provider, name, known in self._all(session):
+            rank = (provider.connection is not None, not provider.everywhere, known.order)
             if (name not in found or rank > found[name][0]) and _permitted(session, name, cells):
-                found[name] = rank, offer
+                found[name] = rank, known.offer
         return {name: offer for name, (_, offer) in found.items()}
 
-    def _all(self, session: Session) -> Iterator[tuple[Provider, str, int, Offer]]:
+    def _all(self, session: Session) -> Iterator[tuple[Provider, str, KnownOffer]]:
         scopes = [None, session.id, *self._ancestors(session)] if self.providers else []
         for provider in self.providers.values():
             if provider.serves(session.principal):
                 for at, scope in enumerate(scopes):
-                    for name, (order, offer) in provider.offers.get(scope, {}).items():
-                        if at < 2 or offer.inherit:
-                            yield provider, name, order, offer
+                    for name, known in provider.offers.get(scope, {}).items():
+                        if at < 2 or known.offer.inherit:
+                            yield provider, name, known
 
     def offered_in(self, provider: Provider, session: Session, tool: str) -> str | None:
         """Return for which session a provider offers what this session calls, the newest offer first. None: for all.
@@ -207,9 +277,9 @@ class OfferDirectory:
         A client may offer functions of one name for several sessions, and a branch inherits those of one of them.
         """
         mine = [
-            (provider.offers[scope][tool][0], scope)
+            (provider.offers[scope][tool].order, scope)
             for at, scope in enumerate((None, session.id, *self._ancestors(session)))
-            if tool in provider.offers.get(scope, {}) and (at < 2 or provider.offers[scope][tool][1].inherit)
+            if tool in provider.offers.get(scope, {}) and (at < 2 or provider.offers[scope][tool].offer.inherit)
         ]
         return max(mine, key=lambda each: each[0])[1] if mine else session.id
 
@@ -240,25 +310,47 @@ class OfferDirectory:
         )
         return next(mine, found[0])
 
+    def _named(self, session: Session) -> tuple[_Named, _Named]:
+        """Return the offers for a session by name, and by identifier in code."""
+        found = self._names.get(session.id)
+        if found is None:
+            if len(self._names) >= MAX_SESSIONS_KEPT:
+                self._names.clear()
+            by_name: _Named = {}
+            for provider, name, known in self._all(session):
+                by_name.setdefault(name, []).append((provider, known))
+            by_identifier: _Named = {}
+            for name, offers in by_name.items():
+                by_identifier.setdefault(model.identifier(name), offers)
+            found = self._names[session.id] = by_name, by_identifier
+        return found
+
     def _look_up(self, session: Session, name: str) -> Sequence[FoundOffer]:
-        offers = [*self._all(session)]
-        named = [each for each in offers if each[1] == name]
-        if not named:
-            same = next((each[1] for each in offers if model.identifier(each[1]) == name), None)
-            named = [each for each in offers if each[1] == same]
+        by_name, by_identifier = self._named(session)
         found = [
-            FoundOffer(offer, provider, order, tool, offer.digest, tuple(model.redactions(offer)))
-            for provider, tool, order, offer in named
+            FoundOffer(known.offer, provider, known.order, known.offer.tool, known.digest, _redactions(known.offer))
+            for provider, known in by_name.get(name) or by_identifier.get(name) or ()
         ]
         return sorted(found, key=lambda each: each.rank, reverse=True)
 
     def refusal(self, session: Session, name: str, cells: Sequence[str | None]) -> str:
         """Return why a name can't be called, with the names that resemble it."""
-        near = model.nearest(name, self.visible(session, cells))
+        near = self._resembling(session, name, cells)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else " tools.search('') lists what there is."
         if self.find(session, name) is not None:
             return f"The session or the cell may not call {name!r}.{hint}"
         return f"There is no tool {name!r} in this session.{hint}"
+
+    def _resembling(self, session: Session, name: str, cells: Sequence[str | None]) -> Names:
+        """Return at most three names of functions that may be called. None after ``MAX_HINTS`` for a running cell."""
+        cell, count = self._hints.pop(session.id, (None, 0))
+        count = 1 if cell != session.running else count + 1
+        self._hints[session.id] = session.running, count
+        if len(self._hints) > MAX_KEPT:
+            del self._hints[next(iter(self._hints))]
+        if count > MAX_HINTS:
+            return []
+        return [each for each in model.nearest(name, self._named(session)[0]) if _permitted(session, each, cells)][:3]
 
     def may_call(self, session: Session, tool: str, cells: Sequence[str | None]) -> bool:
         """Return whether the filters of a session and of these cells allow a function."""
@@ -270,7 +362,7 @@ class OfferDirectory:
         tool = next((each for each in offered if name in (each, model.identifier(each))), None)
         if tool is None:
             return None
-        facts = msgspec.convert(msgspec.to_builtins(offered[tool]), _KnownOffer)
+        facts = msgspec.convert(msgspec.to_builtins(offered[tool]), _LoggedOffer)
         # Its redactions are not known, so that nothing of the arguments may be written.
         offer = Offer(name=tool, approval=facts.approval, effects=facts.effects)
         return ResolvedTool(offer, approval=offer.approval, redact=("",))
@@ -299,7 +391,15 @@ class OfferDirectory:
         return {"tools": tools, "total": len(chosen)}
 
 
-class _KnownOffer(msgspec.Struct):
+#: Offers by name.
+_Named = dict[str, list[tuple[Provider, KnownOffer]]]
+
+
+def _redactions(offer: Offer) -> tuple[str, ...]:
+    return tuple(model.redactions(offer))
+
+
+class _LoggedOffer(msgspec.Struct):
     approval: Approval = "always"
     effects: model.Effects = "unknown"
 
@@ -314,8 +414,8 @@ def search(offers: Sequence[Offer], query: str) -> list[Offer]:
     listed = [offer for offer in offers if offer.listed]
     if not words:
         return sorted(listed, key=lambda each: each.tool)
-    rank: Callable[[Offer], int] = lambda each: model.rank(each, words)  # noqa: E731
-    return sorted((each for each in offers if rank(each)), key=lambda each: (-rank(each), each.tool))
+    ranked = [(-rank, each.tool, each) for each in offers if (rank := model.rank(each, words))]
+    return [each for _, _, each in sorted(ranked, key=lambda found: found[:2])]
 
 
 def tool_view(offer: Offer, *, full: bool) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import msgspec
 
 from kernelsvc.errors import BadRequest, Conflict, NotFound, QuotaExceeded
+from kernelsvc.linux.turns import Turns
 from kernelsvc.model import events as ev
 from kernelsvc.model.objects import CallState, CellRequest, Principal, SessionState, ToolCallInfo
 from kernelsvc.model.stimuli import CallAnswered, CallFailed, CallsDecided
@@ -32,6 +33,7 @@ from kernelsvc.model.tool_calls.offers import Approval, Offer, OfferedTool, Prov
 from kernelsvc.service.api import Blocks, ToolCallInfos
 from kernelsvc.service.offer_directory import (
     DispatchedCall,
+    KnownOffer,
     OfferDirectory,
     Provider,
     ProviderConnection,
@@ -40,7 +42,7 @@ from kernelsvc.service.offer_directory import (
 from kernelsvc.service.offer_directory import search as search_offers
 from kernelsvc.service.registry import SessionRegistry
 from kernelsvc.session import Session
-from kernelsvc.session.tool_calls import ResolvedTool
+from kernelsvc.session.tool_calls import Answer, ResolvedTool
 from kernelsvc.settings import Settings
 
 # Named, because ``list`` means a method inside the class below.
@@ -71,6 +73,7 @@ class Offers:
         self._providers = self._directory.providers
         self._calls: dict[str, DispatchedCall] = {}
         self._order = 0
+        self._turns = Turns()
         self.in_use = False
 
     # -- offering ------------------------------------------------------------------------
@@ -104,9 +107,10 @@ class Offers:
         if known is not None and known.instance != provider.instance:
             self._end(known)  # the process was started anew, and has none of its calls
             known = None
-        before = dict(known.offers.get(session, {})) if known is not None else {}
+        before = known.offers.get(session, {}) if known is not None else {}
         kept = {} if replace else before
-        together = {**{name: offer for name, (_, offer) in kept.items()}, **{each.tool: each for each in offers}}
+        together = {**{name: each.offer for name, each in kept.items()}, **{each.tool: each for each in offers}}
+        made = self._directory.known(who.name, provider.id, session, [*together.values()], self._next)
         model.check([*together.values()], self._directory.names_of_others(who.name, provider.id, session))
         if known is None:
             if sum(each.principal == who.name for each in self._providers.values()) >= MAX_PROVIDERS:
@@ -114,16 +118,16 @@ class Offers:
             known = Provider(provider.id, provider.instance, who.name, self._audience(who, provider.id))
             self._providers[who.name, provider.id] = known
             self.in_use = True
-        known.offers[session] = {
-            name: before[name] if before.get(name, (0, None))[1] == offer else (self._next(), offer)
-            for name, offer in together.items()
-        }
+        known.offers[session] = made
         self._directory.changed()
         cancelled = self._connect(known, client, holding)  # type: ignore[arg-type]
         gone = [name for name in before if name not in together]
-        self._announce(known, session, [*together.values()], gone)
+        self._announce(known, session, [*made.values()], gone)
         self._retry(known)
-        shown = [{"name": o.tool, "identifier": model.identifier(o.tool), "digest": o.digest} for o in offers]
+        shown = [
+            {"name": each.tool, "identifier": model.identifier(each.tool), "digest": made[each.tool].digest}
+            for each in offers
+        ]
         return {"offered": shown, "cancelled": cancelled}
 
     def _audience(self, who: Principal, provider: str) -> frozenset[str]:
@@ -167,7 +171,9 @@ class Offers:
         if session is not None:
             session.tool_calls.redispatch(call.call)
 
-    def _announce(self, provider: Provider, session: str | None, offers: Sequence[Offer], gone: Sequence[str]) -> None:
+    def _announce(
+        self, provider: Provider, session: str | None, offers: Sequence[KnownOffer], gone: Sequence[str]
+    ) -> None:
         """Record the callable functions in the logs of the sessions that it is for, if that has changed."""
         if session is not None:
             found = self._registry.get(session)
@@ -179,12 +185,12 @@ class Offers:
             each.tool_calls.changed()
 
     @staticmethod
-    def _record(session: Session, provider: Provider, offers: Sequence[Offer], gone: Sequence[str]) -> None:
+    def _record(session: Session, provider: Provider, offers: Sequence[KnownOffer], gone: Sequence[str]) -> None:
         offered = session.machine.calls.offered
         new = [
-            OfferedTool(name=o.tool, digest=o.digest, approval=o.approval, effects=o.effects)
-            for o in offers
-            if (known := offered.get(o.tool)) is None or known.digest != o.digest
+            OfferedTool(name=o.tool, digest=digest, approval=o.approval, effects=o.effects)
+            for _, o, digest, _ in offers
+            if (known := offered.get(o.tool)) is None or known.digest != digest
         ]
         withdrawn = [name for name in gone if name in offered]
         if new or withdrawn:
@@ -266,7 +272,7 @@ class Offers:
         if best is not None:
             known_entry = found.machine.calls.offered.get(best.tool)
             if known_entry is None or known_entry.digest != best.digest:
-                self._record(found, best.provider, [best.offer], [])
+                self._record(found, best.provider, [KnownOffer(best.order, best.offer, best.digest, 0)], [])
             connected = best.provider.key if best.provider.connection is not None else ""
             return ResolvedTool(best.offer, connected, approval=self._tightened(best.offer), redact=best.redact)
         known = self._directory.known_from_log(found, name)
@@ -279,9 +285,9 @@ class Offers:
         ask = setting == "always" or (setting == "writes" and offer.effects != "read")
         return "always" if ask and offer.approval == "never" else offer.approval
 
-    def describe(self, session: str, question: dict[str, Any]) -> dict[str, Any]:
+    def describe(self, session: str, question: dict[str, Any], answer: Answer) -> None:
         """See ``OfferPort``."""
-        return self._directory.describe(self._registry.get(session), question)
+        self._turns.wait(lambda _: answer(self._directory.describe(self._registry.get(session), question)))
 
     def list(
         self, who: Principal, session: str, *, search: str | None, detail: Literal["brief", "full"], limit: int

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -35,6 +35,10 @@ MAX_ARGUMENT_BYTES = 1024 * 1024
 #: Bytes that may wait for a kernel that does not read, before results wait in the log, and seconds between attempts.
 MAX_UNSENT, LATE_SECONDS = 8 * 1024 * 1024, 0.05
 MAX_NAME = 256
+#: Questions of a kernel about functions that wait for an answer, names in one, and characters of each text.
+MAX_QUESTIONS, MAX_NAMES, MAX_QUERY = 1000, 200, 400
+#: Takes the answer to such a question.
+Answer = Callable[[dict[str, Any]], object]
 #: Entries between two about calls that are read, too, instead of a search in the log's file.
 NEAR = 8
 
@@ -72,8 +76,14 @@ class OfferPort(Protocol):
             cells: the cell that calls, and others whose requests may forbid the call.
         """
 
-    def describe(self, session: str, question: dict[str, Any]) -> dict[str, Any]:
-        """Return the answer to code that looks at functions. The question is not trusted."""
+    def describe(self, session: str, question: dict[str, Any], answer: Answer) -> None:
+        """Answer code that looks at functions, perhaps in a later turn of the event loop.
+
+        Args:
+            session: the session's id.
+            question: not trusted, and limited in size.
+            answer: called with the answer.
+        """
 
     def dispatch(self, session: str, call: OpenCall, arguments: Any) -> None:
         """Give a call to its provider, now or when there is room."""
@@ -92,9 +102,9 @@ class NoOffers:
         """See ``OfferPort``."""
         return ResolvedTool(None, refusal="No client offers functions to this session.")
 
-    def describe(self, session: str, question: dict[str, Any]) -> dict[str, Any]:
+    def describe(self, session: str, question: dict[str, Any], answer: Answer) -> None:
         """See ``OfferPort``."""
-        return {"tools": [], "total": 0}
+        answer({"tools": [], "total": 0})
 
     def dispatch(self, session: str, call: OpenCall, arguments: Any) -> None:
         """Do nothing: every call was refused."""
@@ -127,6 +137,7 @@ class ToolCalls:
         self._asked: set[str] = set()  # calls whose arguments the kernel was asked for again
         self._late: OrderedDict[str, DeliverResult | None] = OrderedDict()  # results that wait for the kernel
         self._described = False
+        self._questions = 0  # that are not answered yet
         # What is left of the calls of another cell, for the running cell that uses them again.
         self._recorded_calls: tuple[str, dict[bytes, deque[ev.ToolReturned]]] | None = None
 
@@ -152,11 +163,31 @@ class ToolCalls:
         elif kind == "tool_cancel":
             return CallAbandoned(call, message.frame)
         elif kind == "tool_describe":
-            self._described = True
-            self._send("tool_described", {**self._port.describe(self._id, content), "call": call}, f"d_{call}")
+            self._describe(call, content)
         elif kind == "tool_arguments":
             self._take_arguments(call, content.get("arguments"))
         return None
+
+    def _describe(self, call: str, content: dict[str, Any]) -> None:
+        if self._questions >= MAX_QUESTIONS:
+            return  # the kernel's own code waits for one answer at a time in each thread
+        self._described = True
+        self._questions += 1
+        names = content.get("names")
+        question = {
+            "names": [_short(each) for each in names[:MAX_NAMES]] if isinstance(names, list) else None,
+            "query": _short(content.get("query")),
+            "limit": content.get("limit"),
+            "detail": _short(content.get("detail")),
+        }
+        self._port.describe(self._id, question, lambda answer: self._answer_question(call, answer))
+
+    def _answer_question(self, call: str, answer: dict[str, Any]) -> None:
+        self._questions -= 1
+        kernel = self._session.kernel
+        if kernel is None or kernel.unsent_bytes > MAX_UNSENT:
+            return  # it does not read
+        self._send("tool_described", {**answer, "call": call}, f"d_{call}")
 
     def _requested(self, message: KernelMessage, call: str, kernel: str) -> Stimulus | None:
         name, arguments = message.content.get("name"), message.content.get("arguments")
@@ -394,3 +425,7 @@ class ToolCalls:
                 case _:
                     pass
         return [*found.values()]
+
+
+def _short(value: object) -> str:
+    return value[:MAX_QUERY] if isinstance(value, str) else ""

@@ -5,7 +5,7 @@ therefore opened below the session's (``linux.rooted_dir``) and watched through 
 descriptor, so that no link leads a watch outside. A watcher has a limited number of directories.
 
 A cell can cause events without end, and directories are read on the event loop, too. So watchers take turns
-(``WatchTurns``). What Linux can't queue meanwhile (16,384 events) is lost.
+(``linux.turns``). What Linux can't queue meanwhile (16,384 events) is lost.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from collections import deque
 
 from kernelsvc.errors import AtCapacity, KernelsvcError
 from kernelsvc.linux.rooted_dir import MAX_DEPTH, TEMPORARY, RootedDirectory, explained
+from kernelsvc.linux.turns import Turns
 from kernelsvc.model.files import FileChange, FileEvent, FileStatus, kind_of, status_of
 from kernelsvc.service.api import OnFileEvent
 
 #: Most directories of one watcher.
 MAX_DIRECTORIES = 512
-#: Seconds of one turn, after which the event loop has ``REST`` times as many for other work.
-TURN_SECONDS, REST = 0.005, 3
 #: Seconds for the directories that are there when a watch begins. The others follow in turns.
 BEGIN_SECONDS = 0.05
 #: Bytes of one read, about a hundred events.
@@ -72,31 +71,6 @@ def read_status(directory: RootedDirectory, parts: Parts, *, attributes: bool) -
     return status_of(b"/".join(parts), info, target, directory.attributes(parts) if attributes else None)
 
 
-class WatchTurns:
-    """The turns of all watchers of one server: one works at a time, and all together have a quarter of the time."""
-
-    def __init__(self) -> None:
-        self._waiting: deque[DirectoryWatcher] = deque()
-        self._next: asyncio.TimerHandle | None = None
-        self._free_at = 0.0
-
-    def wait(self, watcher: DirectoryWatcher) -> None:
-        """Let a watcher work for a turn, after those that wait."""
-        self._waiting.append(watcher)
-        if self._next is None:
-            self._next = asyncio.get_running_loop().call_at(self._free_at, self._turn)
-
-    def _turn(self) -> None:
-        loop, watcher = asyncio.get_running_loop(), self._waiting.popleft()
-        began = loop.time()
-        try:
-            watcher.work(began + TURN_SECONDS)
-        finally:
-            ended = loop.time()
-            self._free_at = ended + REST * (ended - began)
-            self._next = loop.call_at(self._free_at, self._turn) if self._waiting else None
-
-
 class DirectoryWatcher:
     """Watcher of one directory, optionally with the directories below it. Implements ``FileWatch``.
 
@@ -118,7 +92,7 @@ class DirectoryWatcher:
         directory: RootedDirectory,
         top: Parts,
         on_event: OnFileEvent,
-        turns: WatchTurns,
+        turns: Turns,
         *,
         recursive: bool,
         statuses: bool,
@@ -146,15 +120,15 @@ class DirectoryWatcher:
     def _wait(self) -> None:
         """Wait for a turn if there is something to do, or for Linux to report something."""
         if self._unseen or self._events:
-            self._turns.wait(self)
+            self._turns.wait(self._work)
         else:
             self._loop.add_reader(self._fd, self._on_readable)
 
     def _on_readable(self) -> None:
         self._loop.remove_reader(self._fd)
-        self._turns.wait(self)
+        self._turns.wait(self._work)
 
-    def work(self, until: float) -> None:
+    def _work(self, until: float) -> None:
         """Report events until a time on the event loop's clock."""
         if self._fd < 0:
             return  # it was closed while it waited

@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 from kernelsvc.errors import KernelsvcError
 from kernelsvc.linux.rooted_dir import RootedDirectory, Upload, parse_path
 from kernelsvc.linux.tasks import OwnedTasks
+from kernelsvc.linux.turns import Turns
 from kernelsvc.model import events as ev
 from kernelsvc.model.files import FileStatus, StoredFile, etag_of, status_of
 from kernelsvc.model.objects import Principal
 from kernelsvc.service.api import Files, OnFileEvent
-from kernelsvc.service.file_access.file_watch import DirectoryWatcher, WatchTurns, read_status
+from kernelsvc.service.file_access.file_watch import DirectoryWatcher, read_status
 from kernelsvc.service.file_access.upload_room import UploadRoom, UploadRooms
 from kernelsvc.service.registry import SessionRegistry
 from kernelsvc.store.sessions import SessionDirectories
@@ -141,7 +142,7 @@ class SessionFiles:
     def __init__(self, registry: SessionRegistry, store: SessionDirectories) -> None:
         self._registry, self._store = registry, store
         self._changes = OwnedTasks()
-        self._watch_turns = WatchTurns()
+        self._watch_turns = Turns()
         self._rooms = UploadRooms(lambda name: registry.get(name) is not None)
 
     def _directory(self, who: Principal, session: str, *, change: bool = False) -> RootedDirectory:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
+from kernelsvc.errors import QuotaExceeded
 from kernelsvc.model.objects import Principal, SessionState
 from kernelsvc.model.stimuli import CallFailed
+from kernelsvc.model.tool_calls import offers as offer_model
 from kernelsvc.model.tool_calls.ledger import OpenCall
 from kernelsvc.model.tool_calls.offers import Offer, ProviderId
+from kernelsvc.service import offer_directory
 from kernelsvc.service.offers import Offers
 from kernelsvc.settings import Settings
 
@@ -21,7 +26,8 @@ class _OneSession:
 
     state = SessionState.BUSY
 
-    id, principal, spec = "s", "ann", SimpleNamespace(parent=None, beside=None)
+    id, principal, running = "s", "ann", ""
+    spec = SimpleNamespace(parent=None, beside=None, permits_tool=lambda tool: True)
 
     def __init__(self, calls: list[OpenCall]) -> None:
         self.machine = self.calls = self.tool_calls = self
@@ -39,6 +45,12 @@ class _OneSession:
 
     def require_scope(self, *_: object) -> None:
         pass
+
+    def find_open(self, *_: object) -> _OneSession:
+        return self
+
+    def permits(self, *_: object) -> bool:
+        return True
 
     def open_sessions(self) -> list[_OneSession]:
         return [self]
@@ -109,3 +121,75 @@ async def test_calls_over_a_limit_wait_in_a_queue(limit: dict[str, Any]) -> None
             registry.open.pop(f"k.{n}")
             offers.ended(f"k.{n}")
         assert client == [f"k.{n}" for n in range(5)], "each in its order"
+
+
+def _offering(offers: Offers, names: Sequence[str], provider: str, session: str | None = None, **fields: Any) -> Any:
+    connection = SimpleNamespace(notify=lambda *_: None)
+    return offers.offer(
+        Principal(name="ann"),
+        [Offer(name=name, **fields) for name in names],
+        session=session,
+        provider=ProviderId(id=provider, instance="1"),
+        holding=[],
+        replace=True,
+        client=connection,
+    )
+
+
+async def test_all_clients_of_a_principal_share_one_number_of_offers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offer_directory, "MAX_IN_SCOPE", 3)
+    offers = Offers(_OneSession([]), Settings())  # type: ignore[arg-type]
+    _offering(offers, ["a", "b"], "one")
+    _offering(offers, ["c"], "two")
+    for provider, names in (("two", ["c", "d"]), ("three", ["e"])):
+        with pytest.raises(QuotaExceeded, match="Withdraw some"):
+            _offering(offers, names, provider)
+    _offering(offers, ["a", "b", "e"], "one", session="s")
+    monkeypatch.setattr(offer_directory, "MAX_OFFERED", 6)
+    with pytest.raises(QuotaExceeded):
+        _offering(offers, ["f"], "two", session="t")
+    _offering(offers, ["b"], "one")
+    _offering(offers, ["f"], "two", session="t")
+
+
+async def test_different_offers_share_a_number_of_bytes_and_equal_ones_an_object(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(offer_directory, "MAX_OFFERED_BYTES", 3000)
+    offers = Offers(_OneSession([]), Settings())  # type: ignore[arg-type]
+    for number in range(20):
+        _offering(offers, ["a"], f"p{number}", description="x" * 2000)
+    providers = offers._directory.providers.values()
+    assert len({id(each.offers[None]["a"].offer) for each in providers}) == 1
+    with pytest.raises(QuotaExceeded, match="Shorten"):
+        _offering(offers, ["b"], "other", description="y" * 2000)
+    for number in range(20):
+        _offering(offers, [], f"p{number}")
+    _offering(offers, ["b"], "other", description="y" * 2000)
+
+
+async def test_calls_of_names_that_do_not_exist_get_few_hints(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[str] = []
+    nearest = offer_model.nearest
+    monkeypatch.setattr(offer_model, "nearest", lambda *given: compared.append(given[0]) or nearest(*given))
+    registry = _OneSession([])
+    registry.running = "c1"
+    offers = Offers(registry, Settings())  # type: ignore[arg-type]
+    _offering(offers, ["search"], "one")
+    walked = offers._directory._all
+    monkeypatch.setattr(offers._directory, "_all", lambda session: compared.append("walk") or walked(session))
+    refused = [offers.resolve("s", f"serch{number}", ("c1", "c1")).refusal for number in range(100)]
+    assert "Did you mean 'search'?" in refused[0]
+    assert "Did you mean" not in refused[-1]
+    assert len(compared) == offer_directory.MAX_HINTS + 1, "one walk over all offers"
+    registry.running = "c2"
+    assert "Did you mean" in offers.resolve("s", "serch", ("c2", "c2")).refusal
+
+
+async def test_descriptions_are_given_in_turns() -> None:
+    offers = Offers(_OneSession([]), Settings())  # type: ignore[arg-type]
+    answered: list[dict[str, Any]] = []
+    for _ in range(3):
+        offers.describe("s", {}, answered.append)
+    assert not answered
+    await wait_until(lambda: len(answered) == 3, what="all answers")

@@ -10,21 +10,23 @@ import pytest
 from waiting import wait_until
 
 from kernelsvc.errors import KernelsvcError, NotFound
+from kernelsvc.linux import turns
 from kernelsvc.linux.rooted_dir import RootedDirectory
+from kernelsvc.linux.turns import Turns
 from kernelsvc.model.files import FileChange, FileEvent
 from kernelsvc.service.file_access import file_watch
-from kernelsvc.service.file_access.file_watch import DirectoryWatcher, WatchTurns
+from kernelsvc.service.file_access.file_watch import DirectoryWatcher
 
 
 class Watched:
     """A watcher and the events that it has reported."""
 
-    def __init__(self, root: Path, top: bytes, turns: WatchTurns, *, recursive: bool, statuses: bool) -> None:
+    def __init__(self, root: Path, top: bytes, taken: Turns, *, recursive: bool, statuses: bool) -> None:
         self.events: list[FileEvent] = []
         parts = tuple(top.split(b"/")) if top else ()
         directory = RootedDirectory(root)
         self.watcher = DirectoryWatcher(
-            directory, parts, self.events.append, turns, recursive=recursive, statuses=statuses
+            directory, parts, self.events.append, taken, recursive=recursive, statuses=statuses
         )
 
     async def seen(self, path: bytes, change: FileChange) -> FileEvent:
@@ -41,10 +43,10 @@ Watch = Callable[..., Watched]
 @pytest.fixture
 async def watch(tmp_path: Path) -> AsyncIterator[Watch]:
     made: list[Watched] = []
-    turns = WatchTurns()
+    taken = Turns()
 
     def make(root: Path = tmp_path, top: bytes = b"", *, recursive: bool = False, statuses: bool = False) -> Watched:
-        made.append(Watched(root, top, turns, recursive=recursive, statuses=statuses))
+        made.append(Watched(root, top, taken, recursive=recursive, statuses=statuses))
         return made[-1]
 
     yield make
@@ -110,7 +112,7 @@ async def test_a_watcher_is_bounded(tmp_path: Path, watch: Watch, monkeypatch: p
 
 
 async def test_watchers_take_turns(tmp_path: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_watch, "TURN_SECONDS", 0.0)
+    monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
     order: list[str] = []
     for name in "ab":
         (tmp_path / name).mkdir()
@@ -123,7 +125,7 @@ async def test_watchers_take_turns(tmp_path: Path, watch: Watch, monkeypatch: py
 
 
 async def test_other_work_comes_between_turns(tmp_path: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_watch, "TURN_SECONDS", 0.0)
+    monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
     monkeypatch.setattr(file_watch, "BEGIN_SECONDS", 0.0)
     for number in range(10):
         (tmp_path / str(number)).mkdir()
