@@ -14,12 +14,13 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from kernelsvc.errors import BadRequest
-from kernelsvc.linux.rooted_dir import MAX_PATH_BYTES
 from kernelsvc.model.files import FileStatus
 from kernelsvc.server.e2b import metadata
 
 #: The session's directory inside the sandbox.
 HOME = "/home/user"
+#: Most characters of a path (PATH_MAX of Linux).
+MAX_PATH = 4096
 _KINDS = {stat.S_IFREG: "FILE_TYPE_FILE", stat.S_IFDIR: "FILE_TYPE_DIRECTORY", stat.S_IFLNK: "FILE_TYPE_SYMLINK"}
 
 
@@ -29,8 +30,8 @@ def absolute(path: str) -> str:
     Raises:
         BadRequest: It has a ``..`` or a zero byte, or is too long.
     """
-    if len(path) > MAX_PATH_BYTES:
-        raise BadRequest(f"The path is too long. At most {MAX_PATH_BYTES} bytes.")
+    if len(path) > MAX_PATH:
+        raise BadRequest(f"The path is too long. At most {MAX_PATH} characters.")
     if "\0" in path:
         raise BadRequest("The path holds a zero byte.")
     pure = PurePosixPath(HOME, path.removeprefix("~/") if path != "~" else "")
