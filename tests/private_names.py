@@ -114,17 +114,19 @@ def inherited(package: str, library: str) -> set[Use]:
     """The private names of its bases in ``library`` that each class of ``package`` uses."""
     found = set()
     for module in modules_of(package):
-        for own in vars(module).values():
+        source = ast.parse(Path(str(module.__file__)).read_text("utf-8"))
+        classes = {node.name: node for node in ast.walk(source) if isinstance(node, ast.ClassDef)}
+        for name, own in vars(module).items():
             if not inspect.isclass(own) or own.__module__ != module.__name__:
                 continue
             bases = [base for base in own.__mro__ if base.__module__.partition(".")[0] == library]
-            if not bases:
+            if not bases or name not in classes:
                 continue
-            tree = ast.parse(textwrap.dedent(inspect.getsource(own)))
-            for name in {*_named(tree, of_self=True), *defined_in(tree)}:
-                owner = next((base for base in bases if PRIVATE.fullmatch(name) and name in names_of(base)), None)
+            tree = classes[name]
+            for used in {*_named(tree, of_self=True), *defined_in(tree)}:
+                owner = next((base for base in bases if PRIVATE.fullmatch(used) and used in names_of(base)), None)
                 if owner is not None:
-                    found.add((path_of(owner), name))
+                    found.add((path_of(owner), used))
     return found
 
 
