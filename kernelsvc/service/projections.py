@@ -10,7 +10,7 @@ import asyncio
 import logging
 import syslog
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 from kernelsvc.errors import AtCapacity, KernelsvcError, NotFound
@@ -81,6 +81,8 @@ class Projections:
         self.converters = ConverterQueue()
         self._limiter = WriteLimiter(time.monotonic())
         self._finishing = OwnedTasks()
+        #: The writes of the last notebooks, by session.
+        self._last_writes: dict[str, asyncio.Task[None]] = {}
         self._unfinished: list[SessionDirectory] = []
         self._flusher: asyncio.TimerHandle | None = None
         self._on_complete: Callable[[str], None] | None = None
@@ -228,7 +230,11 @@ class Projections:
         """Write the last notebook of a session whose journal is complete."""
         notebook = self._notebooks.pop(session, None)
         if notebook is not None:
-            self._finishing.start(self._finish(session, notebook))
+            self._write_last(session, self._finish(session, notebook))
+
+    def _write_last(self, session: str, work: Coroutine[Any, Any, None]) -> None:
+        task = self._last_writes[session] = self._finishing.start(work)
+        task.add_done_callback(lambda _: self._last_writes.pop(session, None))
 
     async def _finish(self, session: str, notebook: NotebookFile) -> None:
         if await notebook.finish(self._audit_signer(notebook.journal)) and self._on_complete is not None:
@@ -241,7 +247,8 @@ class Projections:
     def finish_others(self) -> None:
         """Write, in the background, the last notebooks of sessions that closed just before the server died."""
         while self._unfinished and not self.index.stale:
-            self._finishing.start(self._finish_other(self._unfinished.pop()))
+            directory = self._unfinished.pop()
+            self._write_last(directory.id, self._finish_other(directory))
         self._unfinished.clear()
 
     async def _finish_other(self, directory: SessionDirectory) -> None:
@@ -272,8 +279,10 @@ class Projections:
     async def notebook_file(self, directory: SessionDirectory) -> JournalStream | None:
         """Return the last notebook of a closed session as it is on disk, if it is too large to be made again.
 
-        None if it is smaller, not complete, or not signed by this server. Safe to cancel.
+        None if it is smaller, not complete, or not signed by this server. Waits for its write. Safe to cancel.
         """
+        if (writing := self._last_writes.get(directory.id)) is not None:
+            await asyncio.wait([writing])
         try:
             stream = JournalStream(directory.notebook)
         except NotFound:

@@ -235,7 +235,9 @@ class NotebookHandler(SessionPathHandler):
         """Write the export, with headers that stop a browser from running its content."""
         form, service = self.query(rest.NotebookQuery).format, self.context.service
         async with self.context.turn_of(self.who, f"notebook.{form}"):
-            file = await service.notebook_file(self.who, session) if form == "ipynb" else None
+            file = None
+            if form == "ipynb":
+                file = await self.while_connected(service.notebook_file(self.who, session))
             if file is None:
                 data = await self.while_connected(service.notebook(self.who, session, form))
         if file is not None:

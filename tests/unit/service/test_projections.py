@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import threading
 
 import pytest
 from tornado.httpclient import AsyncHTTPClient
@@ -157,6 +158,26 @@ async def test_a_closed_notebook_that_would_fill_memory_is_sent_from_its_file(re
     async with Serving(record) as client:
         assert await (await client.session(record.id)).notebook() == written
     assert verify_notebook(written, public_key=record.key).ok
+
+
+async def test_an_export_waits_for_the_last_write(record, small_exports, monkeypatch):
+    asked, replace, find = threading.Event(), notebook_file.replace, projections.Projections.notebook_file
+
+    def late(path, write, *, durable=False):
+        assert not durable or asked.wait(30)
+        replace(path, write, durable=durable)
+
+    async def noted(self, directory):
+        asked.set()
+        return await find(self, directory)
+
+    monkeypatch.setattr(notebook_file, "replace", late)
+    monkeypatch.setattr(projections.Projections, "notebook_file", noted)
+    await record.begin(close=False)
+    async with Serving(record) as client:
+        session = await client.session(record.id)
+        await session.close()
+        assert await session.notebook() == record.journal.with_name("notebook.ipynb").read_bytes()
 
 
 @pytest.mark.parametrize("why", ["open", "older", "not signed", "of another session", "no notebook", "missing"])
