@@ -14,8 +14,9 @@ from typing import Any, Protocol
 import msgspec
 
 from kernelsvc.answers.containers import AnswerContainer
+from kernelsvc.answers.loop_share import LoopShare, LoopTurn
 from kernelsvc.answers.upstream import ChatUpstream, UpstreamError
-from kernelsvc.errors import KernelsvcError
+from kernelsvc.errors import KernelsvcError, TooLarge
 from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model.answers.machine import (
     AnswerEnded,
@@ -50,8 +51,8 @@ log = logging.getLogger(__name__)
 
 #: The model's name with this suffix runs code without the tool in the request.
 VIRTUAL = "+python"
-#: Most characters of a cell's text in its item.
-MAX_LOGS = 1024 * 1024
+#: Most characters of a cell's text in its item, and of the model's turns together, but for the last one.
+MAX_LOGS, MAX_ANSWER = 1024 * 1024, 32 * 1024 * 1024
 #: Most pictures of one cell, and characters of them together as data URIs.
 MAX_PICTURES, MAX_PICTURE_BYTES = 8, 4 * 1024 * 1024
 PICTURES = ("image/png", "image/jpeg", "image/webp", "image/gif")
@@ -97,6 +98,8 @@ class AnswerRun:
         upstream: The model's server.
         container: The container, or None if the model may not run code.
         machine: The state machine.
+        pictures: Data URIs of the pictures of earlier cells, by the id of the item.
+        share: The event loop's time of the principal's answers.
 
     Attributes:
         outputs: The outputs of each cell, by the id of its item.
@@ -117,8 +120,9 @@ class AnswerRun:
         container: AnswerContainer | None,
         machine: AnswerMachine,
         pictures: Mapping[str, list[str]],
+        share: LoopShare,
     ) -> None:
-        self.id, self.request, self.machine = answer, request, machine
+        self.id, self.request, self.machine, self.share = answer, request, machine, share
         self.outputs: dict[str, list[dict[str, Any]]] = {}
         self.pictures: dict[str, list[str]] = dict(pictures)
         self.ended: AnswerEnded | None = None
@@ -130,6 +134,8 @@ class AnswerRun:
         self._reader: AnswerReader | None = None
         self._asking: asyncio.Task[None] | None = None
         self._made: list[str] = []
+        # Characters of all turns that have ended.
+        self._size = 0
         # Whether the present turn has sent a piece, and whether old results are left out earlier than the setting says.
         self._begun = self._shrunk = False
         # Whether ``run`` waits for its inbox, and has done the effects of all earlier steps.
@@ -160,7 +166,11 @@ class AnswerRun:
                     self._idle = True
                     what = await self._inbox.get()
                     self._idle = False
-                    await self._take(self._decide(what), reader)
+                    turn = LoopTurn(self.share)
+                    await turn.begin()
+                    steps = self._decide(what)
+                    turn.end()
+                    await self._take(steps, reader)
         except TimeoutError:
             await self._take(self.machine.on_timeout(), reader)
         except asyncio.CancelledError:
@@ -203,18 +213,22 @@ class AnswerRun:
             except KernelsvcError as error:
                 waiting = self.machine.on_fault(as_fault(error))
                 continue
+            began = time.monotonic()
             reader.step(step, self)
+            self.share.charge(time.monotonic() - began)
         await reader.flush()
 
-    async def _pass(self, pieces: list[ModelPiece]) -> None:
-        """Pass the model's output to the machine. Safe to cancel."""
+    async def _pass(self, pieces: list[ModelPiece], turn: LoopTurn) -> None:
+        """Pass the model's output to the machine, and end the turn of its read. Safe to cancel."""
         reader = self._reader
         if reader is None or not self._idle or not self._inbox.empty() or not all(map(self.machine.grows, pieces)):
+            turn.end()
             await self._inbox.put(pieces)
             return
         # Nearly every token. Its steps have no effect, so that the task of the answer need not wake for them.
         for step in self._decide(pieces):
             reader.step(step, self)
+        turn.end()
         await reader.flush()
 
     async def _effect(self, step: Step) -> None:
@@ -222,6 +236,8 @@ class AnswerRun:
             case ItemAdded():
                 item = self.machine.items[step.index]
                 if isinstance(item, CodeItem) and self._container is not None:
+                    if self._reader is not None:
+                        await self._reader.flush()  # the client may read the steps before this one
                     # The code arrives meanwhile: the connection's buffer holds it.
                     item.container = await self._container.open()
             case ItemDone():
@@ -285,6 +301,9 @@ class AnswerRun:
         Raises:
             KernelsvcError: The model's answer exceeds a limit.
         """
+        if self._size > MAX_ANSWER:
+            raise TooLarge(f"The model's turns exceed {MAX_ANSWER} characters together.")
+        loop_turn = LoopTurn(self.share)
         turn = ChatTurn(
             ask.turn,
             [each["function"]["name"] for each in self.request.functions],
@@ -294,18 +313,21 @@ class AnswerRun:
         )
         self._begun = whole and self._begun
         try:
-            async with contextlib.aclosing(self._upstream.events(self._body(ask), whole=whole)) as events:
+            found = self._upstream.events(self._body(ask), whole=whole, turn=loop_turn)
+            async with contextlib.aclosing(found) as events:
                 async for read in events:
                     # One message to the answer for each read of the connection, and so one write to the client.
                     if pieces := [piece for data in read for piece in turn.feed(data)]:
                         self._begun = True
-                        await self._pass(pieces)
+                        await self._pass(pieces, loop_turn)
                     if turn.fault is not None:
                         return turn.fault
                     if turn.fenced:
                         break
         except UpstreamError as error:
             return error.fault
+        finally:
+            self._size += turn.size
         return turn
 
     def _adapted(self, fault: ModelFault) -> bool:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -21,6 +22,7 @@ from kernelsvc.answers.containers import AnswerContainer, Containers
 from kernelsvc.answers.conversations import MAX_BYTES, Conversations, copied
 from kernelsvc.answers.event_log import EventLog
 from kernelsvc.answers.kept import AnswerStore, KeptResponse, renumber
+from kernelsvc.answers.loop_share import LoopShare
 from kernelsvc.answers.sealed import ReasoningSeal
 from kernelsvc.answers.upstream import ChatUpstream
 from kernelsvc.errors import BadRequest, KernelsvcError, NotFound, QuotaExceeded
@@ -135,6 +137,8 @@ class ResponseReader:
         self, events: ResponseEvents, log: EventLog, answers: Answers, kept: KeptResponse | None = None
     ) -> None:
         self._events, self._log, self._answers, self._kept = events, log, answers, kept
+        # The answer, if it has items that are not stored.
+        self._unkept: AnswerRun | None = None
 
     def begin(self, run: AnswerRun) -> None:
         """Write the first events."""
@@ -155,8 +159,7 @@ class ResponseReader:
                 item.sealed = self._answers.sealed(run, item.text)
         self._log.add(self._events.of(step, run.machine.items, outputs, run.container))
         if isinstance(step, ItemDone | InputComplete):
-            # Before a task that sends the event can run: an item that a client has seen survives a kill of the server.
-            self._answers.keep(run)
+            self._unkept = run
         if isinstance(step, AnswerEnded):
             self._log.add(self._events.end(self._answers.describe(run), step))
             # Kept before the client reads the last event: its next request may name this response.
@@ -167,7 +170,14 @@ class ResponseReader:
         """Do nothing: the response takes outputs from the answer."""
 
     async def flush(self) -> None:
-        """Wait for a slow client."""
+        """Store the items, then wait for a slow client.
+
+        No task that sends an event has run since the step: an item that a client has seen survives a kill of the
+        server. A read may complete hundreds of items, and all of them are stored each time.
+        """
+        if self._unkept is not None:
+            self._answers.keep(self._unkept)
+            self._unkept = None
         await self._log.flush()
 
 
@@ -190,6 +200,7 @@ class Answers:
         self._running: dict[str, RunningAnswer] = {}
         self.conversations = Conversations(self.store, self._running)
         self._reserved: Counter[str] = Counter()
+        self._shares: WeakValueDictionary[str, LoopShare] = WeakValueDictionary()
         self._tasks = OwnedTasks()
         #: Principals of the background answers that are to be continued, by their ids.
         self._cut: dict[str, Principal] = {}
@@ -340,8 +351,9 @@ class Answers:
             self._reserved[who.name] -= 1
         machine = AnswerMachine(_limits(request, model), functools.partial(item_id, head.id))
         run = AnswerRun(
-            self._service, who, head.id, request, entries, model, self._upstreams[name], container, machine, pictures
-        )
+            self._service, who, head.id, request, entries, model, self._upstreams[name], container, machine, pictures,
+            self._shares.setdefault(who.account, LoopShare()),
+        )  # fmt: skip
         run.outputs = outputs
         steps = None if kept is None else machine.resume(transcript, kept.usage)
         running = self._running[head.id] = RunningAnswer(who, head, run, log)
@@ -499,7 +511,9 @@ class Answers:
         """Keep the items so far of an answer that runs."""
         running = self._running.get(run.id)
         if running is not None and run.request.store:
+            began = time.monotonic()
             self._keep(running)
+            run.share.charge(time.monotonic() - began)
 
     def _object(self, kept: KeptResponse, items: list[dict[str, Any]]) -> dict[str, Any]:
         head = ResponseHead(id=kept.id, created=kept.created, request=kept.request)

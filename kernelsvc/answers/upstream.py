@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import msgspec
 from tornado.httputil import HTTPHeaders, HTTPInputError, parse_response_start_line
 
+from kernelsvc.answers.loop_share import LoopShare, LoopTurn
 from kernelsvc.errors import TooLarge
 from kernelsvc.model.answers.model_settings import ModelSettings
 from kernelsvc.model.answers.values import ModelFault
@@ -29,8 +30,8 @@ from kernelsvc.protocol.openai.sse_decoder import MAX_EVENT, SseDecoder
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10.0
-#: Most bytes of an error's body that are read, of a whole stream, and of one read or head.
-MAX_ERROR_BODY, MAX_STREAM, READ_BYTES = 64 * 1024, 256 * 1024 * 1024, 64 * 1024
+#: Most bytes of an error's body that are read, of a whole stream, of a head, and of one read: it may hold 350 tokens.
+MAX_ERROR_BODY, MAX_STREAM, MAX_HEAD, READ_BYTES = 64 * 1024, 256 * 1024 * 1024, 64 * 1024, 16 * 1024
 #: Most responses of class 1xx before the final one, which counts as one of them.
 MAX_HEADS = 20
 
@@ -54,13 +55,14 @@ class _Response:
 
     Args:
         reader: The connection.
+        turn: Begins with each read. It ends before the next one.
 
     Attributes:
         finished: Whether the body is complete.
     """
 
-    def __init__(self, reader: asyncio.StreamReader) -> None:
-        self._reader = reader
+    def __init__(self, reader: asyncio.StreamReader, turn: LoopTurn) -> None:
+        self._reader, self._turn = reader, turn
         self._chunks: ChunkDecoder | None = None
         self._left: int | None = None
         self._size = 0
@@ -90,7 +92,7 @@ class _Response:
         while True:
             line = await self._reader.readline()
             size += len(line)
-            if not line.endswith(b"\n") or size > READ_BYTES:
+            if not line.endswith(b"\n") or size > MAX_HEAD:
                 raise ValueError("the head has no end")
             if not line.rstrip(b"\r\n"):
                 return b"".join(lines).decode("latin-1")
@@ -113,10 +115,12 @@ class _Response:
             TooLarge: The body exceeds its limit.
         """
         while not self.finished:
+            self._turn.end()
             try:
                 piece = await self._reader.read(READ_BYTES)
             except OSError:
                 return None
+            await self._turn.begin()
             if not piece:
                 # RFC 9112, section 6.3: without a length the body ends with the connection.
                 self.finished = self._chunks is None and self._left is None
@@ -159,7 +163,9 @@ class ChatUpstream:
         #: Which reasoning goes back, if the server has refused the setting's.
         self.reasoning: Literal["keep", "drop"] | None = None
 
-    async def events(self, body: dict[str, Any], *, whole: bool = False) -> AsyncGenerator[list[str], None]:
+    async def events(
+        self, body: dict[str, Any], *, whole: bool = False, turn: LoopTurn | None = None
+    ) -> AsyncGenerator[list[str], None]:
         """Send a request, and yield the data of the events of each read. Closing the generator closes the connection.
 
         A server that can't be reached, or fails before its first event, is asked once more.
@@ -167,15 +173,17 @@ class ChatUpstream:
         Args:
             body: The request.
             whole: Whether the answer comes as one object instead of a stream.
+            turn: Begins with each read. The caller ends it before it waits for anything else.
 
         Raises:
             UpstreamError: The server did not answer.
             TooLarge: It sent more than an answer can have.
         """
+        turn = turn or LoopTurn(LoopShare())
         for last in (False, True):
             begun = False
             try:
-                async with contextlib.aclosing(self._ask(body, whole=whole)) as found:
+                async with contextlib.aclosing(self._ask(body, turn, whole=whole)) as found:
                     async for data in found:
                         begun = True
                         yield data
@@ -192,7 +200,7 @@ class ChatUpstream:
             self._with_usage = False
         return refused
 
-    async def _ask(self, body: dict[str, Any], *, whole: bool) -> AsyncGenerator[list[str], None]:
+    async def _ask(self, body: dict[str, Any], turn: LoopTurn, *, whole: bool) -> AsyncGenerator[list[str], None]:
         body = to_responses_body(body) if self._responses else body
         body = {**body, "stream": not whole, **self._settings.extra}
         if self._with_usage and not whole and not self._responses:
@@ -201,7 +209,7 @@ class ChatUpstream:
         try:
             data = msgspec.json.encode(body)
             writer.write(self._head(len(data)) + data)
-            response = _Response(reader)
+            response = _Response(reader, turn)
             status, headers = await response.head()
             if status != 200:
                 raise UpstreamError(await self._refusal(response, status, headers))
@@ -209,6 +217,7 @@ class ChatUpstream:
             async for each in _decoded(response, headers):
                 yield each if chunks is None else [chunk for data in each for chunk in chunks.feed(data)]
         finally:
+            turn.end()
             # The end of the connection is what ends the generation. It must not wait for anything.
             writer.transport.abort()
 
@@ -226,7 +235,7 @@ class ChatUpstream:
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 return await asyncio.open_connection(
-                    self._host, self._port, ssl=options, limit=READ_BYTES, happy_eyeballs_delay=0.25
+                    self._host, self._port, ssl=options, limit=MAX_HEAD, happy_eyeballs_delay=0.25
                 )
         except (OSError, TimeoutError) as error:
             log.warning("The model's server %s:%d can't be reached: %s", self._host, self._port, type(error).__name__)

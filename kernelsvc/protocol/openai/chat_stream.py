@@ -76,6 +76,7 @@ class ChatTurn:
         cut: Whether the model reached a limit of tokens.
         fault: The error that the server sent in place of a chunk.
         fenced: Whether a fenced block has ended. The rest of the turn is of no use.
+        size: Characters of text, reasoning and arguments.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class ChatTurn:
         self._at_index: dict[int, _OpenCall] = {}
         self._fence: _OpenCall | None = None
         self._calls_only, self._nameless = calls_only, False
-        self._size = self._changes = 0
+        self.size = self._changes = 0
         self._last: type[ModelPiece] | None = None
 
     @property
@@ -136,11 +137,11 @@ class ChatTurn:
     def _count(self, pieces: list[ModelPiece]) -> None:
         for each in pieces:
             if isinstance(each, _TEXTS):
-                self._size += len(each.text)
+                self.size += len(each.text)
             if not isinstance(each, ArgumentsPiece) and type(each) is not self._last:
                 self._last = type(each)
                 self._changes += 1
-        if self._size > MAX_TURN:
+        if self.size > MAX_TURN:
             raise TooLarge(f"The model's turn exceeds {MAX_TURN} characters.")
         if self._changes > MAX_CHANGES:
             raise TooLarge(f"The model's turn has more than {MAX_CHANGES} parts.")

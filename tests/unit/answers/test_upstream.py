@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from waiting import wait_until
 
+from kernelsvc.answers.loop_share import LoopShare
 from kernelsvc.answers.scripted_model import ScriptedModel, delta, refusal, text
 from kernelsvc.answers.upstream import ChatUpstream, UpstreamError
 from kernelsvc.errors import TooLarge
@@ -44,6 +45,30 @@ async def test_a_server_without_streams_sends_one_object(model: ScriptedModel) -
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"
     model.script = lambda body: [head + b'{"a":"b"}']
     assert await read(ChatUpstream(ModelSettings(url=model.url), "")) == ['{"a":"b"}']
+
+
+async def test_a_read_waits_for_the_principals_share_and_is_charged(
+    model: ScriptedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    wait, charge = LoopShare.wait, LoopShare.charge
+
+    async def waited(self: LoopShare) -> None:
+        done.append("wait")
+        await wait(self)
+
+    def charged(self: LoopShare, seconds: float) -> None:
+        done.append("charge")
+        charge(self, seconds)
+
+    monkeypatch.setattr(LoopShare, "wait", waited)
+    monkeypatch.setattr(LoopShare, "charge", charged)
+    model.script = lambda body: text("x" * 100_000)
+    async with aclosing(ChatUpstream(ModelSettings(url=model.url), "").events(BODY)) as events:
+        async for _ in events:
+            done.append("data")
+    assert done.count("wait") == done.count("charge") > 5
+    assert done[done.index("data") - 1 : done.index("data") + 2] == ["wait", "data", "charge"]
 
 
 async def test_an_object_without_end_is_refused(model: ScriptedModel) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
 from model_quirks import ARGUMENTS, FENCES, QUIRKS, call
 
+from kernelsvc.answers import answer_run
+from kernelsvc.answers.kept import AnswerStore
+from kernelsvc.answers.loop_share import LoopShare
 from kernelsvc.answers.scripted_model import delta, refusal, text, usage
 
 OUTPUTS = "code_interpreter_call.outputs"
@@ -92,3 +96,44 @@ async def test_a_server_with_the_responses_api(make_lab: Any) -> None:
     assert got["output"][1]["content"][0]["text"] == "Done."
     assert lab.model.requests[0]["input"][0]["content"] == "go"
     assert [each["type"] for each in lab.model.requests[1]["input"]][1:] == ["function_call", "function_call_output"]
+
+
+async def test_answers_of_one_principal_share_the_loops_time(make_lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[LoopShare] = []
+    wait = LoopShare.wait
+
+    async def waited(self: LoopShare) -> None:
+        shares.append(self)
+        await wait(self)
+
+    monkeypatch.setattr(LoopShare, "wait", waited)
+    lab = await make_lab(lambda body: text("Done."))
+    body = {"model": "qwen", "input": "go"}
+    tokens = ("alice-token", "alice-token", "bob-token")
+    await asyncio.gather(*(lab.server.json("POST", "/v1/responses", body, 200, token=token) for token in tokens))
+    assert len({id(each) for each in shares}) == 2
+
+
+async def test_an_answer_is_stored_once_for_all_items_of_a_read(make_lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored: list[int] = []
+    put = AnswerStore.put_response
+
+    def noted(self: AnswerStore, principal: str, response: Any) -> None:
+        stored.append(len(response.transcript))
+        put(self, principal, response)
+
+    monkeypatch.setattr(AnswerStore, "put_response", noted)
+    parts = [delta(**{name: "x"}) for _ in range(50) for name in ("reasoning_content", "content")]
+    chunk = b"".join(b"data: " + json.dumps(each).encode() + b"\n\n" for each in parts)
+    lab = await make_lab([[HEAD, chunk], text("Done.")])
+    await lab.create("go")
+    assert len(stored) < 10
+    assert stored[-1] == 100
+
+
+async def test_an_answers_turns_have_a_limit_together(make_lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer_run, "MAX_ANSWER", 100)
+    lab = await make_lab(lambda body: [delta(content="x" * 60), call("{}", index=0, id="a"), delta("tool_calls")])
+    got = await lab.create("go")
+    assert got["status"] == "failed"
+    assert len(lab.model.requests) == 2

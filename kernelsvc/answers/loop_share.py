@@ -1,0 +1,61 @@
+"""The time that the answers of one principal take from the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+#: Seconds of work that need no pause, so that a token costs no timer, and the longest pause.
+BURST_SECONDS, MAX_PAUSE_SECONDS = 0.005, 1.0
+
+
+class LoopShare:
+    """The share of one principal: its answers work one after the other, and pause for as long as they have worked.
+
+    A model's server may send without end. Each read of its stream was served in the same turn of the loop as those of
+    all other answers, and a request of another client takes several turns.
+    """
+
+    def __init__(self) -> None:
+        # Time at which the pauses for all work so far are over.
+        self._even_at = 0.0
+        self._queue = asyncio.Lock()
+
+    async def wait(self) -> None:
+        """Wait until the next answer may work. Its work must begin before it waits for anything. Safe to cancel."""
+        if not self._queue.locked() and self._debt() <= BURST_SECONDS:
+            return  # nearly every token
+        async with self._queue:
+            if (debt := self._debt()) > BURST_SECONDS:
+                await asyncio.sleep(debt)
+
+    def _debt(self) -> float:
+        return self._even_at - time.monotonic()
+
+    def charge(self, seconds: float) -> None:
+        """Charge the work of an answer that has ended now."""
+        now = time.monotonic()
+        self._even_at = min(max(now, self._even_at) + seconds, now + MAX_PAUSE_SECONDS)
+
+
+class LoopTurn:
+    """The work of one answer on what it has read, from ``begin`` to ``end``.
+
+    Args:
+        share: That of its principal.
+    """
+
+    def __init__(self, share: LoopShare) -> None:
+        self._share = share
+        self._began: float | None = None
+
+    async def begin(self) -> None:
+        """Wait for the share, and begin. Safe to cancel."""
+        await self._share.wait()
+        self._began = time.monotonic()
+
+    def end(self) -> None:
+        """Charge the work, if it has begun. Called before each wait."""
+        if self._began is not None:
+            self._share.charge(time.monotonic() - self._began)
+            self._began = None
