@@ -236,8 +236,16 @@ def _call(item: CodeItem | FunctionItem) -> dict[str, Any]:
     return {"id": item.call_id or item.id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
+class _Object(msgspec.Struct):
+    """Any JSON object. Its fields are read and not built: a client may send 60 MiB of them."""
+
+
+_objects = msgspec.json.Decoder(_Object)
+
+
 def _is_object(text: str) -> bool:
     try:
-        return isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
+        _objects.decode(text)
+    except (msgspec.DecodeError, ValueError, RecursionError):
         return False
+    return True

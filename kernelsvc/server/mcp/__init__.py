@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from kernelsvc.errors import Forbidden
+from kernelsvc.protocol.jupyter import check_json
 from kernelsvc.server import auth
 from kernelsvc.server.handler import ApiHandler, ServerContext
 
@@ -90,7 +91,12 @@ class McpHandler(ApiHandler):
         self.set_header("Access-Control-Allow-Headers", more)
 
     async def post(self) -> None:
-        """Receive a message from the client."""
+        """Receive a message from the client.
+
+        Raises:
+            BadRequest: Its JSON has too many values, which the SDK would build before it looks at them.
+        """
+        check_json(self.body())
         await self._forward()
 
     async def get(self) -> None:

@@ -25,6 +25,8 @@ from kernelsvc.tools.toolbox import Decide
 Context = ServerRequestContext[Any, Any]
 #: Largest text of arguments in a question, in characters.
 MAX_ARGUMENTS = 2000
+#: Most characters of a state that a client sends back. Those of this server name a session and a cell.
+MAX_STATE = 4096
 _SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"approve": {"type": "boolean", "title": "Approve", "description": "Whether the call may run."}},
@@ -93,6 +95,8 @@ async def decide_again(toolbox: Toolbox, params: types.CallToolRequestParams) ->
     if params.request_state is None:
         return None
     try:
+        if len(params.request_state) > MAX_STATE:
+            raise ValueError
         state = json.loads(params.request_state)
         session, cell = str(state["session"]), str(state["cell"])
     except (ValueError, KeyError, TypeError):

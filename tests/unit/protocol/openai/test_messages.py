@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
+
+import pytest
 
 from kernelsvc.model.answers.values import (
     CodeItem,
@@ -103,3 +106,29 @@ def test_old_results_are_left_out_in_large_steps_but_never_the_last() -> None:
     assert texts[:count] == [ELIDED] * count
     assert texts[-1] == "r" * 1000
     assert to_messages([USER], items[:1], "", Dialect(context_tokens=1000), {})[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sent"),
+    [
+        ('{"a": [1]}', True),
+        (' {"a": "\\ud83d\\ude00"} ', True),
+        ("[]", False),
+        ('{"a": 1', False),
+        ('{"a": 1}x', False),
+        ("", False),
+    ],
+)
+def test_arguments_that_are_no_object_are_not_sent_again(arguments: str, sent: bool) -> None:
+    call = FunctionItem(id="fc_1", call_id="a", name="f", arguments=arguments)
+    assert messages([call])[1]["tool_calls"][0]["function"]["arguments"] == (arguments if sent else "{}")
+
+
+def test_the_values_of_long_arguments_are_not_built() -> None:
+    call = FunctionItem(id="fc_1", call_id="a", name="f", arguments='{"a": [' + "[]," * (1 << 20) + "1]}")
+    tracemalloc.start()
+    try:
+        to_messages([call], [], "", Dialect(), {})
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()

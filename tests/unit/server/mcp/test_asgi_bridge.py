@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
+import time
 from typing import Any
 
+import mcp_types as types
 import pytest
 from http_server import HttpServer
+from mcp.shared.exceptions import MCPError
 
-from kernelsvc.server.mcp import asgi_bridge, subscriptions
+from kernelsvc.protocol.jupyter import MAX_VALUES
+from kernelsvc.server.mcp import approvals, asgi_bridge, subscriptions
 
 ACCEPT = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
 NUMBERS = itertools.count(3)
@@ -70,3 +75,22 @@ async def test_all_clients_of_a_principal_watch_a_number_of_resources_together(
     assert await subscribe(http_server, other, watched["bob-token"][0], "bob-token")
     assert await subscribe(http_server, first, uris[0], "alice-token", "unsubscribe")
     assert await subscribe(http_server, second, uris[2], "alice-token")
+
+
+async def test_a_message_with_too_many_values_is_refused_before_they_are_built(http_server: HttpServer) -> None:
+    values = b'{"jsonrpc": "2.0", "id": 1, "method": "ping", "params": {"a": [' + b"[]," * (MAX_VALUES + 1) + b"1]}}"
+    for path in ("/mcp", "/python/mcp"):
+        response = await http_server.fetch("POST", path, values, headers=ACCEPT)
+        assert (response.code, response.headers["Content-Type"]) == (413, "application/json")
+        assert json.loads(response.body)["code"] == "too_large"
+
+
+async def test_a_state_that_is_not_this_servers_is_not_read(http_server: HttpServer) -> None:
+    params: Any = types.CallToolRequestParams(name="wait", arguments={}, request_state="[" * (approvals.MAX_STATE + 1))
+    began = time.process_time()
+    with pytest.raises(MCPError, match="requestState"):
+        await approvals.decide_again(None, params)  # type: ignore[arg-type]
+    params.request_state = '{"session": "s", "cell": "c", "x": [' + "[]," * 4_000_000 + "1]}"
+    with pytest.raises(MCPError, match="requestState"):
+        await approvals.decide_again(None, params)  # type: ignore[arg-type]
+    assert time.process_time() - began < 0.2
