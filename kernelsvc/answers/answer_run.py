@@ -13,10 +13,10 @@ from typing import Any, Protocol
 
 import msgspec
 
+from kernelsvc.answers.answers_share import AnswersShare, HeldText, LoopTurn
 from kernelsvc.answers.containers import AnswerContainer
-from kernelsvc.answers.loop_share import LoopShare, LoopTurn
 from kernelsvc.answers.upstream import ChatUpstream, UpstreamError
-from kernelsvc.errors import KernelsvcError, TooLarge
+from kernelsvc.errors import KernelsvcError, QuotaExceeded, TooLarge
 from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model.answers.machine import (
     AnswerEnded,
@@ -99,7 +99,8 @@ class AnswerRun:
         container: The container, or None if the model may not run code.
         machine: The state machine.
         pictures: Data URIs of the pictures of earlier cells, by the id of the item.
-        share: The event loop's time of the principal's answers.
+        share: Of the principal's answers.
+        held: What this one holds.
 
     Attributes:
         outputs: The outputs of each cell, by the id of its item.
@@ -120,9 +121,10 @@ class AnswerRun:
         container: AnswerContainer | None,
         machine: AnswerMachine,
         pictures: Mapping[str, list[str]],
-        share: LoopShare,
+        share: AnswersShare,
+        held: HeldText,
     ) -> None:
-        self.id, self.request, self.machine, self.share = answer, request, machine, share
+        self.id, self.request, self.machine, self.share, self.held = answer, request, machine, share, held
         self.outputs: dict[str, list[dict[str, Any]]] = {}
         self.pictures: dict[str, list[str]] = dict(pictures)
         self.ended: AnswerEnded | None = None
@@ -134,8 +136,8 @@ class AnswerRun:
         self._reader: AnswerReader | None = None
         self._asking: asyncio.Task[None] | None = None
         self._made: list[str] = []
-        # Characters of all turns that have ended.
-        self._size = 0
+        # Characters of all turns that have ended, and those of them that are counted.
+        self._size = self._counted = 0
         # Whether the present turn has sent a piece, and whether old results are left out earlier than the setting says.
         self._begun = self._shrunk = False
         # Whether ``run`` waits for its inbox, and has done the effects of all earlier steps.
@@ -303,6 +305,8 @@ class AnswerRun:
         """
         if self._size > MAX_ANSWER:
             raise TooLarge(f"The model's turns exceed {MAX_ANSWER} characters together.")
+        self.held.add(self._size - self._counted)
+        self._counted = self._size
         loop_turn = LoopTurn(self.share)
         turn = ChatTurn(
             ask.turn,
@@ -418,15 +422,24 @@ class AnswerRun:
         made = await container.changes()
         container.renew()
         self._made += [path for path in made if path not in self._made]
-        self.outputs[item.id] = outputs_of(cell)
+        self._hold(item, cell)
         if self._reader is not None:
             self._reader.cell(item.id, cell, made, container.id)
-        self.pictures[item.id] = picture_urls(cell)
         text = result_text(cell, self._model.max_tool_text, made, vision=self._model.vision)
         if container.notice:
             text, container.notice = f"[{container.notice}]\n{text}", ""
         died = cell.reason in (Reason.KERNEL_DIED, Reason.MEMORY)
         return CellOutcome(status="failed" if died else "completed", text=text, pictures=len(self.pictures[item.id]))
+
+    def _hold(self, item: CodeItem, cell: CellInfo) -> None:
+        """Keep the outputs of a cell for clients, and its pictures for the model, if there is room for them."""
+        outputs = outputs_of(cell)
+        urls = [each["url"] for each in outputs if each["type"] == "image"]
+        try:
+            self.held.add(sum(len(text) for each in outputs for text in each.values()))
+        except QuotaExceeded as error:
+            outputs, urls = [{"type": "logs", "logs": f"[Not shown, but in the notebook: {error.message}]\n"}], []
+        self.outputs[item.id], self.pictures[item.id] = outputs, urls
 
     def _record(self, ended: AnswerEnded) -> None:
         """Record the end in the container's log: digests in place of texts, because a log can't lose a line."""

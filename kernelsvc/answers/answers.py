@@ -18,11 +18,11 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from kernelsvc.answers.answer_run import UNKNOWN, VIRTUAL, AnswerReader, AnswerRun, outputs_of, picture_urls
+from kernelsvc.answers.answers_share import AnswersShare, HeldText
 from kernelsvc.answers.containers import AnswerContainer, Containers
 from kernelsvc.answers.conversations import MAX_BYTES, Conversations, copied
 from kernelsvc.answers.event_log import EventLog
 from kernelsvc.answers.kept import AnswerStore, KeptResponse, renumber
-from kernelsvc.answers.loop_share import LoopShare
 from kernelsvc.answers.sealed import ReasoningSeal
 from kernelsvc.answers.upstream import ChatUpstream
 from kernelsvc.errors import BadRequest, KernelsvcError, NotFound, QuotaExceeded
@@ -200,7 +200,7 @@ class Answers:
         self._running: dict[str, RunningAnswer] = {}
         self.conversations = Conversations(self.store, self._running)
         self._reserved: Counter[str] = Counter()
-        self._shares: WeakValueDictionary[str, LoopShare] = WeakValueDictionary()
+        self._shares: WeakValueDictionary[str, AnswersShare] = WeakValueDictionary()
         self._tasks = OwnedTasks()
         #: Principals of the background answers that are to be continued, by their ids.
         self._cut: dict[str, Principal] = {}
@@ -337,22 +337,29 @@ class Answers:
         _check_results(entries)
         if model.vision is False and any(isinstance(e, InputMessage) and e.pictures for e in request.input):
             raise refused(f"The model {request.model!r} does not read pictures.", "input")
+        share = self._shares.setdefault(who.account, AnswersShare())
+        held = HeldText(share)
         # Reserved before the first wait, so that two requests can't both take the last place.
         self._reserved[who.name] += 1
         try:
+            # The entries, and the request to the model's server, until that has read it.
+            held.add(2 * len(msgspec.json.encode([entries, request.functions, request.repeated, transcript])))
             # A container that has run code of this answer has its files, which the code may have changed.
             again = any(isinstance(each, CodeItem) and each.container for each in transcript)
             asked = msgspec.structs.replace(request, code=_without_files(request.code)) if again else request
             container, note = await self._container(who, asked, [*entries, *transcript], key)
-            pictures = await self._complete(who, entries, vision=model.vision)
-            pictures |= await self._complete(who, _ended(transcript), vision=model.vision)
+            pictures = await self._complete(who, entries, held, vision=model.vision)
+            pictures |= await self._complete(who, _ended(transcript), held, vision=model.vision)
             outputs = {each.id: await self._outputs(who, each) or [] for each in _ended(transcript)}
+        except BaseException:
+            held.release()
+            raise
         finally:
             self._reserved[who.name] -= 1
         machine = AnswerMachine(_limits(request, model), functools.partial(item_id, head.id))
         run = AnswerRun(
             self._service, who, head.id, request, entries, model, self._upstreams[name], container, machine, pictures,
-            self._shares.setdefault(who.account, LoopShare()),
+            share, held,
         )  # fmt: skip
         run.outputs = outputs
         steps = None if kept is None else machine.resume(transcript, kept.usage)
@@ -372,6 +379,7 @@ class Answers:
             if run.ended is None:
                 run.ended = AnswerEnded("failed", fault=_LOST)
         finally:
+            run.held.release()
             try:
                 self.settle(run)
             finally:
@@ -398,8 +406,14 @@ class Answers:
         container = AnswerContainer(self.containers, who, tool, earlier, uploads, key)
         return container, await container.check(new=self._rules.expired == "new")
 
-    async def _complete(self, who: Principal, entries: Sequence[Entry], *, vision: bool) -> dict[str, list[str]]:
-        """Read from the log what a client left out of its items: results of cells, and pictures."""
+    async def _complete(
+        self, who: Principal, entries: Sequence[Entry], held: HeldText, *, vision: bool
+    ) -> dict[str, list[str]]:
+        """Read from the log what a client left out of its items: results of cells, and pictures.
+
+        Raises:
+            QuotaExceeded: They are too long.
+        """
         pictures: dict[str, list[str]] = {}
         for each in entries:
             if isinstance(each, CodeItem) and (not each.result or (vision and each.pictures)):
@@ -412,6 +426,7 @@ class Answers:
                     continue
                 each.result = each.result or cell.text or ("[no output]" if cell.reason else _RUNS)
                 pictures[each.id] = picture_urls(cell)
+                held.add(len(each.result) + sum(map(len, pictures[each.id])))
         return pictures
 
     def sealed(self, run: AnswerRun, text: str) -> str:

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import msgspec
 from tornado.httputil import HTTPHeaders, HTTPInputError, parse_response_start_line
 
-from kernelsvc.answers.loop_share import LoopShare, LoopTurn
+from kernelsvc.answers.answers_share import AnswersShare, LoopTurn
 from kernelsvc.errors import TooLarge
 from kernelsvc.model.answers.model_settings import ModelSettings
 from kernelsvc.model.answers.values import ModelFault
@@ -179,7 +179,7 @@ class ChatUpstream:
             UpstreamError: The server did not answer.
             TooLarge: It sent more than an answer can have.
         """
-        turn = turn or LoopTurn(LoopShare())
+        turn = turn or LoopTurn(AnswersShare())
         for last in (False, True):
             begun = False
             try:

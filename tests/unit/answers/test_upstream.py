@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from waiting import wait_until
 
-from kernelsvc.answers.loop_share import LoopShare
+from kernelsvc.answers.answers_share import AnswersShare
 from kernelsvc.answers.scripted_model import ScriptedModel, delta, refusal, text
 from kernelsvc.answers.upstream import ChatUpstream, UpstreamError
 from kernelsvc.errors import TooLarge
@@ -51,18 +51,18 @@ async def test_a_read_waits_for_the_principals_share_and_is_charged(
     model: ScriptedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
-    wait, charge = LoopShare.wait, LoopShare.charge
+    wait, charge = AnswersShare.wait, AnswersShare.charge
 
-    async def waited(self: LoopShare) -> None:
+    async def waited(self: AnswersShare) -> None:
         done.append("wait")
         await wait(self)
 
-    def charged(self: LoopShare, seconds: float) -> None:
+    def charged(self: AnswersShare, seconds: float) -> None:
         done.append("charge")
         charge(self, seconds)
 
-    monkeypatch.setattr(LoopShare, "wait", waited)
-    monkeypatch.setattr(LoopShare, "charge", charged)
+    monkeypatch.setattr(AnswersShare, "wait", waited)
+    monkeypatch.setattr(AnswersShare, "charge", charged)
     model.script = lambda body: text("x" * 100_000)
     async with aclosing(ChatUpstream(ModelSettings(url=model.url), "").events(BODY)) as events:
         async for _ in events:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from model_quirks import ARGUMENTS, FENCES, QUIRKS, call
 
-from kernelsvc.answers import answer_run
+from kernelsvc.answers import answer_run, answers_share
+from kernelsvc.answers.answers_share import AnswersShare
 from kernelsvc.answers.kept import AnswerStore
-from kernelsvc.answers.loop_share import LoopShare
 from kernelsvc.answers.scripted_model import delta, refusal, text, usage
 
 OUTPUTS = "code_interpreter_call.outputs"
@@ -99,14 +99,14 @@ async def test_a_server_with_the_responses_api(make_lab: Any) -> None:
 
 
 async def test_answers_of_one_principal_share_the_loops_time(make_lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    shares: list[LoopShare] = []
-    wait = LoopShare.wait
+    shares: list[AnswersShare] = []
+    wait = AnswersShare.wait
 
-    async def waited(self: LoopShare) -> None:
+    async def waited(self: AnswersShare) -> None:
         shares.append(self)
         await wait(self)
 
-    monkeypatch.setattr(LoopShare, "wait", waited)
+    monkeypatch.setattr(AnswersShare, "wait", waited)
     lab = await make_lab(lambda body: text("Done."))
     body = {"model": "qwen", "input": "go"}
     tokens = ("alice-token", "alice-token", "bob-token")
@@ -137,3 +137,29 @@ async def test_an_answers_turns_have_a_limit_together(make_lab: Any, monkeypatch
     got = await lab.create("go")
     assert got["status"] == "failed"
     assert len(lab.model.requests) == 2
+
+
+async def test_the_running_answers_of_a_principal_hold_a_number_of_characters_together(
+    make_lab: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers_share, "MAX_HELD", 10_000)
+    lab = await make_lab(lambda body: text("x", "y"))
+    lab.model._delay = 60.0
+    prompt = "x" * 4000
+    first = await lab.create(prompt, background=True)
+    assert (await lab.create(prompt, 429, background=True))["error"]["code"] == "rate_limit_exceeded"
+    body = {"model": "qwen", "input": prompt, "background": True}
+    await lab.server.json("POST", "/v1/responses", body, 200, token="bob-token")
+    await lab.server.json("POST", f"/v1/responses/{first['id']}/cancel", {}, 200)
+    second = await lab.create("x" * 50_000, background=True)  # one alone may begin with more
+    await lab.server.json("POST", f"/v1/responses/{second['id']}/cancel", {}, 200)
+
+
+async def test_outputs_for_which_there_is_no_room_are_left_out(make_lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers_share, "MAX_HELD", 10_000)
+    lab = await make_lab()
+    got = await lab.create("python: print('x' * 4000)\npython: print('y' * 9000)", include=[OUTPUTS])
+    first, second = [each["outputs"] for each in got["output"] if each["type"] == "code_interpreter_call"]
+    assert first == [{"type": "logs", "logs": "x" * 4000 + "\n"}]
+    assert "in the notebook" in second[0]["logs"]
+    assert "y" * 100 in got["output"][-1]["content"][0]["text"]  # the model has read it

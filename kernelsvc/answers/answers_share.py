@@ -1,22 +1,30 @@
-"""The time that the answers of one principal take from the event loop."""
+"""What the answers of one principal take together: time of the event loop, and memory."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 
+from kernelsvc.errors import QuotaExceeded
+
 #: Seconds of work that need no pause, so that a token costs no timer, and the longest pause.
 BURST_SECONDS, MAX_PAUSE_SECONDS = 0.005, 1.0
+#: Most characters that the running answers of one principal hold together. One answer alone may begin with more.
+MAX_HELD = 256 * 1024 * 1024
 
 
-class LoopShare:
+class AnswersShare:
     """The share of one principal: its answers work one after the other, and pause for as long as they have worked.
 
     A model's server may send without end. Each read of its stream was served in the same turn of the loop as those of
     all other answers, and a request of another client takes several turns.
+
+    Attributes:
+        held: Characters that its answers hold.
     """
 
     def __init__(self) -> None:
+        self.held = 0
         # Time at which the pauses for all work so far are over.
         self._even_at = 0.0
         self._queue = asyncio.Lock()
@@ -45,7 +53,7 @@ class LoopTurn:
         share: That of its principal.
     """
 
-    def __init__(self, share: LoopShare) -> None:
+    def __init__(self, share: AnswersShare) -> None:
         self._share = share
         self._began: float | None = None
 
@@ -59,3 +67,33 @@ class LoopTurn:
         if self._began is not None:
             self._share.charge(time.monotonic() - self._began)
             self._began = None
+
+
+class HeldText:
+    """The characters that one answer holds until its end.
+
+    Args:
+        share: That of its principal.
+    """
+
+    def __init__(self, share: AnswersShare) -> None:
+        self._share, self._size = share, 0
+
+    def add(self, size: int) -> None:
+        """Count more of them.
+
+        Raises:
+            QuotaExceeded: The principal's answers hold too many.
+        """
+        if self._share.held and self._share.held + size > MAX_HELD:
+            raise QuotaExceeded(
+                f"Your running answers hold more than {MAX_HELD // 2**20} MiB of input, text and pictures. "
+                "Wait until one has ended."
+            )
+        self._share.held += size
+        self._size += size
+
+    def release(self) -> None:
+        """Count them no more. Idempotent."""
+        self._share.held -= self._size
+        self._size = 0

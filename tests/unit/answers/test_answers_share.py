@@ -6,8 +6,8 @@ import asyncio
 import itertools
 import time
 
-from kernelsvc.answers import loop_share
-from kernelsvc.answers.loop_share import LoopShare, LoopTurn
+from kernelsvc.answers import answers_share
+from kernelsvc.answers.answers_share import AnswersShare, LoopTurn
 
 
 def work(seconds: float) -> None:
@@ -18,16 +18,16 @@ def work(seconds: float) -> None:
 
 
 async def test_short_work_needs_no_pause() -> None:
-    turn = LoopTurn(LoopShare())
+    turn = LoopTurn(AnswersShare())
     began = asyncio.get_running_loop().time()
     for _ in range(20):
         await turn.begin()
         turn.end()
-    assert asyncio.get_running_loop().time() - began < loop_share.BURST_SECONDS
+    assert asyncio.get_running_loop().time() - began < answers_share.BURST_SECONDS
 
 
 async def test_answers_work_one_after_the_other_and_pause_as_long_as_they_worked() -> None:
-    share, long = LoopShare(), 2 * loop_share.BURST_SECONDS
+    share, long = AnswersShare(), 2 * answers_share.BURST_SECONDS
     turns = 0
     worked: list[int] = []
 
@@ -55,7 +55,7 @@ async def test_answers_work_one_after_the_other_and_pause_as_long_as_they_worked
 
 
 async def test_a_very_long_work_has_a_shorter_pause() -> None:
-    share = LoopShare()
+    share = AnswersShare()
     share.charge(1000.0)
-    async with asyncio.timeout(10 * loop_share.MAX_PAUSE_SECONDS):
+    async with asyncio.timeout(10 * answers_share.MAX_PAUSE_SECONDS):
         await share.wait()
