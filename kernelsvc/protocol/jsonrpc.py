@@ -54,6 +54,10 @@ class Request(Struct, frozen=True, kw_only=True):
     params: Any
 
 
+#: Largest data of a client's own in a request for a cell, in bytes of JSON. The server has it in memory with the cell.
+OWN_BYTES = 1024 * 1024
+
+
 class RequestLimits(Struct, frozen=True, kw_only=True):
     """Largest request, in bytes of UTF-8 and levels of nesting."""
 
@@ -235,6 +239,8 @@ def check(params: Any, bounds: RequestLimits) -> None:
                     raise too_large("The code", len(value.encode()), bounds.code_bytes)
             elif too_deep(value, bounds.depth):
                 raise BadRequest(f"{field} is nested deeper than {bounds.depth} levels. Flatten it.")
+            elif (size := len(_encoder.encode(value))) > OWN_BYTES:
+                raise too_large(field, size, OWN_BYTES)
 
 
 def too_deep(value: Any, limit: int) -> bool:

@@ -13,12 +13,14 @@ from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event
 from kernelsvc.model.notebook import CellFold
 from kernelsvc.model.objects import CellInfo, CellOutline, CellState, CellView
-from kernelsvc.model.state import CellRecord, MachineState
+from kernelsvc.model.state import CellRecord, MachineState, size_of
 from kernelsvc.model.view.request import ViewRequest
 from kernelsvc.session.ports import Log
 
 #: Folded cells kept in memory per session. Older ones are folded again from the journal.
 FOLDS_KEPT = 8
+#: Size of the finished ones among them, and seconds for which the clients that wait for a cell read a larger one.
+KEPT_BYTES, KEPT_SECONDS = 1024 * 1024, 1.0
 #: Most characters of a line of code in an outline.
 OUTLINE_CHARACTERS = 200
 #: Size of code and output after which a page of cells ends. To read a MiB takes the event loop 50 ms.
@@ -47,6 +49,7 @@ class CellViews:
         self._machine = machine
         self._budget = budget
         self._folds: OrderedDict[str, CellFold] = OrderedDict()
+        self._trimming: asyncio.TimerHandle | None = None
 
     def feed(self, event: Event) -> None:
         """Fold one appended event."""
@@ -58,6 +61,19 @@ class CellViews:
         fold = self._folds.get(cell)
         if fold is not None:
             fold.feed(event)
+            if fold.finished is not None and self._trimming is None and self._finished_bytes() > KEPT_BYTES:
+                self._trimming = asyncio.get_running_loop().call_later(KEPT_SECONDS, self._trim)
+
+    def _finished_bytes(self) -> int:
+        return sum(map(_bytes_of, self._folds.values()))
+
+    def _trim(self) -> None:
+        """Forget the oldest finished cells that are too large together."""
+        self._trimming, size = None, self._finished_bytes()
+        for cell, fold in [*self._folds.items()]:
+            if size > KEPT_BYTES and fold.finished is not None:
+                size -= _bytes_of(fold)
+                del self._folds[cell]
 
     def _keep(self, cell: str, fold: CellFold) -> None:
         self._folds[cell] = fold
@@ -127,7 +143,7 @@ class CellViews:
             fold = CellFold(self._budget)
             for event in self._events(record, cell):
                 fold.feed(event)
-            if record.state is CellState.FINISHED:
+            if record.state is CellState.FINISHED and _bytes_of(fold) <= KEPT_BYTES // FOLDS_KEPT:
                 self._keep(cell, fold)
         return fold
 
@@ -192,6 +208,10 @@ class CellViews:
 
     def _events(self, record: CellRecord, cell: str) -> Iterable[Event]:
         return _events_of(self._log.lines(record.first_seq, record.last_seq), cell)
+
+
+def _bytes_of(fold: CellFold) -> int:
+    return 0 if fold.finished is None else fold.size + size_of(fold.queued)
 
 
 def _page_of(events: Iterable[Event], name: str, offset: int, limit: int) -> dict[str, Any]:

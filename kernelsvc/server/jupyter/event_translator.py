@@ -31,8 +31,8 @@ from kernelsvc.protocol.kernel_messages import KEPT, payload_of
 VERSION = "5.4"
 _FIELDS = ("msg_id", "msg_type", "username", "session", "date", "version")
 _FIELD_LENGTH = 256
-#: Headers in one socket's cache. Older cells are read from the service.
-_HEADERS = 1024
+#: Headers in one socket's cache, and the longest code in characters. Others are read from the service.
+_HEADERS, _SHORT_CODE = 64, 1024
 #: Most bytes of a cell's payloads, and of its error, that each socket keeps until the cell's end.
 MAX_KEPT = 256 * 1024
 
@@ -159,12 +159,13 @@ class EventTranslator:
     def __init__(self, session: str, look_up: Callable[[str], CellInfo]) -> None:
         self._session = session
         self._look_up = look_up
-        self._cells: OrderedDict[str, tuple[Header, bool, str]] = OrderedDict()
+        self._cells: OrderedDict[str, tuple[Header, bool, str | None]] = OrderedDict()
         # None: it is too large to be kept.
         self._errors: dict[str, ev.Error | None] = {}
         #: When cells started, as text.
         self._started: dict[str, str] = {}
-        self._payloads: dict[str, list[Content]] = {}
+        #: Payloads of cells that run, and their size.
+        self._payloads: dict[str, tuple[list[Content], int]] = {}
 
     def messages(self, event: Event) -> list[JupyterMessage]:
         """Return the Jupyter messages for this event. Empty for most events that are not output."""
@@ -187,8 +188,8 @@ class EventTranslator:
             return {"msg_id": event.request, "msg_type": "comm_msg", "session": "", "username": "", "version": VERSION}
         return {}
 
-    def _cell(self, cell: str) -> tuple[Header, bool, str]:
-        """Return header, silence and code of a cell's request."""
+    def _cell(self, cell: str) -> tuple[Header, bool, str | None]:
+        """Return header, silence and code of a cell's request. The code is None if it is long."""
         if cell not in self._cells:
             found = self._look_up(cell)
             self._keep(cell, found.metadata, False, found.code)
@@ -200,7 +201,7 @@ class EventTranslator:
         if not header:  # the cell came through another API
             header = {"msg_id": cell, "msg_type": "execute_request", "session": "", "username": "", "version": VERSION}
         silent = silent or (isinstance(kept, dict) and kept.get("silent") is True)
-        self._cells[cell] = (header, silent, code)
+        self._cells[cell] = (header, silent, code if len(code) <= _SHORT_CODE else None)
         while len(self._cells) > _HEADERS:
             self._cells.popitem(last=False)
 
@@ -237,9 +238,11 @@ class EventTranslator:
         payload = payload_of(event)
         if payload is None or event.cell not in self._started:
             return False
-        kept = self._payloads.setdefault(str(event.cell), [])
-        if len(jupyter.encode_part({"payload": [*kept, payload]})) > MAX_KEPT:
+        kept, size = self._payloads.get(str(event.cell), ([], 0))
+        size += len(jupyter.encode_part(payload))
+        if size > MAX_KEPT:
             return False
+        self._payloads[str(event.cell)] = kept, size
         kept.append(payload)
         return True
 
@@ -247,7 +250,10 @@ class EventTranslator:
         self._started[cell], count = event.at, event.execution_count
         _, silent, code = self._cell(cell)
         busy = ("iopub", "status", {"execution_state": "busy"})
-        return [busy] if silent else [busy, ("iopub", "execute_input", {"code": code, "execution_count": count})]
+        if silent:
+            return [busy]
+        code = self._look_up(cell).code if code is None else code
+        return [busy, ("iopub", "execute_input", {"code": code, "execution_count": count})]
 
     def _finished(self, cell: str, event: ev.CellFinished) -> list[tuple[str, str, Content]]:
         error = self._error_of(cell, event)
@@ -259,8 +265,8 @@ class EventTranslator:
         if event.message and event.reason not in (Reason.OK, Reason.ERROR) and began:
             parts.append(("iopub", "stream", {"name": "stderr", "text": f"{event.message}\n"}))
         reply = reply_of(event, error, began)
-        if payloads := self._payloads.pop(cell, None):
-            reply["payload"] = payloads
+        if cell in self._payloads:
+            reply["payload"] = self._payloads.pop(cell)[0]
         if error is None and reply["status"] == "error":
             shown = {name: reply[name] for name in ("ename", "evalue", "traceback")}
             parts.append(("iopub", "error", shown))

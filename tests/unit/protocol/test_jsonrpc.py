@@ -153,6 +153,8 @@ def test_bounds_are_in_bytes():
     assert refused(b" " * 1001, bounds).error.code == "too_large"
     batch = {"session": "s", "cells": [{"code": ""}, {"code": "x" * 101}]}
     assert refused(frame("session.batch", batch), bounds).error.code == "too_large"
+    own = {"session": "s", "code": "1", "metadata": {"a": "x" * jsonrpc.OWN_BYTES}}
+    assert refused(frame("session.execute", own), jsonrpc.RequestLimits()).error.code == "too_large"
 
 
 @given(st.binary(max_size=200))

@@ -9,6 +9,7 @@ import signal
 
 import msgspec
 import pytest
+from waiting import wait_until
 
 from kernelsvc.errors import AtCapacity, CellExists, Conflict, NotFound, QuotaExceeded, SessionClosed
 from kernelsvc.kernels.fake import FakeKernel, FakeLauncher
@@ -221,6 +222,19 @@ async def test_output_over_the_limit_is_reported_and_can_be_read_in_pages(bench,
     assert len(first["text"] + second["text"]) == second["total"] >= 5000
     assert second["next_offset"] is None
     assert len(started) == threads
+
+
+async def test_large_cells_that_have_ended_leave_memory_and_can_be_read(bench, monkeypatch):
+    monkeypatch.setattr(cell_views, "KEPT_SECONDS", 0.01)
+    monkeypatch.setattr(cell_views, "KEPT_BYTES", 10_000)
+    session = await bench.start()
+    large = [await run(session, f"print {number} " + "x" * 6000) for number in range(3)]
+    folds = session.views._folds
+    await wait_until(lambda: len(folds) == 1, what="the older cells' end in memory")
+    assert [session.cell(each.id).code for each in large] == [each.code for each in large]
+    assert len(folds) == 1, "a large one is not kept again"
+    small = [await run(session, f"print {number}") for number in range(3)]
+    assert {each.id for each in small} < folds.keys()
 
 
 async def test_input_is_asked_and_given(bench):

@@ -10,7 +10,7 @@ import pytest
 
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Reason
-from kernelsvc.model.objects import CellError, CellInfo, SeqRange
+from kernelsvc.model.objects import CellError, CellInfo, CellState, SeqRange
 from kernelsvc.protocol import jupyter, kernel_messages
 from kernelsvc.server.jupyter import channels
 from kernelsvc.server.jupyter.event_translator import KEPT, MAX_KEPT, EventTranslator, joined, kept_header, portions
@@ -60,6 +60,32 @@ def test_a_pager_s_text_is_a_payload_of_the_reply() -> None:
     assert "display_data" not in [message.msg_type for message in found]
     (reply,) = [message for message in found if message.msg_type == "execute_reply"]
     assert reply.content["payload"] == [{"source": "page", "data": {"text/plain": "help"}, "start": 0}]
+
+
+def test_long_code_and_many_cells_are_read_from_the_service_again() -> None:
+    code, asked = "#" * 5000, []
+    found = CellInfo(id="m1", session="s_1", code=code, state=CellState.RUNNING, seq=SeqRange(first=1, last=2))
+    translator = EventTranslator("s_1", lambda cell: asked.append(cell) or found)
+    for number in range(200):
+        (waiting,) = stamped(queued(), cell=f"c{number}")
+        translator.messages(waiting)
+    began = stamped(ev.CellQueued(code=code, metadata={KEPT: {"header": HEADER}}), ev.CellStarted(execution_count=1))
+    messages = [message for event in began for message in translator.messages(event)]
+    assert [message.content["code"] for message in messages if message.msg_type == "execute_input"] == [code]
+    assert asked == ["m1"]
+    assert len(translator._cells) <= 64
+
+
+def test_each_payload_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+    encode = jupyter.encode_part
+    monkeypatch.setattr(jupyter, "encode_part", lambda value: measured.append(len(encode(value))) or encode(value))
+    small = [ev.Display(data={"text/plain": "x"}, metadata={"kernelsvc": {"payload": {"source": "page"}}})] * 1000
+    translator = EventTranslator("s_1", none)
+    for event in stamped(queued(), ev.CellStarted(execution_count=1), *(msgspec.structs.replace(e) for e in small)):
+        translator.messages(event)
+    assert len(measured) == 1000
+    assert sum(measured) < MAX_KEPT
 
 
 def test_what_a_kernel_calls_payloads_is_kept_up_to_a_limit_and_shown_beyond_it() -> None:
