@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import html
 import json
 import re
 import urllib.parse
@@ -177,8 +178,7 @@ def _replace(value: bytes, swaps: Mapping[bytes, bytes]) -> bytes:
 class Redactor:
     """Replaces values in a stream by stars of the same length. It holds back bytes only if they may begin a value.
 
-    A server that writes a value in another form than these defeats it: raw, percent-encoded, as a JSON
-    string, in Base64.
+    A server that writes a value in another form than these defeats it. See ``_forms``.
 
     Args:
         values: The values.
@@ -187,27 +187,36 @@ class Redactor:
     def __init__(self, values: Iterable[bytes]) -> None:
         forms = {form for value in values for form in _forms(value) if len(form) >= MIN_VALUE}
         self._words = sorted(forms, key=len, reverse=True)
-        self._pattern = re.compile(b"|".join(map(re.escape, self._words))) if self._words else None
-        self._any_case = re.compile(self._pattern.pattern, re.IGNORECASE) if self._pattern else None
+        self._firsts = {word[0] for word in self._words}
         self._kept = b""
 
     def fields(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         """Return the fields of an answer with stars. The case of a name has no meaning, so it hides no value."""
-        if self._any_case is None:
-            return headers
-        return [(self._any_case.sub(_stars, name), self.text(value)) for name, value in headers]
+        return [(self._name(name), self.text(value)) for name, value in headers]
+
+    def _name(self, name: bytes) -> bytes:
+        found, lower = bytearray(name), name.lower()
+        for word in map(bytes.lower, self._words):
+            at = lower.find(word)
+            while at >= 0:
+                found[at : at + len(word)] = b"*" * len(word)
+                at = lower.find(word, at + 1)
+        return bytes(found)
 
     def text(self, data: bytes) -> bytes:
         """Return a complete text, such as a header, with stars."""
-        return data if self._pattern is None else self._pattern.sub(_stars, data)
+        # One pattern of all words takes seconds to compile if a value has some KiB.
+        for word in self._words:
+            data = data.replace(word, b"*" * len(word))
+        return data
 
     def feed(self, data: bytes) -> bytes:
         """Return the next bytes of a stream that can be passed on."""
-        if self._pattern is None:
+        if not self._words:
             return data
         data = self.text(self._kept + data)
         longest = min(len(self._words[0]) - 1, len(data))
-        kept = next((n for n in range(longest, 0, -1) if self._begins(data[-n:])), 0)
+        kept = next((n for n in range(longest, 0, -1) if data[-n] in self._firsts and self._begins(data[-n:])), 0)
         self._kept = data[len(data) - kept :]
         return data[: len(data) - kept]
 
@@ -220,18 +229,31 @@ class Redactor:
         return any(word.startswith(tail) for word in self._words)
 
 
-def _stars(match: re.Match[bytes]) -> bytes:
-    return b"*" * len(match[0])
-
-
 def _forms(value: bytes) -> set[bytes]:
-    quoted = urllib.parse.quote_from_bytes(value, safe="").encode()
-    escaped = json.dumps(value.decode("latin-1"))[1:-1].encode()
+    """Return the texts that usual encoders make of a value: as it is, percent-encoded, JSON, HTML and Base64."""
+    text = value.decode("latin-1")
+    quoted = {urllib.parse.quote_from_bytes(value, safe=safe) for safe in _UNQUOTED} | {urllib.parse.quote_plus(value)}
+    # PHP writes "\/" for "/", and Go, Ruby and Java write "\u003c" for "<" and the like.
+    escaped = {json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
+    escaped |= {each.translate(table) for each in escaped for table in _UNICODE_ESCAPES}
+    escaped |= {each.replace("/", "\\/") for each in escaped}
+    marked = {html.escape(text, quote=False), html.escape(text)}
+    marked |= {each.replace("&#x27;", "&#39;").replace("&quot;", mark) for each in marked for mark in _QUOTES}
+    texts = quoted | {each.lower() for each in quoted} | escaped | marked
     # Base64 of a text in which the value begins at any of three offsets. The digits at its ends depend on the
     # neighbours, so they are left out.
     coded = [base64.b64encode(b"\0" * offset + value)[(0, 2, 3)[offset] :] for offset in range(3)]
     coded = [code[: len(code) - (0, 3, 2)[(len(value) + offset) % 3]] for offset, code in enumerate(coded)]
-    return {value, quoted, quoted.lower(), escaped, *coded, *(code.translate(_URL_SAFE) for code in coded)}
+    return {value, *(each.encode("latin-1") for each in texts), *coded, *(code.translate(_URL_SAFE) for code in coded)}
 
 
+#: Characters that encoders of URLs leave as they are: none, those of a path, of JavaScript's encodeURIComponent and of
+#: its encodeURI (ECMA-262, section 19.2.6).
+_UNQUOTED = ("", "/", "!*'()", ";,/?:@&=+$!*'()#")
+_UNICODE_ESCAPES = [
+    {ord(each): f"\\u{ord(each):{form}}" for each in marks}
+    for marks in ("<>&", "<>&'", "<>&'=")
+    for form in ("04x", "04X")
+]
+_QUOTES = ("&quot;", "&#34;")
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")

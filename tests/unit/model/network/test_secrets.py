@@ -213,3 +213,28 @@ def test_a_rule_that_sets_headers_drops_a_key_in_the_name_of_a_subprotocol():
     made, _ = with_secrets([(b"sec-websocket-protocol", b"my-token")], VALUES, API["inject"], ())
     assert b"sec-websocket-protocol" not in dict(made)
     assert with_secrets(offered, VALUES, {}, ("api",))[0][0] == offered[0]
+
+
+ODD = "ab/CD+ef=gh&ij'kl<m>\"n"
+#: What encoders in use make of that value.
+ENCODED = {
+    "Python, JSON": r"ab/CD+ef=gh&ij'kl<m>\"n",
+    "PHP, JSON": r"ab\/CD+ef=gh&ij'kl<m>\"n",
+    "Go, JSON": r"ab/CD+ef=gh\u0026ij'kl\u003cm\u003e\"n",
+    "Gson, JSON": r"ab/CD+ef\u003dgh\u0026ij\u0027kl\u003cm\u003e\"n",
+    "PHP with JSON_HEX": r"ab\/CD+ef=gh\u0026ij\u0027kl\u003Cm\u003E\"n",
+    "encodeURIComponent": "ab%2FCD%2Bef%3Dgh%26ij'kl%3Cm%3E%22n",
+    "encodeURI": "ab/CD+ef=gh&ij'kl%3Cm%3E%22n",
+    "a path": "ab/CD%2Bef%3Dgh%26ij%27kl%3Cm%3E%22n",
+    "HTML": "ab/CD+ef=gh&amp;ij&#x27;kl&lt;m&gt;&quot;n",
+    "HTML of Go": "ab/CD+ef=gh&amp;ij&#39;kl&lt;m&gt;&#34;n",
+    "HTML text": "ab/CD+ef=gh&amp;ij'kl&lt;m&gt;\"n",
+}
+
+
+@pytest.mark.parametrize("shown", ENCODED.values(), ids=ENCODED)
+def test_a_value_is_hidden_in_the_form_of_each_usual_encoder(shown: str) -> None:
+    redactor = Redactor([ODD.encode()])
+    assert redactor.text(f"<{shown}>".encode()) == b"<" + b"*" * len(shown) + b">"
+    parts = [redactor.feed(shown[at : at + 1].encode()) for at in range(len(shown))]
+    assert b"".join(parts) + redactor.flush() == b"*" * len(shown)
