@@ -192,6 +192,16 @@ export class Client implements AsyncDisposable {
     return found;
   }
 
+  /** Return a session as a notebook, also if only the server's archive has it. */
+  async notebook(id: string, format: "ipynb" | "html" | "py" = "ipynb"): Promise<Uint8Array<ArrayBuffer>> {
+    return (await this.#rest.raw("GET", query(`/v1/sessions/${quoted(id)}/notebook`, { format }))).data;
+  }
+
+  /** Return the log of a session, also if only the server's archive has it. */
+  async journal(id: string): Promise<Uint8Array<ArrayBuffer>> {
+    return (await this.#rest.raw("GET", `/v1/sessions/${quoted(id)}/journal`)).data;
+  }
+
   /**
    * Delete a session for good: its log, notebook and files. Return the record that the server keeps, without content.
    *
