@@ -154,8 +154,8 @@ class InProcessServer:
     """A server with fake kernels in this process and event loop: ``async with InProcessServer() as server``.
 
     Args:
-        settings: the server's settings. Their port, ``data_dir`` and ``runtime_dir`` are replaced if they are not set.
-            Without tokens, ``TOKEN`` is accepted.
+        settings: the server's settings. The default port becomes a free one, so that servers do not meet. Without
+            tokens, ``TOKEN`` is accepted.
         kernels: launcher of the kernels. None makes one whose cells are Python.
         data_dir: the data directory. None takes ``settings.data_dir``, or a temporary directory, removed by ``stop``.
         keys: the keys of the models' servers, by the name of the model.
@@ -182,6 +182,7 @@ class InProcessServer:
         self.token = TOKEN
         self.settings = msgspec.structs.replace(
             given,
+            port=0 if given.port == Settings().port else given.port,
             tokens=given.tokens or [record_for(TOKEN)],
             data_dir=data_dir or self._temporary,
         )

@@ -32,6 +32,14 @@ async def test_a_cell_is_python_and_a_branch_has_names_of_its_own() -> None:
         assert (await session.run("print((")).error.ename == "SyntaxError"  # type: ignore[union-attr]
 
 
+async def test_servers_with_default_settings_do_not_meet(tmp_path: Path) -> None:
+    async with (
+        InProcessServer(Settings(data_dir=tmp_path / "a")) as one,
+        InProcessServer(Settings(data_dir=tmp_path / "b")) as other,
+    ):
+        assert one.url != other.url
+
+
 async def test_an_interrupt_ends_a_cell_at_its_await() -> None:
     async with InProcessServer() as server, AsyncClient(server.url, server.token) as client:
         session = await client.create_session()
