@@ -61,15 +61,13 @@ class CellViews:
         fold = self._folds.get(cell)
         if fold is not None:
             fold.feed(event)
-            if fold.finished is not None and self._trimming is None and self._finished_bytes() > KEPT_BYTES:
+            # Not all folds are measured for each cell. They are too large together only if one of them is.
+            if self._trimming is None and _bytes_of(fold) > KEPT_BYTES // FOLDS_KEPT:
                 self._trimming = asyncio.get_running_loop().call_later(KEPT_SECONDS, self._trim)
-
-    def _finished_bytes(self) -> int:
-        return sum(map(_bytes_of, self._folds.values()))
 
     def _trim(self) -> None:
         """Forget the oldest finished cells that are too large together."""
-        self._trimming, size = None, self._finished_bytes()
+        self._trimming, size = None, sum(map(_bytes_of, self._folds.values()))
         for cell, fold in [*self._folds.items()]:
             if size > KEPT_BYTES and fold.finished is not None:
                 size -= _bytes_of(fold)
