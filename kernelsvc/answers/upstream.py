@@ -239,6 +239,12 @@ class ChatUpstream:
                 )
         except (OSError, TimeoutError) as error:
             log.warning("The model's server %s:%d can't be reached: %s", self._host, self._port, type(error).__name__)
+            # asyncio's race of addresses holds its errors in a cycle. Their tracebacks lead to the answer's frames,
+            # which would be garbage with the whole request, for thousands of requests.
+            linked: BaseException | None = error
+            while linked is not None:
+                linked.__traceback__ = None
+                linked = linked.__context__
             raise UpstreamError(_UNREACHABLE) from None
 
     async def _refusal(self, response: _Response, status: int, headers: HTTPHeaders) -> ModelFault:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import socket
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
@@ -9,6 +13,7 @@ from typing import Any
 import pytest
 from waiting import wait_until
 
+from kernelsvc.answers import upstream
 from kernelsvc.answers.answers_share import AnswersShare
 from kernelsvc.answers.scripted_model import ScriptedModel, delta, refusal, text
 from kernelsvc.answers.upstream import ChatUpstream, UpstreamError
@@ -156,3 +161,39 @@ async def test_a_head_that_is_not_valid_is_a_fault(model: ScriptedModel, head: b
     with pytest.raises(UpstreamError) as caught:
         await read(ChatUpstream(ModelSettings(url=model.url), ""))
     assert caught.value.fault.message == "The model's server can't be reached."
+
+
+class Body(dict[str, Any]):
+    """A request to which there are weak references."""
+
+
+@pytest.mark.parametrize("way", ["refused", "too slow"])
+async def test_a_request_to_a_server_that_can_t_be_reached_leaves_no_garbage(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener = socket.create_server(("127.0.0.1", 0), backlog=0)
+    port = listener.getsockname()[1]
+    waiting = []
+    if way == "refused":
+        listener.close()
+    else:  # Linux answers no more connections while the queue is full
+        monkeypatch.setattr(upstream, "CONNECT_SECONDS", 0.1)
+        for _ in range(4):
+            waiting.append(socket.socket())
+            waiting[-1].setblocking(False)
+            waiting[-1].connect_ex(("127.0.0.1", port))
+    body = Body(BODY)
+    seen = weakref.ref(body)
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(UpstreamError):
+            async for _ in ChatUpstream(ModelSettings(url=f"http://127.0.0.1:{port}/v1"), "").events(body):
+                pass
+        del body
+        await asyncio.sleep(0)
+        assert seen() is None
+    finally:
+        gc.enable()
+        for each in [*waiting, listener]:
+            each.close()
