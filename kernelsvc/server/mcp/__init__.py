@@ -11,6 +11,7 @@ neither the server's start nor other sessions wait for it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import re
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 #: Prefix with a token, for MCP hosts that can't send headers.
 PREFIX = r"(?:/t/[^/]+)?"
+#: Bytes of a message above which those of one principal are checked one after the other.
+LONG = 64 * 1024
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -96,7 +99,9 @@ class McpHandler(ApiHandler):
         Raises:
             BadRequest: Its JSON has too many values, which the SDK would build before it looks at them.
         """
-        check_json(self.body())
+        body = self.body()
+        async with self.context.turn_of(self.who, "messages") if len(body) > LONG else contextlib.nullcontext():
+            check_json(body)
         await self._forward()
 
     async def get(self) -> None:

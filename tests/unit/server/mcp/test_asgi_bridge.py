@@ -14,7 +14,7 @@ from http_server import HttpServer
 from mcp.shared.exceptions import MCPError
 
 from kernelsvc.protocol.jupyter import MAX_VALUES
-from kernelsvc.server.mcp import approvals, asgi_bridge, subscriptions
+from kernelsvc.server.mcp import LONG, approvals, asgi_bridge, subscriptions
 
 ACCEPT = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
 NUMBERS = itertools.count(3)
@@ -94,3 +94,20 @@ async def test_a_state_that_is_not_this_servers_is_not_read(http_server: HttpSer
     with pytest.raises(MCPError, match="requestState"):
         await approvals.decide_again(None, params)  # type: ignore[arg-type]
     assert time.process_time() - began < 0.2
+
+
+async def test_long_messages_of_a_principal_are_read_in_turn(http_server: HttpServer) -> None:
+    session, other = await opened(http_server, "alice-token"), await opened(http_server, "bob-token")
+
+    async def ping(session: str, token: str, size: int) -> int:
+        headers: dict[str, Any] = {**ACCEPT, "mcp-session-id": session}
+        message = {"jsonrpc": "2.0", "id": next(NUMBERS), "method": "ping", "params": {"_meta": {"a": "x" * size}}}
+        return (await http_server.fetch("POST", "/mcp", message, token=token, headers=headers)).code
+
+    who = http_server.service.authenticate("alice-token")
+    async with http_server.app.settings["context"].turn_of(who, "messages"):
+        long = asyncio.ensure_future(ping(session, "alice-token", LONG))
+        assert await ping(session, "alice-token", 100) == 200
+        assert await ping(other, "bob-token", LONG) == 200
+        assert not long.done()
+    assert await long == 200
