@@ -108,7 +108,7 @@ async def test_messages_that_are_being_served_count(monkeypatch: pytest.MonkeyPa
     async with serving() as server, AsyncClient(server.url, "a-token-of-the-hostile") as client:
         session = (await client.create_session()).id
         asleep = message(method="session.execute", params={"session": session, "code": SLEEP, "wait": "queued"})
-        cells = [{"code": "1", "metadata": {"x": "x" * MIB}}]
+        cells = [{"code": "#" + "x" * MIB}]
         sent = []
         for _ in range(6):
             half = await HalfRequest.send(server, "message", 0, "a-token-of-the-hostile", b"/v1/ws", head=asleep)
@@ -229,11 +229,11 @@ UNKNOWN = "/v1/sessions/s_0000000000000000/cells"
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        (UNKNOWN, {"code": "1", "metadata": {"x": LARGE}}),
+        (UNKNOWN, {"code": LARGE[: 3 * MIB], "user_expressions": dict.fromkeys(map(str, range(64)), LARGE[:65536])}),
         ("/v1/sessions", {"env": {"A": LARGE}}),
         ("/run_code", {"language": "no", "code": LARGE}),
         ("/run_code", {"language": "python", "code": "1", "run_timeout": 0, "stdin": LARGE}),
-        ("/v1/ws", {"session": "s_0000000000000000", "cells": [{"code": "1", "metadata": {"x": LARGE}}]}),
+        ("/v1/ws", {"session": "s_0000000000000000", "cells": [{"code": LARGE[: 3 * MIB]}] * 3}),
         ("/process.Process/Start", {"process": {"cmd": "true"}, "tag": LARGE[: 7 * MIB]}),
     ],
     ids=["cell", "environment", "no language", "no time", "websocket", "program"],
