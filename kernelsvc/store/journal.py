@@ -552,7 +552,9 @@ class JournalReader:
             await journal._changed()
         if self._done or self.last_seq == journal.last_seq:
             return 0
-        return journal.size - max(0, self._offset)
+        if self._offset < 0 and self.last_seq < journal.last_seq:
+            self._locate()
+        return journal.size - self._offset
 
     def next_nowait(self) -> list[bytes]:
         """Return the lines that ``next`` would return without waiting, or an empty list.
@@ -566,14 +568,30 @@ class JournalReader:
         # Entries of a damaged journal may not be on disk, so no reader gets them.
         if self._done or journal.damaged or self.last_seq == journal.last_seq:
             return []
+        if self._offset < 0:
+            self._locate()
         lines = self._from_ring() or self._from_file()
         self.last_seq += len(lines)
         self._offset += sum(map(len, lines)) + len(lines)
         return lines
 
+    def _locate(self) -> None:
+        """Find the offset of the next line. In an open journal, that of a recent one follows from the lines in memory.
+
+        Raises:
+            CursorExpired: Retention removed the journal.
+        """
+        journal = self._journal
+        skip = None if journal.closed else journal._recent(self.last_seq)
+        if skip is None:
+            fd = self._own_fd() if journal.closed else journal._fd
+            self._offset = journal._index.find(fd, self.last_seq + 1, journal.size)
+        else:
+            self._offset = journal.size - sum(len(line) + 1 for line in islice(journal._ring, skip, None))
+
     def _from_ring(self) -> list[bytes]:
         skip = self._journal._recent(self.last_seq)
-        if skip is None or self._offset < 0:
+        if skip is None:
             return []
         lines: list[bytes] = []
         room = self._max_bytes
@@ -587,8 +605,6 @@ class JournalReader:
     def _from_file(self) -> list[bytes]:
         journal = self._journal
         fd = self._own_fd() if journal.closed else journal._fd
-        if self._offset < 0:
-            self._offset = journal._index.find(fd, self.last_seq + 1, journal.size)
         lines = read_lines(fd, self._offset, journal.size, self._max_bytes)
         if not lines:
             raise Internal("The journal file was truncated. Run 'kernelsvc verify' on it.")

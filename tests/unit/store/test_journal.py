@@ -313,6 +313,23 @@ def test_what_journals_cost_is_counted(tmp_path):
     journal.close()
 
 
+@pytest.mark.parametrize("behind", [1, 3, 2500])
+async def test_a_reader_that_begins_behind_waits_for_the_bytes_that_follow(journal, behind):
+    """A stream of a cell begins behind. If it counted the whole log, it would take turns like a large one."""
+    for _ in range(30):
+        journal.append(prints(100))
+    reader = journal.reader(journal.last_seq - behind)
+    expected = list(journal.lines())[-behind:]
+    assert await reader.wait() == sum(len(line) + 1 for line in expected)
+    found = []
+    while lines := reader.next_nowait():
+        found += lines
+    assert found == expected
+    journal.append(prints(1))
+    assert await reader.wait() == len(list(journal.lines())[-1]) + 1
+    reader.close()
+
+
 # --- long lines --------------------------------------------------------------------
 
 
