@@ -26,7 +26,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-ADDRESS = "127.77.0.1"
+#: One for each process of a test run: ports 80 and 443 of an address can't be shared.
+ADDRESS = f"127.77.0.{1 + int(os.environ.get('PYTEST_XDIST_WORKER', 'gw0')[2:])}"
 #: Names that resolve to the servers, and names that resolve to addresses no rule may reach.
 NAMES = (
     "ok.test",

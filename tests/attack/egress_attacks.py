@@ -5,6 +5,8 @@ The rules allow ok.test, other.test, *.wild.test, metadata.test, intern.test and
 
 from __future__ import annotations
 
+from egress_servers import ADDRESS
+
 #: Runs in the session. Each function is an attack, and its result is compared with ``EXPECTED``.
 CODE = r"""
 import json, os, socket, ssl, struct, urllib.error, urllib.request
@@ -146,7 +148,7 @@ verdicts = {
     "own server": refusal(lambda: bind("127.0.0.1", 8000)),
 }
 print(json.dumps(verdicts))
-"""
+""".replace("127.77.0.1", ADDRESS)
 
 _NOTHING = "code 3, answers 0"
 _NO_DATA = "code 0, answers 0"

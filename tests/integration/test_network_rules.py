@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from egress_servers import RULES, Servers, egress_environment, egress_servers, needs_low_ports
+from egress_servers import ADDRESS, RULES, Servers, egress_environment, egress_servers, needs_low_ports
 from served import QUICK, Served, serving
 from waiting import wait_for
 
@@ -106,7 +106,7 @@ def test_names_with_a_rule_are_reached_and_recorded(filtered: Served, client: Cl
         recorded = wait_for(lambda: (found := events(filtered, session.id, "egress"))[2:] and found)
         over_tls, _, over_http = recorded
         assert (over_tls["host"], over_tls["port"], over_tls["rule"]) == ("ok.test", 443, "ok.test")
-        assert over_tls["address"] == "127.77.0.1"
+        assert over_tls["address"] == ADDRESS
         assert over_tls["received"] > 500
         assert (over_http["method"], over_http["path"], over_http["status"]) == ("GET", "/plain", 200)
         assert "secret" not in json.dumps(recorded)
@@ -355,6 +355,7 @@ def test_the_guide_works_as_it_is_written(
     page = Path(__file__).parents[2] / "docs" / "howto" / "network.md"
     section = page.read_text().partition("## Try it with")[2].partition("\n## ")[0]
     settings, code = re.findall(r"```(?:toml|python)\n(.*?)```", section, re.DOTALL)
+    settings = settings.replace("127.77.0.1", ADDRESS)
     for name, text in (("authorities.pem", servers.authority), ("models.key", "key-0123456789\n")):
         (short_tmp / name).write_text(text)
         settings = settings.replace(f'"{name}"', f'"{short_tmp / name}"')
