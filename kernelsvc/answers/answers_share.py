@@ -7,8 +7,8 @@ import time
 
 from kernelsvc.errors import QuotaExceeded
 
-#: Seconds of work that need no pause, so that a token costs no timer, and the longest pause.
-BURST_SECONDS, MAX_PAUSE_SECONDS = 0.005, 1.0
+#: Seconds of work that need no pause, so that a turn of one answer costs no timer, and the longest pause.
+BURST_SECONDS, MAX_PAUSE_SECONDS = 0.02, 1.0
 #: Most characters that the running answers of one principal hold together. One answer alone may begin with more.
 MAX_HELD = 256 * 1024 * 1024
 
