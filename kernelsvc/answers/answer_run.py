@@ -99,8 +99,8 @@ class AnswerRun:
         container: The container, or None if the model may not run code.
         machine: The state machine.
         pictures: Data URIs of the pictures of earlier cells, by the id of the item.
-        share: Of the principal's answers.
-        held: What this one holds.
+        share: The share of the answer's principal.
+        held: The characters that this answer holds.
 
     Attributes:
         outputs: The outputs of each cell, by the id of its item.

@@ -1,4 +1,4 @@
-"""What the answers of one principal take together: time of the event loop, and memory."""
+"""The time of the event loop and the memory that all answers of one principal use together."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class AnswersShare:
 
 
 class LoopTurn:
-    """The work of one answer on what it has read, from ``begin`` to ``end``.
+    """The time that one answer works on data which it has read, from ``begin`` to ``end``.
 
     Args:
-        share: That of its principal.
+        share: The share of the answer's principal.
     """
 
     def __init__(self, share: AnswersShare) -> None:
@@ -73,14 +73,14 @@ class HeldText:
     """The characters that one answer holds until its end.
 
     Args:
-        share: That of its principal.
+        share: The share of the answer's principal.
     """
 
     def __init__(self, share: AnswersShare) -> None:
         self._share, self._size = share, 0
 
     def add(self, size: int) -> None:
-        """Count more of them.
+        """Count more characters.
 
         Raises:
             QuotaExceeded: The principal's answers hold too many.
@@ -94,6 +94,6 @@ class HeldText:
         self._size += size
 
     def release(self) -> None:
-        """Count them no more. Idempotent."""
+        """Subtract the characters of this answer. Idempotent."""
         self._share.held -= self._size
         self._size = 0

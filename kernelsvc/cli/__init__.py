@@ -39,9 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args, unknown = parser.parse_known_args(argv)
     if unknown:  # argparse would print the usage of the whole program, which lists no options
-        parser.exit(
-            USAGE, f"kernelsvc: Unknown: {' '.join(unknown)}. 'kernelsvc {args.command} --help' lists the options.\n"
-        )
+        parser.exit(USAGE, f"kernelsvc: Unknown: {' '.join(unknown)}. '{args.words} --help' lists the options.\n")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A kernel may print characters that the terminal's encoding lacks. Escape them instead of failing.

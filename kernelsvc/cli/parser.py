@@ -35,7 +35,7 @@ class _Commands:
             name, help=help, description=description or help[0].upper() + help[1:] + ".",
             formatter_class=argparse.RawDescriptionHelpFormatter, **more,
         )  # fmt: skip
-        parser.set_defaults(module=f"kernelsvc.cli.{module}", function=function)
+        parser.set_defaults(module=f"kernelsvc.cli.{module}", function=function, words=parser.prog)
         return parser
 
 

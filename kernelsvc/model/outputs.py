@@ -233,8 +233,8 @@ class _Rich:
 class DisplayUpdate:
     """New content of displays, for all of them.
 
-    One update may change ``SAME_ID`` outputs of each of many cells. So the work that depends on the size of what the
-    kernel sent is done once, and only if there is such a display.
+    One update may change ``SAME_ID`` outputs of each of many cells. So the content is cleaned and measured once for all
+    of them, and only if there is such a display.
 
     Args:
         event: The kernel's message.

@@ -136,7 +136,7 @@ def _unescaped(text: str) -> str:
     if "\\" in text:
         for escape, character in _ESCAPES.items():
             text = text.replace(escape, character)
-        # What is left has no meaning in JSON.
+        # A backslash that is still there begins no escape of JSON. It is left out.
         text = _NUMBERS.sub(_character, text.replace("\\u", _NUMBER).replace("\\", ""))
     return text.replace(_BACKSLASH, "\\")
 

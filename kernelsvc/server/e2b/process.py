@@ -248,7 +248,7 @@ class StreamInputHandler(ProcessHandler):
 
     async def data_received(self, chunk: bytes) -> None:
         """Tornado's hook: pass on whole messages. No more is read before it returns."""
-        # A read of 64 KiB may hold 13,000 messages. What a person types is not worth the wait.
+        # A read of 64 KiB may hold 13,000 messages. Short input, as a person types it, does not wait.
         long = len(chunk) > MAX_TYPED
         async with self.context.turn_of(self.who, "input") if long else contextlib.nullcontext():
             self._receive(chunk)

@@ -59,6 +59,9 @@ def test_an_unknown_option_is_named_with_the_command_that_lists_them(capsys):
         main(["serve", "--prot", "3"])
     assert caught.value.code == 2
     assert capsys.readouterr().err == "kernelsvc: Unknown: --prot 3. 'kernelsvc serve --help' lists the options.\n"
+    with pytest.raises(SystemExit):
+        main(["ray", "up", "--prot"])
+    assert "'kernelsvc ray up --help'" in capsys.readouterr().err
 
 
 def test_a_wrong_address(capsys):
