@@ -80,8 +80,11 @@ class Leases:
         action = then or (lease.then if lease is not None else "close")
         return self._put(found, ev.Leased(seconds=round(seconds, 6), then=action))
 
-    def pause(self, who: Principal, session: str) -> SessionInfo:
-        """Pause a session and its sidecars. Their variables are saved to disk as soon as no cell and no program runs.
+    async def pause(self, who: Principal, session: str) -> SessionInfo:
+        """Pause a session and its sidecars, and wait until their variables are on disk.
+
+        If a cell or a program runs, this returns immediately, and they are saved as soon as none does. Cancelling it
+        does not cancel the pause.
 
         Raises:
             SessionClosed: the session has ended.
@@ -89,7 +92,10 @@ class Leases:
         found = self._registry.find_open(who, session)
         lease = found.lease
         then = lease.then if lease is not None else "close"
-        return self._put(found, ev.Leased(seconds=PAUSED_SECONDS, then=then, paused=True))
+        self._put(found, ev.Leased(seconds=PAUSED_SECONDS, then=then, paused=True))
+        resting = (each.hibernate_if_due() for each in [found, *self._registry.sidecars(session)])
+        await asyncio.gather(*resting)
+        return self._registry.describe(found)
 
     def keep(self, who: Principal, session: str) -> SessionInfo:
         """Give a session the lease of a paused one without pausing it.

@@ -340,10 +340,15 @@ class Checkpoints:
         if kernel is not None and kernel not in self._resumed:
             await self._launcher.discard(kernel)
 
-    async def discard_all(self) -> None:
-        """End all checkpoint processes without an event, because the session or its kernel has ended."""
+    async def discard_all(self, copies: Collection[str] | None = None) -> None:
+        """End all checkpoint processes without an event, because the session or its kernel has ended.
+
+        Args:
+            copies: their kernel ids. None for those of the machine's checkpoints.
+        """
         self._cancel()
-        copies = self._machine.kernels_of_checkpoints()
+        if copies is None:
+            copies = self._machine.kernels_of_checkpoints()
         await asyncio.gather(*(self._launcher.discard(kernel) for kernel in copies))
 
     # -- finding ------------------------------------------------------------------------------

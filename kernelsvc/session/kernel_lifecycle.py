@@ -75,6 +75,8 @@ class KernelLifecycle:
         self._versions = versions
         # A checkpoint that was resumed after a crash, until ``restore`` attaches its kernel.
         self._resumed: tuple[Checkpoint, Kernel] | None = None
+        # Ends the kernel whose variables were saved. The next kernel starts after it.
+        self._ending: asyncio.Task[None] | None = None
 
     # -- the first kernel of a session, and of a server ---------------------------------
 
@@ -188,6 +190,8 @@ class KernelLifecycle:
 
     async def _start_fresh(self) -> Kernel | None:
         """Return a fresh kernel. Return None if it could not be started, or if the session was closed meanwhile."""
+        if self._ending is not None:
+            await asyncio.wait({self._ending})
         try:
             kernel = await self._launcher.start(self._session.next_start_request(), self._session)
         except KernelsvcError as error:
@@ -329,7 +333,7 @@ class KernelLifecycle:
         Raises:
             Conflict: a cell runs or waits, or a program runs.
             NotSupported: this kernel can't hibernate, or its environment has no cloudpickle.
-            AtCapacity: the variables could not be written to disk.
+            AtCapacity: the variables, or the event, could not be written to disk.
         """
         self._session.require_writable()
         if self._machine.hibernated:
@@ -344,11 +348,24 @@ class KernelLifecycle:
             self._session.handle(AbortSwitch())
             self._remove_saved()
             raise Conflict("A program has started in the session's sandbox.")
-        await self._checkpoints.discard_all()
-        await self._end_current(
+        copies = self._machine.kernels_of_checkpoints()
+        try:
+            # Before the kernel ends: if the server is killed in between, the next one knows that the file is complete.
+            self._session.handle(StateSaved(ev.Hibernated(saved=saved.count, bytes=size, lost=saved.lost)))
+        except OSError as error:
+            self._session.handle(AbortSwitch())
+            self._remove_saved()
+            raise AtCapacity("The session's log is not writable. Free disk space and try again.") from error
+        kernel = self._session.release_kernel(
             KernelDead("The session hibernated before its kernel answered. Run a cell to resume it.")
         )
-        self._session.handle(StateSaved(ev.Hibernated(saved=saved.count, bytes=size, lost=saved.lost)))
+        self._ending = self._session.spawn(self._end_saved(kernel, copies))
+        await asyncio.wait({self._ending})
+
+    async def _end_saved(self, kernel: Kernel | None, copies: list[str]) -> None:
+        await self._checkpoints.discard_all(copies)
+        if kernel is not None:
+            await kernel.end()
 
     async def _save(self) -> tuple[SaveResult, int]:
         kernel, path = self._session.kernel, self._saved

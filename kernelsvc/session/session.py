@@ -28,6 +28,7 @@ from kernelsvc.model.stimuli import (
     ProgramBegun,
     Restart,
     Submit,
+    Tick,
 )
 from kernelsvc.model.view.request import ViewRequest
 from kernelsvc.protocol.kernel_messages import KernelRequest
@@ -109,8 +110,8 @@ class Session(SessionRuntime):
         self.machine.touch(self._loop.time())
 
     def kernels(self) -> set[str]:
-        """Return the ids of all processes of this session: the kernel and its checkpoints."""
-        return {self.spec.kernel, *self.machine.checkpoint_kernels.values()}
+        """Return the ids of all processes that this session needs: the kernel and its checkpoints."""
+        return set() if self.hibernated else {self.spec.kernel, *self.machine.checkpoint_kernels.values()}
 
     def view(self, usage: Usage) -> SessionInfo:
         """Return the session as the API shows it."""
@@ -392,6 +393,15 @@ class Session(SessionRuntime):
         if self.machine.calls.open:
             raise Conflict("Calls of clients' functions are open. Wait for them, or interrupt the code that made them.")
         await self.lifecycle.hibernate()
+
+    async def hibernate_if_due(self) -> None:
+        """Hibernate a session that was paused, unless a cell or program runs, and wait until its kernel has ended.
+
+        A failure is on record. Cancelling it does not cancel the hibernation.
+        """
+        self.handle(Tick())
+        if self.hibernating is not None:
+            await asyncio.wait({self.hibernating})
 
     async def ensure_running(self) -> None:
         """Resume a hibernated session, or wait until a kernel is attached. Safe to cancel."""

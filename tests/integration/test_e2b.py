@@ -452,6 +452,7 @@ def test_a_sandbox_survives_its_server(short_tmp: Any) -> None:
         paused = E2bApi(served).create()
         paused.run("x = 3")
         box.api.ask("POST", f"/sandboxes/{paused.id}/pause")
+        assert served.call("GET", f"/v1/sessions/{paused.id}")["state"] == "paused", "saved before the answer"
         ends = box.api.ask("GET", f"/sandboxes/{box.id}")[1]["endAt"]
         served.kill()
         served.start()

@@ -251,7 +251,7 @@ class PauseHandler(ControlPlaneHandler):
         if found.paused:
             raise Conflict(f"sandbox {sandbox!r} is paused already.")
         self.watchers.drop(found.id)  # a watcher that is a program would keep the sandbox running
-        self.context.service.leases.pause(self.who, found.id)
+        await self.context.service.leases.pause(self.who, found.id)
         self.answer(None)
 
 

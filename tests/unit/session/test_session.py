@@ -1,6 +1,7 @@
 """A session over a scripted kernel and a real journal."""
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -725,6 +726,76 @@ async def test_a_hibernated_session_survives_a_restart_of_the_server(bench):
     await again.adopt()
     assert bench.launcher.alive() == []
     assert "7" in (await run(again, "get x")).text
+
+
+async def test_variables_survive_a_server_that_is_killed_while_the_kernel_ends(bench, monkeypatch):
+    session = await bench.start(checkpoints=1)
+    await run(session, "set x 7")
+    await copied(session)
+    end, ended = session.kernel.end, asyncio.Event()
+
+    async def end_and_hang():
+        await end()
+        ended.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(session.kernel, "end", end_and_hang)
+    saving = asyncio.create_task(session.lifecycle.hibernate())
+    async with asyncio.timeout(DEADLINE):
+        await ended.wait()
+    session.detach()
+    saving.cancel()
+    again = bench.again()
+    assert again.state is SessionState.HIBERNATED
+    assert again.kernels() == set(), "a process that is left over is ended"
+    await again.adopt()
+    assert "7" in (await run(again, "get x")).text
+
+
+async def test_a_session_whose_hibernation_cant_be_recorded_keeps_its_kernel(bench, monkeypatch):
+    session = await bench.start()
+    await run(session, "set x 7")
+    monkeypatch.setattr("kernelsvc.session.journal_writer.RECOVER_SECONDS", 0.02)
+
+    def full(events):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(session.log, "append", full)
+        with pytest.raises(AtCapacity):
+            await session.lifecycle.hibernate()
+    await until(lambda: session.journal.fault is None)
+    assert not (bench.path / "variables.pickle").exists()
+    assert "7" in (await run(session, "get x")).text
+
+
+async def test_a_cell_that_arrives_while_the_kernel_ends_runs_after_it(bench, monkeypatch):
+    session = await bench.start()
+    await run(session, "set x 7")
+    end, goes_on, order = session.kernel.end, asyncio.Event(), []
+
+    async def end_late():
+        await goes_on.wait()
+        await end()
+        order.append("ended")
+
+    start = bench.launcher.start
+
+    async def started(*args):
+        order.append("started")
+        return await start(*args)
+
+    monkeypatch.setattr(session.kernel, "end", end_late)
+    monkeypatch.setattr(bench.launcher, "start", started)
+    saving = asyncio.create_task(session.lifecycle.hibernate())
+    await until(lambda: session.hibernated)
+    (cell,) = session.submit([CellRequest(code="get x")])
+    await until(lambda: session.state is SessionState.RESTORING)
+    goes_on.set()
+    async with asyncio.timeout(DEADLINE):
+        await session.wait(cell)
+        await saving
+    assert (order, "7" in session.cell(cell).text) == (["ended", "started"], True)
 
 
 async def test_a_cell_that_a_hibernated_session_took_just_before_the_server_died_runs_after_it(bench, monkeypatch):
