@@ -19,6 +19,7 @@ from waiting import wait_for
 
 from attack.unprivileged import UID, as_ordinary_user
 from kernelsvc import Client
+from kernelsvc.errors import NotSupported
 from kernelsvc.model.limits import MiB
 
 pytestmark = pytest.mark.timeout(120)
@@ -316,6 +317,39 @@ def test_hidden_memory_is_counted(server: Served, place: str) -> None:
         cell = session.run(code)
         assert cell.reason in ("memory", "interrupted"), (cell.reason, cell.text)
         assert any(cause in cell.text for cause in says)
+        session.close()
+
+
+#: The kernel refuses to save its variables, and keeps the file that the server made for them.
+REFUSES = """
+import os, time
+import kernelsvc.guest.forking.state_pickle as state_pickle
+held = []
+def answer(shell, body, fd):
+    held.append(fd)
+    return {"ok": False, "refused": ["no"]}
+state_pickle.answer = answer
+"""
+FILLS = """
+for n in range(15 * len(held)):
+    os.pwrite(held[n % len(held)], bytes(1 << 20), n // len(held) << 20)
+    time.sleep(0.05)
+time.sleep(10)
+"""
+
+
+def test_files_that_a_kernel_keeps_from_refused_saves_are_counted(server: Served) -> None:
+    """One file for hibernation, one for a branch with a sandbox of its own. Each may hold 20 MiB."""
+    with Client(server.url, token=server.token) as client:
+        session = client.create_session(limits=LIMITS | {"disk_bytes": 20 * MiB})
+        session.run(REFUSES)
+        with pytest.raises(NotSupported):
+            session.hibernate()
+        with pytest.raises(NotSupported):
+            session.branch(isolate=True)
+        assert session.run("print(len(held))").text == "2\n"
+        cell = session.run(FILLS)
+        assert (cell.reason, "disk: 20 MiB reached" in cell.text) == ("interrupted", True), cell.text
         session.close()
 
 
