@@ -129,6 +129,25 @@ async def test_a_second_reply_to_a_cell_is_marked_once(bench):
     assert types(session).count("reply_repeated") == 1
 
 
+@pytest.mark.parametrize("content", [{"status": "ok"}, {"status": "aborted"}, {"status": "error"}, {}])
+async def test_a_reply_that_code_forged_is_marked_when_the_kernels_own_comes(bench, content):
+    """The cell ends early, also as one that did not run. It runs on, and its output stays its own."""
+    session = await bench.start()
+    (cell,) = session.submit([CellRequest(code="wait gate\nprint late")])
+    await until(lambda: session.machine.running and session.machine.running.began)
+    for channel, kind, found in (
+        ("shell", "execute_reply", content),
+        ("iopub", "status", {"execution_state": "idle"}),
+    ):
+        session.deliver([KernelMessage(channel=channel, msg_type=kind, parent=cell, content=found)])
+    await session.wait(cell)
+    assert "reply_repeated" not in types(session)
+    bench.launcher.release("gate")
+    await until(lambda: "reply_repeated" in types(session))
+    late = [json.loads(line) for line in session.log.lines(1, session.log.last_seq)][-2]
+    assert (late["type"], late["cell"], late["text"]) == ("stream", cell, "late\n")
+
+
 async def test_a_cell_from_end_to_end(bench):
     session = await bench.start()
     cell = await run(session, "print hello\nresult 42")
