@@ -205,8 +205,10 @@ async def test_only_the_last_signed_file_is_sent(record, small_exports, why):
 
 
 async def test_an_end_without_a_signature_is_signed_if_it_was_watched(record):
-    """The server died between the session's end and the signature."""
+    """The server died between the session's end and the signature, and its environment is still on disk."""
     await record.begin(close=True)
+    about = record.journal.with_name("session.json")
+    about.write_text(json.dumps({**json.loads(about.read_text()), "env": {"K": "SECRET-77"}}))
     lines = record.lines()
     assert record.types()[-1] == "journal_signed"
     record.journal.write_bytes(b"".join(line + b"\n" for line in lines[:-1]))
@@ -221,6 +223,7 @@ async def test_an_end_without_a_signature_is_signed_if_it_was_watched(record):
     async with Serving(record):
         pass
     assert verify_journal(record.journal, public_key=record.key).ok
+    assert "SECRET-77" not in about.read_text()
 
 
 async def test_a_key_outside_of_the_data_directory(record, tmp_path, monkeypatch):
@@ -296,9 +299,10 @@ def another_type(events):
     events[:] = [ev.Woken(), ev.CellFinished(cell="x"), ev.RolledBack(), *events]
 
 
+@pytest.mark.parametrize("closed", [False, True])
 @pytest.mark.parametrize("change", [unknown_cell, closed_twice, begins_in_the_middle, another_type])
-async def test_a_senseless_log_is_a_clear_error_or_read(record, change):
-    await record.begin(close=True)
+async def test_a_senseless_log_is_a_clear_error_or_read(record, change, closed):
+    await record.begin(close=closed)
     record.rewrite(change)
     serving = Serving(record)
     async with serving:
