@@ -60,9 +60,9 @@ a.setsockopt(1, 26, struct.pack('H6xQ', 1, ctypes.addressof(code)))
         "seccomp",
         "open a socket of a rare protocol",
         """
-for kind, protocol in ((1, 262), (2, 136), (1, 132), (5, 132)):
+for family, kind, protocol in [(f, *p) for f in (2, 10) for p in ((1, 262), (2, 136), (1, 132), (5, 132))]:
     try:
-        socket.socket(2, kind, protocol).close()
+        socket.socket(family, kind, protocol).close()
     except OSError:
         continue
     break
@@ -70,6 +70,17 @@ else:
     need(False, 'all refused')
 """,
         needs="udplite",
+    ),
+    attack(
+        "seccomp",
+        "give a TCP socket another protocol above it",
+        """
+import errno
+try:
+    socket.socket().setsockopt(6, 31, b'kernelsvc')
+except OSError as error:
+    need(error.errno == errno.ENOENT, error)  # Linux has looked for a protocol of that name
+""",
     ),
     attack(
         "seccomp",
