@@ -496,10 +496,11 @@ def machine_warnings(core_pattern: str, private: Sequence[str]) -> list[str]:
         private: files for this user alone that lie in directories that sessions see.
     """
     warnings = []
-    if core_pattern.startswith("|"):
-        # core(5): RLIMIT_CORE does not apply to a pattern that begins with a pipe, except for the value 1.
+    if core_pattern.startswith(("|", "@")):
+        # core(5): RLIMIT_CORE does not apply to a pattern that begins with a pipe, except for the value 1. Nor does it
+        # apply to a socket (Linux 6.16).
         warnings.append(
-            f"core_pattern is {core_pattern.split()[0]}: that program of the machine runs as root on the memory of "
+            f"core_pattern is {core_pattern.split()[0]}: a program of the machine, usually as root, gets the memory of "
             "each process of a session that crashes. Run 'sudo sysctl -w kernel.core_pattern=core'."
         )
     if private:

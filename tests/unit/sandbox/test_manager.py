@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from kernelsvc.sandbox.manager import machine_warnings
 
 
@@ -10,9 +12,10 @@ def test_a_machine_without_weak_points_has_no_warning() -> None:
     assert machine_warnings("/var/crash/core.%p", []) == []
 
 
-def test_a_program_that_gets_the_memory_of_crashed_processes_is_named() -> None:
-    (warning,) = machine_warnings("|/usr/share/apport/apport -p%p", [])
-    assert warning.startswith("core_pattern is |/usr/share/apport/apport:")
+@pytest.mark.parametrize("pattern", ["|/usr/share/apport/apport -p%p", "@/run/systemd/coredump", "@@/run/coredump"])
+def test_a_program_that_gets_the_memory_of_crashed_processes_is_named(pattern: str) -> None:
+    (warning,) = machine_warnings(pattern, [])
+    assert warning.startswith(f"core_pattern is {pattern.split()[0]}:")
 
 
 def test_private_files_that_sessions_see_are_named() -> None:
