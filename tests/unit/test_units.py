@@ -79,6 +79,15 @@ def test_the_unit_of_a_node_is_confined_as_the_servers() -> None:
         assert node[key] == host[key], key
 
 
+@pytest.mark.parametrize("unit", ["kernelsvc.service", "kernelsvc-node@.service", "kernelsvc-front.service"])
+def test_what_linux_would_end_last_has_a_limit_of_memory(unit: str) -> None:
+    """A session once made the server take the machine's memory, and Linux ended other programs for it."""
+    found = read(unit)
+    assert found["OOMScoreAdjust"] == ["-500"]
+    assert found["MemoryMax"]
+    assert found["Restart"]
+
+
 def test_the_kernel_host_may_do_what_confinement_needs() -> None:
     host = read("kernelsvc-kernels.service")
     assert set(host["RestrictNamespaces"][0].split()) == {"user", "mnt", "pid", "net", "ipc", "uts", "cgroup"}
