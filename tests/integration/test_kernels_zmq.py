@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -349,6 +350,16 @@ async def test_its_links_are_not_followed_when_its_directory_is_removed(lab: Lab
 # --- a server that comes back ----------------------------------------------------------------------
 
 
+#: Puts a link to another socket in place of one of the kernel's own.
+LINKED = """
+import json, os
+from ipykernel.connect import get_connection_file
+about = json.load(open(get_connection_file()))
+path = f"{{about['ip']}}-{{about['iopub_port']}}"
+os.unlink(path); os.symlink({other!r}, path)
+"""
+
+
 async def adopt(lab: Lab, kernel: ZmqKernel) -> tuple[ZmqKernel, Sink]:
     lab.sink = Sink()
     again = await lab.launcher().adopt(lab.request("python3", kernel.info.id), lab.sink, last_frame=0)
@@ -397,6 +408,22 @@ async def test_an_end_that_was_missed_is_told_as_such(lab: Lab) -> None:
     # It may just have been heard, if the cell's last steps fell after the adoption.
     assert reply["status"] == "ok" or reply["ename"] == "OutcomeLost"
     assert (await lab.run(again, "assert x == 5"))["status"] == "ok"
+
+
+async def test_an_adopting_server_connects_to_no_other_socket_of_the_machine(lab: Lab, short_tmp: Path) -> None:
+    kernel = await lab.start()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(short_tmp / "other"))
+        listener.listen()
+        listener.setblocking(False)
+        await lab.run(kernel, LINKED.format(other=str(short_tmp / "other")))
+        kernel.detach()
+        _, sink = await adopt(lab, kernel)
+        await wait_until(lambda: sink.exits, what="the kernel's end")
+        assert sink.exits[0].cause is Cause.PROTOCOL
+        assert "not a socket" in sink.exits[0].message
+        with pytest.raises(BlockingIOError):
+            listener.accept()
 
 
 async def test_a_kernel_without_its_record_is_ended(lab: Lab) -> None:
