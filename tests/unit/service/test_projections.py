@@ -1,5 +1,6 @@
 """The server signs nothing that it did not write: journals and notebooks of real servers over fake kernels."""
 
+import asyncio
 import json
 import re
 import subprocess
@@ -9,7 +10,7 @@ import pytest
 from tornado.httpclient import AsyncHTTPClient
 
 from kernelsvc import AsyncClient
-from kernelsvc.errors import BadRequest, TooLarge
+from kernelsvc.errors import AtCapacity, BadRequest, TooLarge
 from kernelsvc.kernels.fake import FakeLauncher
 from kernelsvc.model import events as ev
 from kernelsvc.model import hash_chain
@@ -17,6 +18,7 @@ from kernelsvc.model.hash_chain import Head
 from kernelsvc.service import projections
 from kernelsvc.settings import Settings, load
 from kernelsvc.store import notebook_file
+from kernelsvc.store.convert import ConverterQueue
 from kernelsvc.store.keys import SigningKey
 from kernelsvc.store.verify import verify_journal, verify_notebook
 from kernelsvc.testing import InProcessServer
@@ -158,6 +160,19 @@ async def test_a_closed_notebook_that_would_fill_memory_is_sent_from_its_file(re
     async with Serving(record) as client:
         assert await (await client.session(record.id)).notebook() == written
     assert verify_notebook(written, public_key=record.key).ok
+
+
+async def test_conversions_wait_in_one_queue(record, monkeypatch):
+    await record.begin(close=True)
+    queue = ConverterQueue(running=1)
+    monkeypatch.setattr(projections, "ConverterQueue", lambda: queue)
+    async with Serving(record) as client, queue.turn("another"):
+        session = await client.session(record.id)
+        waiting = asyncio.ensure_future(queue.turn("local").__aenter__())
+        await asyncio.sleep(0)
+        with pytest.raises(AtCapacity):
+            await session.notebook("html")
+        waiting.cancel()
 
 
 async def test_an_export_waits_for_the_last_write(record, small_exports, monkeypatch):
