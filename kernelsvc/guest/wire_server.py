@@ -408,11 +408,19 @@ class WireServer:
         self.hello = body
         first = self.outbox.rewind(hello.number)
         received = {"seen": list(self.seen), "cell": self.cell, "answer": self.answer}
-        payload = json.dumps({"version": wire_frames.VERSION, **described, **received}).encode()
+        numbers = {"version": wire_frames.VERSION, "pipes": [*self._stdio.fds]}
+        payload = json.dumps({**numbers, **described, **received}).encode()
         welcome = wire_frames.HEADER.pack(len(payload), HELLO, first) + payload
         # Blocking: WELCOME and its descriptors must go out in one sendmsg(2).
         connection.sock.setblocking(True)
-        socket.send_fds(connection.sock, [welcome], self._stdio.fds)
+        try:
+            socket.send_fds(connection.sock, [welcome], self._stdio.fds)
+        except OSError as error:
+            # unix(7), ETOOMANYREFS: Linux counts the descriptors in flight for each user, and other sessions may have
+            # the same one. The server then opens the pipes by their numbers.
+            if error.errno != errno.ETOOMANYREFS:
+                raise
+            connection.sock.sendall(welcome)
         connection.sock.setblocking(False)
         _stop_signal(connection.sock.fileno())
         self._pending.remove(connection)

@@ -312,6 +312,28 @@ def test_an_incomplete_frame_is_freed_with_its_session(server: Served) -> None:
 
 
 @SPLIT_TOO
+def test_descriptors_in_flight_keep_no_other_session_from_starting(server: Served) -> None:
+    """Linux counts them for each user, and an ordinary user's sessions are one (unix(7), ETOOMANYREFS)."""
+    code = """
+    held = []
+    while True:
+        held += socket.socketpair()
+        try:
+            for _ in range(20): socket.send_fds(held[-1], [b"x"], [0] * 250, socket.MSG_DONTWAIT)
+        except BlockingIOError: continue
+        except OSError as error:
+            assert error.errno == 109, error  # ETOOMANYREFS
+            break
+    """
+    with Client(server.url, token=server.token) as client, client.create_session() as attacker:
+        run(attacker, code)
+        with client.create_session() as other:
+            other.run("kept = 7")
+            (branch,) = other.branch()
+            assert branch.run("print(kept)").text == "7\n"
+
+
+@SPLIT_TOO
 def test_a_restarted_server_ends_a_hostile_kernel(server: Served) -> None:
     """What it hands over is no pipe, and nothing that can be polled."""
     with Client(server.url, token=server.token) as client:

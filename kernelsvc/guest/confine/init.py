@@ -107,6 +107,8 @@ class Init:
         # Before ``guard_init``, after which nothing can be opened. The host gets pidfds, since pids of the namespace
         # mean nothing there.
         own = os.pidfd_open(os.getpid())
+        # unix(7), ETOOMANYREFS: it may send descriptors while its user has no more in flight than it may open files.
+        limit_descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
         self._send_pidfds(own)
         confine.guard_init(self._plan)
         poll = select.poll()

@@ -8,7 +8,7 @@ import errno
 import os
 import socket
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -16,7 +16,7 @@ from kernelsvc.kernels.forked import wire_parser
 from kernelsvc.kernels.forked.reassembly import reassembly
 from kernelsvc.kernels.forked.stdio_pipe import StdioPipe
 from kernelsvc.kernels.forked.wire_parser import HEADER, HELLO, Welcome, WireViolation
-from kernelsvc.linux import peer
+from kernelsvc.linux import peer, procfs
 from kernelsvc.linux.readable import wait_readable
 from kernelsvc.linux.seqpacket import close_all, refuse_descriptors
 
@@ -134,19 +134,21 @@ class WireConnection:
         try:
             if not data:
                 raise EOFError
-            self._take_pipes(fds, flags, 0 if self.rest else PIPES)
+            self._take_pipes(fds, flags, first=not self.rest)
         finally:
             close_all(fds)
         self.rest += data
         found = wire_parser.parse_welcome(self.rest)
         if found is not None:
             self.welcome, self.first = found
+            if not self.pipes:
+                self._open_pipes(self.welcome.pipes)
             refuse_descriptors(self.sock)
         reassembly.hold(self, 0, 0 if found else len(self.rest))
         return found is not None
 
-    def _take_pipes(self, fds: Sequence[int], flags: int, expected: int) -> None:
-        """Open the pipes that came with some bytes.
+    def _take_pipes(self, fds: Sequence[int], flags: int, *, first: bool) -> None:
+        """Open the pipes that came with some bytes. If none came with the first ones, WELCOME has their numbers.
 
         unix(7): descriptors in excess of the buffer "are automatically closed in the receiving process", and
         recvmsg(2) then sets ``MSG_CTRUNC``. A read ends after the bytes that descriptors came with. So all that came
@@ -154,11 +156,30 @@ class WireConnection:
         """
         if flags & socket.MSG_CTRUNC and len(fds) < PIPES:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        if flags & socket.MSG_CTRUNC or len(fds) != expected:
+        if flags & socket.MSG_CTRUNC or len(fds) not in ((0, PIPES) if first else (0,)):
             raise WireViolation(f"WELCOME did not come with {PIPES} descriptors")
         if fds:
             self.pipes.append(StdioPipe(fds[0], "stdout"))
             self.pipes.append(StdioPipe(fds[1], "stderr"))
+
+    def _open_pipes(self, numbers: Sequence[int]) -> None:
+        """Open the pipes of a kernel that could send no descriptors: its user has too many in flight (unix(7))."""
+        names: tuple[Literal["stdout", "stderr"], ...] = ("stdout", "stderr")
+        pidfd = peer.pidfd(self.sock)
+        try:
+            for number, name in zip(numbers, names, strict=True):
+                # O_PATH opens nothing, so a file that is no pipe has no effect.
+                fd = os.open(f"/proc/{self.peer_pid}/fd/{number}", os.O_PATH | os.O_CLOEXEC)
+                try:
+                    self.pipes.append(StdioPipe(fd, name))
+                finally:
+                    os.close(fd)
+            if procfs.pid_of(pidfd) != self.peer_pid:
+                raise EOFError  # It has ended, so the pid may stand for another process.
+        except (ValueError, FileNotFoundError, PermissionError):
+            raise WireViolation(f"WELCOME did not come with {PIPES} descriptors") from None
+        finally:
+            os.close(pidfd)
 
     def drop_partial(self) -> None:
         """See ``reassembly.PartialFrameOwner``. The task that waits for WELCOME fails."""

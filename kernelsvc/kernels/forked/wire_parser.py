@@ -69,10 +69,12 @@ class Welcome(msgspec.Struct):
 
     Attributes:
         refused: why a branch could not take its identity, with every other field left out, or "" if it did.
+        pipes: the kernel's numbers of the descriptors that come with WELCOME.
     """
 
     version: int
     refused: str = ""
+    pipes: list[int] = []
     kernel: str = ""
     session: str = ""
     pid: int = 0
