@@ -437,16 +437,18 @@ class HostClient:
         answer, _ = await self.request("list")
         return [str(one["kernel"]) for one in answer["kernels"] if not one.get("held")]
 
-    def signal(self, kernel: str, signum: int, *, everyone: bool = False) -> None:
+    def signal(self, kernel: str, signum: int, *, everyone: bool = False, others: bool = False) -> None:
         """Have the host send a signal. Does not wait.
 
         Args:
             kernel: id of the kernel.
             signum: number of the signal.
             everyone: send it to every process of the container.
+            others: send it to the kernel, and to every process of the container that is no kernel.
         """
         if self._channel is not None:
-            self._channel.send({"id": None, "op": "signal", "kernel": kernel, "signum": signum, "all": everyone})
+            body = {"id": None, "op": "signal", "kernel": kernel, "signum": signum}
+            self._channel.send(body | {"all": everyone, "others": others})
 
     def interrupt_children(self, kernel: str, seconds: float) -> None:
         """Have the host interrupt the processes that a kernel has started, and kill those that go on. Does not wait.

@@ -477,6 +477,22 @@ class Container:
         with contextlib.suppress(ProcessLookupError, KeyError):
             signal.pidfd_send_signal(self.processes[kernel].pidfd, number)
 
+    def signal_others(self, number: int) -> None:
+        """Send a signal to every process that is no kernel: subprocesses, daemons and clients' programs.
+
+        Without a pid namespace, only the processes below the init are known.
+        """
+        kernels = {process.pid for process in self.processes.values()}
+        space = procfs.pid_namespace(self.init_pid)
+        if space in (0, procfs.pid_namespace(os.getpid())):
+            procfs.kill_those(
+                [pid for pid in procfs.below(self.init_pid) if pid not in kernels], lambda _: True, number
+            )
+            return
+        for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+            if pid not in kernels and pid != self.init_pid and procfs.pid_namespace(pid) == space:
+                procfs.kill_those([pid], lambda _, pid=pid: procfs.pid_namespace(pid) == space, number)  # type: ignore[misc]
+
     def interrupt_children(self, kernel: str, seconds: float) -> None:
         """Send SIGINT to the processes that a kernel's cell has started, and SIGKILL to those that do not end.
 

@@ -423,7 +423,10 @@ class HostDaemon:
 
     async def _signal(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
         container, process = self.manager.find(str(body["kernel"]))
-        container.signal(process.kernel, int(body["signum"]), everyone=bool(body.get("all")))
+        number = int(body["signum"])
+        container.signal(process.kernel, number, everyone=bool(body.get("all")))
+        if body.get("others"):
+            container.signal_others(number)
         return {}, []
 
     async def _interrupt(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:

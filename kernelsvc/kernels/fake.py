@@ -429,7 +429,7 @@ class FakeKernel:
         """See ``port.Kernel``."""
         self.process.interrupt()
 
-    def kill(self) -> None:
+    def kill(self, *, everything: bool = False) -> None:
         """See ``port.Kernel``."""
         self.process.end(killed(signal.SIGKILL))
 

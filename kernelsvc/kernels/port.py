@@ -161,8 +161,12 @@ class Kernel(Protocol):
                 too, and killed if they do not end.
         """
 
-    def kill(self) -> None:
-        """Send SIGKILL to the kernel and its subprocesses, but not to its copies. ``exited`` follows."""
+    def kill(self, *, everything: bool = False) -> None:
+        """Send SIGKILL to the kernel and its subprocesses, but not to its copies. ``exited`` follows.
+
+        Args:
+            everything: also to daemons and programs, which do not end with the kernel: a limit was exceeded.
+        """
 
     def resume(self) -> None:
         """Deliver the refused batch again, and continue to read."""

@@ -160,6 +160,14 @@ def set_oom_score(pidfd: int, value: int) -> None:
             file.write(str(value))
 
 
+def pid_namespace(pid: int) -> int:
+    """Return the inode of a process's pid namespace, or 0 if it has ended or this process may not read it."""
+    try:
+        return os.stat(f"/proc/{pid}/ns/pid").st_ino
+    except OSError:
+        return 0
+
+
 def children(pid: int) -> list[int]:
     """Return the children of a process, or none if it has ended."""
     found: list[int] = []

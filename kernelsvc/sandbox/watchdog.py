@@ -172,18 +172,26 @@ _NAMES = {
 }
 
 
-def group(processes: Iterable[ProcessStat], roots: Iterable[int], *, own: int = 0) -> dict[int, SessionUse]:
-    """Return every kernel with the sum of its descendants. Pure.
+def group(
+    processes: Iterable[ProcessStat],
+    roots: Iterable[int],
+    *,
+    own: int = 0,
+    namespace: Callable[[int], int] = lambda pid: 0,
+) -> dict[int, SessionUse]:
+    """Return every kernel with the sum of its descendants.
 
     A branch descends from its parent's kernel and is a session of its own, so the walk stops at other roots. A daemon
     has left its parents and is a child of the session's init, which is the parent of the kernel. It is charged to
-    that kernel, or to the oldest kernel if branches share the init.
+    that kernel, or to the oldest kernel if branches share the init. A client's program is a child of its shim, which is
+    outside of the session. It is charged likewise, by its pid namespace.
 
     Args:
         processes: all processes.
         roots: pids of kernels.
         own: this process's pid. A kernel that is this process's own child has no init, and the other children of this
             process don't belong to it.
+        namespace: returns the pid namespace of a process, 0 if it is unknown.
 
     Returns:
         Usage by root. A root that has ended has an empty ``SessionUse``.
@@ -202,7 +210,22 @@ def group(processes: Iterable[ProcessStat], roots: Iterable[int], *, own: int = 
         charged.add(init)
         orphans = [pid for pid in children.get(init, ()) if pid not in kernels]
         members[root] += _tree(orphans, children, kernels)
+    _add_programs(members, table, own, namespace)
     return {root: _sum([table[pid] for pid in pids if pid in table]) for root, pids in members.items()}
+
+
+def _add_programs(
+    members: dict[int, list[int]], table: Mapping[int, ProcessStat], own: int, namespace: Callable[[int], int]
+) -> None:
+    """Add the processes in a kernel's pid namespace that are no descendants of a kernel or an init."""
+    spaces = {namespace(root): root for root in sorted(members, reverse=True)}
+    for shared in (0, namespace(own)):
+        spaces.pop(shared, None)
+    inits = {table[root].parent for root in members if root in table}
+    known = inits.union(*members.values())
+    for pid in sorted(table.keys() - known) if spaces else ():
+        if (root := spaces.get(namespace(pid))) is not None:
+            members[root].append(pid)
 
 
 def _within(pid: int, kernels: set[int], table: Mapping[int, ProcessStat]) -> bool:
@@ -374,7 +397,8 @@ class Watchdog:
         Returns:
             The usage of each, and the exceeded limits of those that have any.
         """
-        found = group(walk(), [watched.root for watched in sessions.values()], own=os.getpid())
+        roots = [watched.root for watched in sessions.values()]
+        found = group(walk(), roots, own=os.getpid(), namespace=procfs.pid_namespace)
         uses = {name: found[watched.root] for name, watched in sessions.items()}
         busy = {name for name, use in uses.items() if self._spent.get(name, use.cpu_seconds) != use.cpu_seconds}
         self._spent = {name: use.cpu_seconds for name, use in uses.items()}

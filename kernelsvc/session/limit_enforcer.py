@@ -106,7 +106,7 @@ class LimitEnforcer:
                 )
             if breach.limit in limit_causes.ENDED_AT_ONCE or (run is None and kill):
                 self._killed_for = breach.message
-                kernel.kill()
+                kernel.kill(everything=True)
 
     def on_kernel_stopped(self) -> None:
         """End a kernel that was stopped by SIGSTOP in the middle of a cell, because it can't reply any more."""

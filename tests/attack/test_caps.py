@@ -353,6 +353,48 @@ def test_files_that_a_kernel_keeps_from_refused_saves_are_counted(server: Served
         session.close()
 
 
+_HOGS = """
+import os, time
+for _ in range(3):
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            held = b"x" * (300 << 20)
+            time.sleep(60)
+        os._exit(0)
+time.sleep(60)
+"""
+
+
+def test_processes_that_left_their_kernel_end_with_it_at_the_limit(server: Served) -> None:
+    with Client(server.url, token=server.token) as client:
+        session = client.create_session(limits=LIMITS)
+        if server.call("GET", f"/v1/sessions/{session.id}")["sandbox"]["limits"]["memory_bytes"] == "hard":
+            pytest.skip("a cgroup counts it")
+        session.run("kept = 7")
+        # Without one, the container ends with the kernel.
+        wait_for(lambda: events(server, session.id, "checkpoint_made"), what="a checkpoint")
+        assert session.run(_HOGS).reason == "memory"
+        count = "import os; print(sum(name.isdigit() for name in os.listdir('/proc')))"
+        # The init, the kernel, its checkpoints, and none that was started here.
+        wait_for(lambda: int(session.run(count).text) <= 5, deadline=20, what="the daemons' end")
+        assert session.run("print(kept)").text == "7\n"
+        session.close()
+
+
+def test_programs_of_clients_count(server: Served) -> None:
+    line = "for n in 1 2 3; do python -c 'import time; held = bytes(1) * (300 << 20); time.sleep(30)' & done; wait"
+    with Client(server.url, token=server.token) as client:
+        session = client.create_session(limits=LIMITS)
+        if server.call("GET", f"/v1/sessions/{session.id}")["sandbox"]["limits"]["memory_bytes"] == "hard":
+            pytest.skip("a cgroup counts it")
+        session.run("1")
+        assert session.command(line).exit_code == -9
+        (reached,) = events(server, session.id, "limit_reached")
+        assert reached["message"].startswith("memory: 512 MiB reached")
+        session.close()
+
+
 def test_cells_that_add_no_files_run_while_files_are_over_the_limit(server: Served, tmp_path: Path) -> None:
     with Client(server.url, token=server.token) as client:
         session = client.create_session(limits=LIMITS)

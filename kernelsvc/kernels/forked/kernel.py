@@ -233,9 +233,11 @@ class ForkedKernel:
         if seconds and self._pidfd >= 0:
             self._owner.host.interrupt_children(self.info.id, seconds)
 
-    def kill(self) -> None:
+    def kill(self, *, everything: bool = False) -> None:
         """See ``port.Kernel``."""
         self._signal(signal.SIGKILL)
+        if everything:
+            self._owner.host.signal(self.info.id, signal.SIGKILL, others=True)
 
     def detach(self) -> None:
         """See ``port.Kernel``."""

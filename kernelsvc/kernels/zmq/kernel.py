@@ -205,7 +205,7 @@ class ZmqKernel:
         except PermissionError:  # the kernel has a user of its own
             self._processes.signal(self._record.kernel, signum)
 
-    def kill(self) -> None:
+    def kill(self, *, everything: bool = False) -> None:
         """See ``port.Kernel``."""
         self._signal(signal.SIGKILL)  # works without a host, too
         self._processes.signal(self._record.kernel, signal.SIGKILL, everyone=True)

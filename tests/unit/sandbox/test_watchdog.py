@@ -106,6 +106,17 @@ def test_daemons_and_branches_are_charged_to_whom_they_belong() -> None:
     assert 103 not in group(processes, [kernel], own=init)[kernel].pids, "our other children are none of a kernel's"
 
 
+def test_programs_are_charged_by_their_namespace() -> None:
+    host, kernel, branch, shim = 50, 101, 110, 60
+    parents = {host: 1, 100: host, kernel: 100, branch: kernel, shim: host, 61: shim, 62: 61, 201: host, 301: 1}
+    spaces = {kernel: 7, branch: 7, 100: 7, 61: 7, 62: 7, 301: 8}
+    processes = [ProcessStat(pid, parent, 1, 0.0, 1) for pid, parent in parents.items()]
+    uses = group(processes, [kernel, branch], own=host, namespace=lambda pid: spaces.get(pid, 1))
+    assert {root: set(use.pids) for root, use in uses.items()} == {kernel: {kernel, 61, 62}, branch: {branch}}
+    uses = group(processes, [kernel], own=host, namespace=lambda pid: 1)
+    assert set(uses[kernel].pids) == {kernel, branch}, "without a namespace of their own, they are not known"
+
+
 def test_sockets_above_a_few_are_charged() -> None:
     assert socket_charge(64, MiB) == 0
     assert socket_charge(164, 200_000) == 100 * 400_000

@@ -38,7 +38,8 @@ class Session:
     def kernel(self) -> Session:
         return self
 
-    def kill(self) -> None:
+    def kill(self, *, everything: bool = False) -> None:
+        assert everything
         self.kills += 1
 
     def handle(self, stimulus: Interrupt) -> None:
