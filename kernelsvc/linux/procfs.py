@@ -19,6 +19,7 @@ import msgspec
 from kernelsvc.linux.readable import wait_readable
 
 _PID = re.compile(rb"^Pid:\t(-?\d+)$", re.MULTILINE)
+_PAGE_TABLES = re.compile(rb"^VmPTE:\s+(\d+) kB$", re.MULTILINE)
 
 # PIDFD_GET_INFO and its first struct (linux/pidfd.h); with PIDFD_INFO_EXIT since Linux 6.15.
 _INFO = struct.Struct("=QQ11Ii")
@@ -44,6 +45,7 @@ class Stat(msgspec.Struct, frozen=True):
         cpu_seconds: time on a processor, in user and in system mode.
         threads: number of threads.
         resident_bytes: resident set size, shared pages included.
+        virtual_bytes: size of the address space.
     """
 
     state: str
@@ -56,6 +58,7 @@ class Stat(msgspec.Struct, frozen=True):
     cpu_seconds: float = 0.0
     threads: int = 0
     resident_bytes: int = 0
+    virtual_bytes: int = 0
 
 
 def stat(pid: int) -> Stat | None:
@@ -79,7 +82,16 @@ def stat(pid: int) -> Stat | None:
         cpu_seconds=(int(fields[11]) + int(fields[12])) / _TICKS,
         threads=int(fields[17]),
         resident_bytes=int(fields[21]) * _PAGE,
+        virtual_bytes=int(fields[20]),
     )
+
+
+def page_tables(pid: int) -> int:
+    """Return the bytes of a process's page tables (proc_pid_status(5), ``VmPTE``), or 0 if it has ended."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/status", "rb") as file:
+        found = _PAGE_TABLES.search(file.read())
+        return int(found[1]) * 1024 if found else 0
+    return 0
 
 
 def pid_of(pidfd: int) -> int:

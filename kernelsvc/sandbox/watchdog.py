@@ -33,6 +33,9 @@ from kernelsvc.sandbox.plan import SPARE_TASKS
 
 #: Sockets that are not charged: a web server or a kernelspec kernel has a few dozen.
 _FREE_SOCKETS = 64
+#: Epoll watches that are not charged, and what each further one is charged. Linux counts them for each user, at most
+#: ``fs.epoll.max_user_watches``, and an ordinary user's sessions and server are one user (epoll(7)).
+_FREE_WATCHES, WATCH_BYTES = 4096, 32 * 1024
 #: Memory of the machine below which a session is ended, and the least that its end must return.
 _LEAST_AVAILABLE, _LEAST_RELIEF = 512 * MiB, 64 * MiB
 _RELIEF_SECONDS = 3.0
@@ -53,9 +56,9 @@ class SessionUse(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         pids: its processes, the kernel first.
-        resident_bytes: sum of resident memory, with shared pages counted repeatedly.
-        socket_bytes: capacity of the buffers of its sockets, see ``socket_charge``.
-        memory_bytes: proportional set size and ``socket_bytes``, where they were read.
+        resident_bytes: sum of resident memory, with shared pages counted repeatedly, and of possible page tables.
+        charged_bytes: for its sockets and epoll watches, see ``socket_charge`` and ``watch_charge``.
+        memory_bytes: proportional set size, page tables and ``charged_bytes``, where they were read.
         shown_bytes: memory as the limit counts it, at the last time that it was read, which may be some polls ago.
         cpu_seconds: of the running processes.
         tasks: threads of all processes.
@@ -65,7 +68,7 @@ class SessionUse(msgspec.Struct, frozen=True, kw_only=True):
 
     pids: tuple[int, ...] = ()
     resident_bytes: int = 0
-    socket_bytes: int = 0
+    charged_bytes: int = 0
     memory_bytes: int | None = None
     shown_bytes: int | None = None
     cpu_seconds: float = 0.0
@@ -141,7 +144,7 @@ def _unseen(limits: Limits, use: SessionUse, hard: frozenset[str]) -> list[Limit
 
 def may_exceed_memory(limits: Limits, use: SessionUse) -> bool:
     """Return whether a session's resident sum is high enough to read its proportional set size."""
-    return limits.memory_bytes is not None and use.resident_bytes + use.socket_bytes > limits.memory_bytes
+    return limits.memory_bytes is not None and use.resident_bytes + use.charged_bytes > limits.memory_bytes
 
 
 def socket_charge(sockets: int, buffer_bytes: int) -> int:
@@ -155,6 +158,11 @@ def socket_charge(sockets: int, buffer_bytes: int) -> int:
         buffer_bytes: the largest buffer that setsockopt(2) allows. Linux doubles it (socket(7), SO_SNDBUF).
     """
     return max(0, sockets - _FREE_SOCKETS) * min(2 * buffer_bytes, MiB)
+
+
+def watch_charge(watches: int) -> int:
+    """Return the memory that a session's epoll watches are charged with: more than they take, so that none gets all."""
+    return max(0, watches - _FREE_WATCHES) * WATCH_BYTES
 
 
 def largest(uses: Mapping[str, SessionUse]) -> str | None:
@@ -265,7 +273,9 @@ def walk() -> list[ProcessStat]:
         if name.isdigit():
             stat = procfs.stat(int(name))
             if stat is not None:
-                found.append(ProcessStat(int(name), stat.parent, stat.resident_bytes, stat.cpu_seconds, stat.threads))
+                # A page table of 4 KiB maps 2 MiB. Here it only selects candidates.
+                memory = stat.resident_bytes + stat.virtual_bytes // 512
+                found.append(ProcessStat(int(name), stat.parent, memory, stat.cpu_seconds, stat.threads))
     return found
 
 
@@ -288,7 +298,7 @@ def _walk_psutil() -> list[ProcessStat]:
 
 
 def proportional_memory(pids: Iterable[int]) -> int:
-    """Return the proportional set size of these processes, in bytes.
+    """Return the proportional set size of these processes and their page tables, in bytes.
 
     A process that does not let itself be read counts with its resident set size, which every user may read
     (proc_pid_stat(5)). One that ended counts 0.
@@ -303,7 +313,7 @@ def proportional_memory(pids: Iterable[int]) -> int:
             continue
         except (psutil.Error, OSError):
             continue
-        total += getattr(memory, "pss", memory.uss)
+        total += getattr(memory, "pss", memory.uss) + procfs.page_tables(pid)
     return total
 
 
@@ -312,6 +322,24 @@ def open_sockets(pid: int) -> int:
     with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/net/sockstat", "rb") as file:
         return int(file.readline().split()[2])
     return 0
+
+
+def epoll_watches(pids: Iterable[int], most: int) -> int:
+    """Return the number of files that these processes watch by epoll(7), more than ``most`` at once.
+
+    Several processes may have the same epoll instance, which counts for each.
+    """
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for name in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    if os.readlink(f"/proc/{pid}/fd/{name}") == "anon_inode:[eventpoll]":
+                        with open(f"/proc/{pid}/fdinfo/{name}", "rb") as file:
+                            total += file.read().count(b"\ntfd:")
+                if total > most:
+                    return total
+    return total
 
 
 def largest_socket_buffer() -> int:
@@ -382,7 +410,7 @@ class Watchdog:
         self._disks: dict[str, DiskUse] = {}
         self._walked: dict[str, float] = {}
         self._spent: dict[str, float] = {}
-        self._sockets: dict[str, int] = {}
+        self._charged: dict[str, int] = {}
         self._workspaces: dict[str, DiskUse] = {}
         self._buffer_bytes = largest_socket_buffer()
         self._available_bytes = available_bytes
@@ -402,15 +430,15 @@ class Watchdog:
         uses = {name: found[watched.root] for name, watched in sessions.items()}
         busy = {name for name, use in uses.items() if self._spent.get(name, use.cpu_seconds) != use.cpu_seconds}
         self._spent = {name: use.cpu_seconds for name, use in uses.items()}
-        self._count_sockets(sessions, busy)
+        self._charge(sessions, uses, busy)
         self._walk_disks(sessions, uses, busy)
         self._walk_workspaces(sessions, busy)
         seen: dict[str, SessionUse] = {}
         breaches: dict[str, list[LimitExceeded]] = {}
         for name, watched in sessions.items():
-            sockets = socket_charge(self._sockets.get(name, 0), self._buffer_bytes)
+            charged = self._charged.get(name, 0)
             use = msgspec.structs.replace(
-                uses[name], socket_bytes=sockets, disk=self._disks.get(name), busy=name in busy
+                uses[name], charged_bytes=charged, disk=self._disks.get(name), busy=name in busy
             )
             if "memory_bytes" not in watched.hard and may_exceed_memory(watched.limits, use):
                 use = _with_memory(use)
@@ -462,13 +490,18 @@ class Watchdog:
         )
         return {name: [LimitExceeded(limit="memory_bytes", value=used, maximum=used, message=message)]}
 
-    def _count_sockets(self, sessions: Mapping[str, Watched], busy: set[str]) -> None:
-        supervised = [name for name, one in sessions.items() if one.own_network and "memory_bytes" not in one.hard]
-        known = self._sockets
-        self._sockets = {
-            name: known[name] if name in known and name not in busy else open_sockets(sessions[name].root)
-            for name in supervised
+    def _charge(self, sessions: Mapping[str, Watched], uses: Mapping[str, SessionUse], busy: set[str]) -> None:
+        known = self._charged
+        self._charged = {
+            name: known[name] if name in known and name not in busy else self._charge_of(watched, uses[name])
+            for name, watched in sessions.items()
+            if "memory_bytes" not in watched.hard
         }
+
+    def _charge_of(self, watched: Watched, use: SessionUse) -> int:
+        sockets = open_sockets(watched.root) if watched.own_network else 0
+        most = _FREE_WATCHES + (watched.limits.memory_bytes or 0) // WATCH_BYTES
+        return socket_charge(sockets, self._buffer_bytes) + watch_charge(epoll_watches(use.pids, most))
 
     def _walk_disks(self, sessions: Mapping[str, Watched], uses: Mapping[str, SessionUse], active: set[str]) -> None:
         self._disks = {name: size for name, size in self._disks.items() if name in sessions}
@@ -503,7 +536,7 @@ class Watchdog:
 
 
 def _with_memory(use: SessionUse) -> SessionUse:
-    return msgspec.structs.replace(use, memory_bytes=proportional_memory(use.pids) + use.socket_bytes)
+    return msgspec.structs.replace(use, memory_bytes=proportional_memory(use.pids) + use.charged_bytes)
 
 
 def _shown_memory(watched: Watched, use: SessionUse) -> int:

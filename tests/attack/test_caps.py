@@ -304,6 +304,25 @@ OUT_OF_SIGHT = {
         "time.sleep(20)",
         ("memory: 512 MiB reached",),
     ),
+    "page tables": (
+        "import mmap, time\n"
+        "m = mmap.mmap(-1, 600 << 30, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ)\n"
+        "m.madvise(mmap.MADV_NOHUGEPAGE)\n"
+        "for at in range(0, 600 << 30, 2 << 20): m[at]\n"
+        "time.sleep(20)",
+        ("memory: 512 MiB reached",),
+    ),
+    "epoll watches": (
+        "import os, select, time\n"
+        "for _ in range(3):\n"
+        "    if os.fork() == 0:\n"
+        "        files, made = [os.eventfd(0) for _ in range(100)], [select.epoll() for _ in range(100)]\n"
+        "        for one in made:\n"
+        "            for file in files: one.register(file)\n"
+        "        time.sleep(20); os._exit(0)\n"
+        "time.sleep(20)",
+        ("memory: 512 MiB reached",),
+    ),
 }
 
 

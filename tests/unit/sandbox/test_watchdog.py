@@ -121,7 +121,7 @@ def test_sockets_above_a_few_are_charged() -> None:
     assert socket_charge(64, MiB) == 0
     assert socket_charge(164, 200_000) == 100 * 400_000
     assert socket_charge(164, 4 * MiB) == 100 * MiB, "nobody fills all of them"
-    assert may_exceed_memory(Limits(memory_bytes=100), SessionUse(resident_bytes=60, socket_bytes=60))
+    assert may_exceed_memory(Limits(memory_bytes=100), SessionUse(resident_bytes=60, charged_bytes=60))
 
 
 def test_sockets_of_a_process_are_counted() -> None:
