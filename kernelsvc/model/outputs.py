@@ -30,8 +30,10 @@ MAX_PARTS = 5000
 
 _JSON_TYPE = re.compile(r"application/(.*\+)?json")
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
-#: A tag of HTML.
-_TAG = re.compile(r"<[^<>]*>")
+#: HTML without anything to see.
+_UNSEEN = re.compile(r"(?:\s|<[^<>]*>)*+")
+#: Longest HTML that is searched for something to see. Plotting libraries load themselves with 5 MB.
+_SEARCHED = 8 << 20
 #: Number of small pieces of text that are joined into one.
 _JOIN = 256
 #: Most outputs with one display id that an update changes, the latest ones.
@@ -161,7 +163,8 @@ def _shows_nothing(output: Output) -> bool:
     """Whether an output has only scripts and styles, as a plotting library loads itself before its first figure."""
     if output["output_type"] != "display_data" or set(output["data"]) - {MODEL_MIME} != {"text/html"}:
         return False
-    return not _TAG.sub("", without_hidden(str(output["data"]["text/html"]))).strip()
+    source = str(output["data"]["text/html"])
+    return len(source) <= _SEARCHED and _UNSEEN.fullmatch(without_hidden(source)) is not None
 
 
 def _slim_error(output: Output) -> Output:

@@ -1,3 +1,4 @@
+import time
 import typing
 from itertools import pairwise
 
@@ -292,6 +293,15 @@ def test_tags_without_end_are_read_once(tag):
     """Each one could search the whole rest: 64 kB took 5 s, and 4 MB would take hours."""
     cell = folded(ev.Display(data={"text/html": tag * (4_000_000 // len(tag))}), budget=2000)
     assert len(cell.render()) <= 2
+
+
+@pytest.mark.parametrize("piece", ["<a><b>&", "<a>", "<head></head>", "<"])
+def test_large_html_is_not_searched_for_text(piece):
+    """60 MB took 3 to 4 s."""
+    display = ev.Display(data={"text/html": piece * (60_000_000 // len(piece))})
+    began = time.process_time()
+    folded(display, budget=2000)
+    assert time.process_time() - began < 1
 
 
 @pytest.mark.timeout(30)
