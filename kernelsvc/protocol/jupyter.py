@@ -155,7 +155,8 @@ def check_json(data: bytes | bytearray, start: int = 0, end: int | None = None) 
     if flat and few_values:
         return
     part = data[start:end]
-    if flat and part.count(b",") <= MAX_VALUES - MAX_DEPTH and _floats_ok(part):
+    few_keys = part.count(b":") <= MAX_STRINGS
+    if flat and few_keys and part.count(b",") <= MAX_VALUES - MAX_DEPTH and _floats_ok(part):
         return
     structure = _structure(part)
     if _depth(structure) > MAX_DEPTH:

@@ -197,6 +197,9 @@ def test_many_texts_among_brackets_are_refused() -> None:
     assert jupyter.parse_json(few + b',"a"' * jupyter.MAX_STRINGS + b"]")
     with pytest.raises(TooLarge, match="texts and keys"):
         jupyter.parse_json(few + b',"a"' * (jupyter.MAX_STRINGS + 1) + b"]")
+    keys = b",".join(b'"%d":1' % number for number in range(jupyter.MAX_STRINGS + 1))
+    with pytest.raises(TooLarge, match="texts and keys"):
+        jupyter.parse_json(b"{" + keys + b"}")
 
 
 def test_a_text_of_escapes_is_checked_without_going_back() -> None:
