@@ -20,8 +20,9 @@ _HASH = re.compile(r"[0-9a-f]{1,128}")
 #: Images that stand for the default template.
 _BASES = frozenset({"e2bdev/base", "e2bdev/code-interpreter"})
 _PYTHON = re.compile(r"(?:(?P<version>\d+(?:\.\d+){0,2})(?:-.*)?|latest|slim.*)?")
-#: Most steps of a build, and most characters of a command.
-MAX_STEPS, MAX_COMMAND = 1000, 100_000
+#: Most steps of a build, arguments of them together, characters of one, and of all. A build keeps them until its end,
+#: and each ENV copies the variables before it.
+MAX_STEPS, MAX_ARGUMENTS, MAX_COMMAND, MAX_RECIPE = 1000, 10_000, 100_000, 1024 * 1024
 
 
 class BuildStep(msgspec.Struct, kw_only=True):
@@ -124,8 +125,14 @@ def decode(asked: object) -> BuildRequest:
     if wanted.fromImageRegistry:
         raise NotSupported("Images of registries can't be used. Begin with from_base_image() or from_template().")
     python_of(wanted.fromImage)
-    if len(wanted.steps) > MAX_STEPS or any(len(arg) > MAX_COMMAND for step in wanted.steps for arg in step.args):
-        raise BadRequest(f"A build has at most {MAX_STEPS} steps with {MAX_COMMAND} characters each.")
+    sizes = [*map(len, (arg for step in wanted.steps for arg in step.args)), len(wanted.startCmd), len(wanted.readyCmd)]
+    if len(wanted.steps) > MAX_STEPS or len(sizes) > MAX_ARGUMENTS:
+        raise BadRequest(f"A build has at most {MAX_STEPS} steps, and {MAX_ARGUMENTS} arguments in all. Use a script.")
+    if max(sizes) > MAX_COMMAND or sum(sizes) > MAX_RECIPE:
+        raise BadRequest(
+            f"A build has at most {MAX_COMMAND} characters in an argument or a command, and {MAX_RECIPE} in all. "
+            "Upload a file instead."
+        )
     for step in wanted.steps:
         least = {"RUN": 1, "COPY": 2, "ENV": 2, "WORKDIR": 1, "USER": 1}.get(step.type)
         if least is None:

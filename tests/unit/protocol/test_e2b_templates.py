@@ -84,6 +84,9 @@ def test_a_template_has_files_in_the_home_directory_only(path: str) -> None:
         ({"steps": [{"type": "COPY", "args": ["a", "b"], "filesHash": "../x"}]}, BadRequest),
         ({"steps": [{"type": "RUN", "args": ["x" * 100_001]}]}, BadRequest),
         ({"steps": [{"type": "USER", "args": ["x"]}] * 1001}, BadRequest),
+        ({"steps": [{"type": "ENV", "args": ["a", "b"] * 5001}]}, BadRequest),
+        ({"steps": [{"type": "USER", "args": ["x" * 100_000]}] * 11}, BadRequest),
+        ({"steps": [], "readyCmd": "x" * 100_001}, BadRequest),
         ({"steps": 7}, BadRequest),
     ],
 )
