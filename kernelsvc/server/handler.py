@@ -61,8 +61,14 @@ T = TypeVar("T")
 #: Bytes of a refused body that are read and discarded. A client that still sends can't read its error otherwise.
 DISCARD_BYTES = 256 * 1024 * 1024
 
-#: Methods that only read, and take up to some ten milliseconds of the event loop. They never wait for a kernel.
-LONG_READS = frozenset(f"session.{name}" for name in ("calls", "cells", "list", "outline", "output", "search", "usage"))
+#: The kinds of turns of methods that only read, and take some ten milliseconds of the event loop, or a thread. They
+#: never wait for a kernel. A read of one cell does not wait for a search.
+LONG_READS = {
+    **dict.fromkeys(
+        [f"session.{name}" for name in ("calls", "cells", "list", "outline", "output", "search", "usage")], ""
+    ),
+    **dict.fromkeys([f"session.{name}" for name in ("call", "cell", "view")], "cell"),
+}
 #: Seconds after which a long read is followed by a pause as long as it took, and the longest pause.
 PAUSE_AFTER, MAX_PAUSE = 0.05, 1.0
 #: Bytes of a log's entries that clients of one principal get at the same time. Larger ones they get one by one.
@@ -193,8 +199,9 @@ async def invoke(
         KernelsvcError: The scope is missing, or the service's own error.
     """
     auth.require_scope(who, method.scope)
-    if method.name in LONG_READS:
-        async with context.turn_of(who):
+    kind = LONG_READS.get(method.name)
+    if kind is not None:
+        async with context.turn_of(who, kind):
             return await _call_service(context, who, method, params, client)
     return await _call_service(context, who, method, params, client)
 

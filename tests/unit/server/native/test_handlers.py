@@ -114,20 +114,23 @@ async def test_a_page_of_large_events_ends_early(http_server, monkeypatch):
     assert [each["seq"] for each in one["events"]] == [2]
 
 
-async def test_long_reads_of_one_principal_delay_no_other(http_server, monkeypatch):
-    order = []
-    read = http_server.service.cells
+@pytest.mark.parametrize(("method", "path"), [("cells", "cells"), ("cell", "cells/{}"), ("view", "cells/{}/view")])
+async def test_long_reads_of_one_principal_delay_no_other(http_server, monkeypatch, method, path):
+    order, paths = [], []
+    read = getattr(http_server.service, method)
 
-    def noted(who, *args):
+    def noted(who, *args, **kwargs):
         order.append(who.name)
-        return read(who, *args)
+        return read(who, *args, **kwargs)
 
-    monkeypatch.setattr(http_server.service, "cells", noted)
-    session = await make(http_server)
-    own = (await http_server.json("POST", "/v1/sessions", {}, status=201, token="bob-token"))["id"]
+    monkeypatch.setattr(http_server.service, method, noted)
+    for token in ("alice-token", "bob-token"):
+        session = (await http_server.json("POST", "/v1/sessions", {}, status=201, token=token))["id"]
+        cell = await http_server.json("POST", f"/v1/sessions/{session}/cells", {"code": "1"}, token=token)
+        paths.append(f"/v1/sessions/{session}/{path.format(cell['id'])}")
     # Of both, the sockets are connected and the requests sent before the server reads the first one.
-    many = [send_get(http_server, f"/v1/sessions/{session}/cells", "alice-token") for _ in range(100)]
-    many.append(send_get(http_server, f"/v1/sessions/{own}/cells", "bob-token"))
+    many = [send_get(http_server, paths[0], "alice-token") for _ in range(100)]
+    many.append(send_get(http_server, paths[1], "bob-token"))
     await wait_until(lambda: "bob" in order, what="the other principal's answer")
     assert order.index("bob") < 20
     for each in many:
