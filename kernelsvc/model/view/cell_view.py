@@ -19,6 +19,9 @@ from kernelsvc.model.view.selection import fit, total_cost
 MAX_PICTURES = 4
 #: Lines of a stream at its start and at its end in which repetitions are folded.
 FOLDED_LINES = 10_000
+#: Most lines of a view that are compared one by one. A block's lines above its part are a gap in its middle, because
+#: 20 million of them would take 2 GB. A block has a part of 20 lines at least.
+LISTED, _LEAST_LISTED = 200_000, 20
 #: Tokens that a block gets at least. More blocks than that are cut as one.
 _MIN_SHARE = 60.0
 #: Tokens that are kept for the marks at the end.
@@ -145,7 +148,9 @@ def _after(block: Block, line: int) -> Block | None:
 
 def _fitted(blocks: list[Block], room: float) -> list[list[Item]]:
     """Return the items of each block, those that do not fit marked."""
-    kinds, parts = [block.kind for block in blocks], [_items(block) for block in blocks]
+    few = sum(len(block.lines) for block in blocks) <= LISTED
+    most = LISTED if few else max(_LEAST_LISTED, LISTED // len(blocks))
+    kinds, parts = [block.kind for block in blocks], [_items(block, most) for block in blocks]
     costs = [total_cost(part, room + 1) for part in parts]
     if sum(costs) <= room:
         return parts
@@ -184,9 +189,8 @@ def shares(kinds: Sequence[str], costs: list[float], room: float) -> list[float]
     return found
 
 
-def _items(block: Block) -> list[Item]:
-    numbers = range(block.first, block.first + len(block.lines))
-    items = list(map(Item, block.lines, numbers, numbers, block.continued))
+def _items(block: Block, most: int) -> list[Item]:
+    items = _listed(block, most)
     if block.kind != "stream":
         return items
     if len(items) <= 2 * FOLDED_LINES:
@@ -195,6 +199,19 @@ def _items(block: Block) -> list[Item]:
         return items
     head, tail = items[:FOLDED_LINES], items[-FOLDED_LINES:]
     return [*fold_stream(head), *items[FOLDED_LINES:-FOLDED_LINES], *fold_stream(tail)]
+
+
+def _listed(block: Block, most: int) -> list[Item]:
+    """Return an item for each line. If there are more than ``most`` lines, one is a gap in the middle."""
+    numbers = range(block.first, block.last + 1)
+    if len(numbers) <= most:
+        return list(map(Item, block.lines, numbers, numbers, block.continued))
+    head, tail = slice(0, most // 2), slice(-(most // 2), None)
+    gap = Item(None, numbers[head][-1] + 1, numbers[tail][0] - 1, kept=False)
+    start, end = (
+        list(map(Item, block.lines[at], numbers[at], numbers[at], block.continued[at])) for at in (head, tail)
+    )
+    return [*start, gap, *end]
 
 
 def _rendered(items: list[Item]) -> str:

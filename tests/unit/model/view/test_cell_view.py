@@ -15,8 +15,10 @@ from kernelsvc.model import events as ev
 from kernelsvc.model.cell_fold import CellFold
 from kernelsvc.model.events import Event, Reason
 from kernelsvc.model.objects import CellView
+from kernelsvc.model.view import cell_view
 from kernelsvc.model.view.cell_view import ViewRequest, shares, view_cell
 from kernelsvc.model.view.estimate import estimate
+from kernelsvc.model.view.folding import Item
 from kernelsvc.model.view.full_text import LINE, full_text
 from kernelsvc.model.view.line_search import compile_pattern
 from kernelsvc.model.view.plain_form import MODEL_MIME
@@ -302,6 +304,26 @@ def test_a_hostile_output_takes_time_in_proportion(hostile: str):
 
 
 # --- reading ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("event", [out, lambda text: shown({"text/plain": text})[0]])
+def test_of_very_many_lines_those_at_both_ends_are_compared(monkeypatch: pytest.MonkeyPatch, event: Any):
+    made = []
+    monkeypatch.setattr(cell_view, "LISTED", 200)
+    monkeypatch.setattr(cell_view, "Item", lambda *args, **fields: made.append(args) or Item(*args, **fields))
+    values = [f"{block} {line} {'abcdefg'[line % 7] * (line % 11)}" for block in range(2) for line in range(1000)]
+    events = [event("\n".join(values[at : at + 1000]) + "\n") for at in (0, 1000)]
+    pair = [events[0], result("between"), events[1]]
+    text = view(folded(*pair), budget=400).text
+    lines = numbered(folded(*pair))
+    assert len(made) <= 3 * 68
+    assert text.startswith(lines[0])
+    assert lines[-1] in text
+    gaps = [(int(start), int(end or start)) for start, end in GAP.findall(text)]
+    assert gaps
+    assert len(lines) == 2001
+    kept = [number for number, line in enumerate(lines, 1) if not any(a <= number <= b for a, b in gaps)]
+    assert [lines[number - 1] for number in kept] == [line for line in text.split("\n") if line in set(lines)]
 
 
 def test_lines_are_found_with_their_numbers():
