@@ -482,16 +482,11 @@ class Container:
 
         Without a pid namespace, only the processes below the init are known.
         """
-        kernels = {process.pid for process in self.processes.values()}
+        spared = {self.init_pid, *(process.pid for process in self.processes.values())}
         space = procfs.pid_namespace(self.init_pid)
-        if space in (0, procfs.pid_namespace(os.getpid())):
-            procfs.kill_those(
-                [pid for pid in procfs.below(self.init_pid) if pid not in kernels], lambda _: True, number
-            )
-            return
-        for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
-            if pid not in kernels and pid != self.init_pid and procfs.pid_namespace(pid) == space:
-                procfs.kill_those([pid], lambda _, pid=pid: procfs.pid_namespace(pid) == space, number)  # type: ignore[misc]
+        shared = space in (0, procfs.pid_namespace(os.getpid()))
+        found = procfs.below(self.init_pid) if shared else procfs.within(space)
+        procfs.kill_those((pid for pid in found if pid not in spared), lambda _: True, number)
 
     def interrupt_children(self, kernel: str, seconds: float) -> None:
         """Send SIGINT to the processes that a kernel's cell has started, and SIGKILL to those that do not end.

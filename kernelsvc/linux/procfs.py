@@ -180,6 +180,11 @@ def pid_namespace(pid: int) -> int:
         return 0
 
 
+def within(namespace: int) -> Iterator[int]:
+    """Yield every process of a pid namespace, which is given by its inode."""
+    return (pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if pid_namespace(pid) == namespace)
+
+
 def children(pid: int) -> list[int]:
     """Return the children of a process, or none if it has ended."""
     found: list[int] = []

@@ -198,7 +198,7 @@ class SessionRuntime:
         self._timer = DeadlineTimer(self._next_deadline, lambda: self.handle(Tick()))
         self._tasks: set[asyncio.Task[None]] = set()
         self._resuming = False  # the kernel died in a cell, and a checkpoint is being resumed
-        self.hibernating: asyncio.Task[None] | None = None
+        self._hibernating: asyncio.Task[None] | None = None  # the last hibernation that a ``Tick`` began
         # By client: ids of the cells to interrupt or cancel when it disconnects.
         self._clients: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()
         self._program_numbers = itertools.count(-1, -1)  # below 0: differ from pids
@@ -333,7 +333,7 @@ class SessionRuntime:
             case WakeCheckpoint():
                 self.spawn(self.lifecycle.restore())
             case Hibernate():
-                self.hibernating = self.spawn(self.lifecycle.hibernate_if_possible())
+                self._hibernating = self.spawn(self.lifecycle.hibernate_if_possible())
             case ResumeSaved():
                 self.spawn(self.lifecycle.resume())
             case EndKernel():

@@ -400,8 +400,8 @@ class Session(SessionRuntime):
         A failure is on record. Cancelling it does not cancel the hibernation.
         """
         self.handle(Tick())
-        if self.hibernating is not None:
-            await asyncio.wait({self.hibernating})
+        if self._hibernating is not None:
+            await asyncio.wait({self._hibernating})
 
     async def ensure_running(self) -> None:
         """Resume a hibernated session, or wait until a kernel is attached. Safe to cancel."""

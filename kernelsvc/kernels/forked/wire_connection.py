@@ -163,7 +163,15 @@ class WireConnection:
             self.pipes.append(StdioPipe(fds[1], "stderr"))
 
     def _open_pipes(self, numbers: Sequence[int]) -> None:
-        """Open the pipes of a kernel that could send no descriptors: its user has too many in flight (unix(7))."""
+        """Open the pipes of a kernel that could send no descriptors: its user has too many in flight (unix(7)).
+
+        Args:
+            numbers: the kernel's numbers of its descriptors for stdout and stderr.
+
+        Raises:
+            WireViolation: they are not two of its descriptors that are pipes of this server.
+            EOFError: the kernel has ended.
+        """
         names: tuple[Literal["stdout", "stderr"], ...] = ("stdout", "stderr")
         pidfd = peer.pidfd(self.sock)
         try:
