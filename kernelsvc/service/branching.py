@@ -96,7 +96,7 @@ class BranchCreator:
             made, warnings = await self._branch(parent, specs, at=at, force=force)
         parent.record(ev.Branched(sessions=[one.id for one in made], checkpoint=at, warnings=warnings, by=who.name))
         for one in made:
-            self._projections.inherit(self._store.directory(one.id), self._store.directory(parent.id), one.spec.parent)
+            self._projections.inherit(self._store.directory(one.id), one.spec.parent)
         return made
 
     async def _isolated(self, parent: Session, specs: list[SessionSpec]) -> tuple[list[Session], list[str]]:

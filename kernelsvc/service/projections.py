@@ -11,12 +11,15 @@ import logging
 import syslog
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from kernelsvc.errors import AtCapacity, KernelsvcError, NotFound
 from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model.audit import head_statement
-from kernelsvc.model.events import Event, JournalSigned, NotAsWritten, SessionClosed
+from kernelsvc.model.events import Event, JournalSigned, NotAsWritten, SessionClosed, SessionStarted, decode
 from kernelsvc.model.hash_chain import Head
 from kernelsvc.model.objects import Deletion
 from kernelsvc.service.api import NotebookFormat
@@ -42,6 +45,15 @@ FLUSH_SECONDS = 0.5
 CLOSE_SECONDS = 5.0
 #: Seconds between an event and the rendering of the notebook, so that the client gets its answer first.
 LINGER = 0.003
+
+
+def _origin(journal: Journal) -> dict[str, Any] | None:
+    """Return where a branch began, as its journal's first entry says. None for other sessions, or without an entry."""
+    try:
+        first = next((decode(line) for line in journal.lines(1, 1)), None)
+    except (OSError, msgspec.DecodeError, RecursionError):
+        return None
+    return first.parent if isinstance(first, SessionStarted) else None
 
 
 def head_syslog(session: str, signed: JournalSigned) -> None:
@@ -83,6 +95,8 @@ class Projections:
         self._finishing = OwnedTasks()
         #: The writes of the last notebooks, by session.
         self._last_writes: dict[str, asyncio.Task[None]] = {}
+        #: The writes of branches' inherited cells, by branch.
+        self._inheriting: dict[str, asyncio.Task[None]] = {}
         self._unfinished: list[SessionDirectory] = []
         self._flusher: asyncio.TimerHandle | None = None
         self._on_complete: Callable[[str], None] | None = None
@@ -176,6 +190,8 @@ class Projections:
         self._notebooks[directory.id] = NotebookFile(
             directory.notebook, journal, parent=inherited, linger=LINGER, limiter=self._limiter
         )
+        if inherited is None:
+            self.inherit(directory, _origin(journal))
 
     def signer(self, session: str, journal: Journal) -> Callable[[], Event]:
         """Return the function that makes the last entry of a journal: the signature of its head, or its refusal."""
@@ -237,6 +253,7 @@ class Projections:
         task.add_done_callback(lambda _: self._last_writes.pop(session, None))
 
     async def _finish(self, session: str, notebook: NotebookFile) -> None:
+        await self._inherited(session)
         if await notebook.finish(self._audit_signer(notebook.journal)) and self._on_complete is not None:
             self._on_complete(session)
 
@@ -264,7 +281,7 @@ class Projections:
             OSError: its journal can't be read.
         """
         journal = await asyncio.to_thread(Journal.open, directory.journal, directory.id, read_only=True)
-        inherited = directory.inherited if directory.inherited.exists() else None
+        inherited = await self._inherited_cells(directory, journal)
         await NotebookFile(directory.notebook, journal, parent=inherited).finish(self._audit_signer(journal))
 
     async def closed_notebook(self, directory: SessionDirectory) -> bytes:
@@ -319,10 +336,10 @@ class Projections:
             return await convert(await self._export(directory, journal), format)
 
     async def _export(self, directory: SessionDirectory, journal: Journal) -> bytes:
+        inherited = await self._inherited_cells(directory, journal)
         notebook = self._notebooks.get(directory.id)
         passing = notebook is None
         if notebook is None:
-            inherited = directory.inherited if directory.inherited.exists() else None
             notebook = NotebookFile(directory.notebook, journal, parent=inherited, for_export=True)
         try:
             return await notebook.export(self._audit_signer(journal))
@@ -332,25 +349,48 @@ class Projections:
             if passing:
                 notebook.close()
 
-    def inherit(self, branch: SessionDirectory, parent: SessionDirectory, at: dict[str, Any] | None) -> None:
-        """Give a branch's notebook its parent's cells up to the fork, in the background."""
-        until = int((at or {}).get("seq", 0))
+    def inherit(self, branch: SessionDirectory, origin: dict[str, Any] | None) -> None:
+        """Give a branch's notebook its parent's cells up to the fork, in the background. Its exports wait for them.
 
-        def fill() -> None:
-            journal = Journal.open(parent.journal, parent.id, read_only=True)
-            write_inherited(branch.inherited, parent.id, cells_of(journal, until), parents=parent.inherited)
+        Args:
+            branch: its directory.
+            origin: its parent's id as ``session``, and the last entry before the fork as ``seq``. None for a session
+                that is no branch.
+        """
+        if origin is not None and branch.id not in self._inheriting:
+            task = self._inheriting[branch.id] = self._finishing.start(self._inherit(branch, origin))
+            task.add_done_callback(lambda _: self._inheriting.pop(branch.id, None))
 
-        async def work() -> None:
-            try:
-                await asyncio.to_thread(fill)
-            except OSError as error:
-                log.warning("the branch %s has no cells of its parent: %s", branch.id, error)
-                return
-            notebook = self._notebooks.get(branch.id)
-            if notebook is not None:
-                notebook.inherit(branch.inherited)
+    async def _inherit(self, branch: SessionDirectory, origin: dict[str, Any]) -> None:
+        try:
+            parent = self._store.directory(str(origin.get("session")))
+            await self._inherited(parent.id)  # the parent may be a branch, too
 
-        self._finishing.start(work())
+            def fill() -> None:
+                journal = Journal.open(parent.journal, parent.id, read_only=True)
+                cells = cells_of(journal, int(origin.get("seq", 0)))
+                write_inherited(branch.inherited, parent.id, cells, parents=parent.inherited)
+
+            await asyncio.to_thread(fill)
+        except (OSError, KernelsvcError) as error:
+            log.warning("the branch %s has no cells of its parent: %s", branch.id, error)
+            return
+        notebook = self._notebooks.get(branch.id)
+        if notebook is not None:
+            notebook.inherit(branch.inherited)
+
+    async def _inherited(self, session: str) -> None:
+        """Wait until the inherited cells of a session are written, if that is under way. Safe to cancel."""
+        if (writing := self._inheriting.get(session)) is not None:
+            await asyncio.wait([writing])
+
+    async def _inherited_cells(self, directory: SessionDirectory, journal: Journal) -> Path | None:
+        """Return the file with a branch's inherited cells. None for other sessions, and if the parent is gone."""
+        if directory.id not in self._inheriting and not directory.inherited.exists():
+            # The server may have died before it wrote them.
+            self.inherit(directory, _origin(journal))
+        await self._inherited(directory.id)
+        return directory.inherited if directory.inherited.exists() else None
 
     async def settle(self) -> None:
         """Wait until the last notebooks of closed sessions are written, ``CLOSE_SECONDS`` at most."""

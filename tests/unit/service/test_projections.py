@@ -162,6 +162,44 @@ async def test_a_closed_notebook_that_would_fill_memory_is_sent_from_its_file(re
     assert verify_notebook(written, public_key=record.key).ok
 
 
+async def test_exports_of_branches_wait_for_the_cells_of_their_parents(record, monkeypatch):
+    goes_on, write = threading.Event(), projections.write_inherited
+    monkeypatch.setattr(projections, "write_inherited", lambda *a, **more: goes_on.wait(10) and write(*a, **more))
+    async with Serving(record) as client:
+        parent = await client.create_session()
+        await parent.run("print('of the parent')")
+        (branch,) = await parent.branch()
+        await branch.run("print('of the branch')")
+        (second,) = await branch.branch()
+        closing = asyncio.ensure_future(branch.close())
+        exporting = asyncio.ensure_future(second.notebook())
+        await asyncio.wait([closing])
+        goes_on.set()
+        notebook = await exporting
+        assert b"of the parent" in notebook
+        assert b"of the branch" in notebook
+        assert b"of the parent" in await branch.notebook()
+
+
+@pytest.mark.parametrize("closed", [False, True])
+async def test_a_branch_gets_its_parents_cells_after_a_crash(record, monkeypatch, closed):
+    def killed(*args, **more):
+        raise OSError("the server was killed")
+
+    async with Serving(record) as client:
+        parent = await client.create_session(keep=True)
+        await parent.run("print('of the parent')")
+        with monkeypatch.context() as patched:
+            patched.setattr(projections, "write_inherited", killed)
+            (branch,) = await parent.branch()
+            assert b"of the parent" not in await branch.notebook()
+            if closed:
+                await branch.close()
+    async with Serving(record) as client:
+        again = await client.session(branch.id)
+        assert b"of the parent" in await again.notebook()
+
+
 async def test_conversions_wait_in_one_queue(record, monkeypatch):
     await record.begin(close=True)
     queue = ConverterQueue(running=1)
