@@ -11,11 +11,13 @@ journal may have lost its end, entries after the last signature may be forged, a
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import msgspec
 
@@ -92,7 +94,7 @@ def verify(path: Path, *, public_key: str | None = None, journal: Path | None = 
 
     Raises:
         OSError: The file can't be read.
-        BadRequest: It is neither.
+        BadRequest: It is neither, or its compression is damaged.
     """
     with _open(path) as file:
         start = file.read(4096)
@@ -115,6 +117,7 @@ def verify_journal(source: Path | Iterable[bytes], *, public_key: str | None = N
 
     Raises:
         OSError: The file can't be read.
+        BadRequest: Its compression is damaged.
     """
     lines = source if isinstance(source, Path) else list(source)
     signatures = _signatures(_lines_of(lines), public_key)
@@ -158,13 +161,23 @@ def _is_closed(found: hash_chain.ChainReport, signatures: _Signatures) -> bool:
     return found.last_type == "journal_signed" and found.fault is None and bool(signatures.anchors)
 
 
-def _open(path: Path) -> Any:
-    file = path.open("rb")
-    if file.read(2) != _GZIP:
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[BinaryIO | gzip.GzipFile]:
+    """Open a file that may be compressed. Damage is found where it is read: after a part of the lines."""
+    with path.open("rb") as file:
+        packed = file.read(2) == _GZIP
         file.seek(0)
-        return file
-    file.close()
-    return gzip.open(path)
+        if not packed:
+            yield file
+            return
+        try:
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                yield unpacked
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise BadRequest(
+                f"The gzip compression of {path} is damaged: {error}. Copy the file again, or unpack what can be "
+                "read (gzip -dc) and verify that."
+            ) from error
 
 
 def _lines_of(source: Path | list[bytes], torn: list[int] | None = None) -> Iterator[bytes]:

@@ -79,6 +79,23 @@ def test_a_compressed_one(session, tmp_path):
     assert verify(path, public_key=session.key.public).ok
 
 
+@pytest.mark.parametrize("damage", ["cut", "junk behind it", "a changed byte", "the first bytes only"])
+def test_one_whose_compression_is_damaged(session, tmp_path, damage):
+    packed = gzip.compress(session.path.read_bytes())
+    middle = len(packed) // 2
+    path = tmp_path / "journal.jsonl.gz"
+    path.write_bytes(
+        {
+            "cut": packed[:-20],
+            "junk behind it": packed + b"junk",
+            "a changed byte": packed[:middle] + bytes([packed[middle] ^ 255]) + packed[middle + 1 :],
+            "the first bytes only": packed[:5],
+        }[damage]
+    )
+    with pytest.raises(BadRequest, match="damaged"):
+        verify(path, public_key=session.key.public)
+
+
 def test_another_key(session, tmp_path):
     verdict = verify_journal(session.path, public_key=SigningKey.load_or_create(tmp_path).public)
     assert (verdict.result, verdict.signature, verdict.trusted) == ("not_proven", "good", False)
