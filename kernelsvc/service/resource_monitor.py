@@ -15,7 +15,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 from kernelsvc.kernels.read_budget import ReadPauses
 from kernelsvc.linux import procfs
@@ -54,10 +54,15 @@ class ResourceMonitor:
         self._workspace_quota = workspace_quota
 
     async def run(self) -> None:
-        """Measure, and check for stopped kernels, until cancelled."""
+        """Measure, and check for stopped kernels, until cancelled.
+
+        An error of one measurement is logged, and the next one is made as usual: the limits of all sessions depend on
+        it, and it reads files and names that code in sessions chooses.
+        """
+        watchdog, detector = Watchdog(is_workdir=self._is_workdir), StoppedKernelDetector(self._registry)
         async with asyncio.TaskGroup() as both:
-            both.create_task(self._measure())
-            both.create_task(StoppedKernelDetector(self._registry).run())
+            both.create_task(_repeat(self._seconds, lambda: self.measure(watchdog)))
+            both.create_task(_repeat(STOPPED_SECONDS, detector.check))
 
     def _watched(self, session: Session) -> Watched | None:
         if session.info is None or not session.info.pid:
@@ -75,27 +80,25 @@ class ResourceMonitor:
             workspace_bytes=self._workspace_quota(spec.workspace) if shared else None,
         )
 
-    async def _measure(self) -> None:
-        watchdog = Watchdog(is_workdir=self._is_workdir)
-        while True:
-            await asyncio.sleep(self._seconds)
-            sessions = self._registry.open_sessions()
-            for ended in self._histories.keys() - {session.id for session in sessions}:
-                del self._histories[ended]
-            watched = {session.id: found for session in sessions if (found := self._watched(session))}
-            if not watched:
-                continue
-            try:
-                uses, breaches = await asyncio.to_thread(watchdog.poll, watched)
-            except OSError as error:
-                log.warning("resource use of %d sessions can't be measured now: %s", len(watched), error)
-                continue
-            for name, use in uses.items():
-                session = self._registry.get(name)
-                if session is not None:
-                    self._usage[name] = used = _usage(use)
-                    self._histories.setdefault(name, UsageHistory()).add(time.time(), used)
-                    session.on_watchdog(breaches.get(name, []))
+    async def measure(self, watchdog: Watchdog) -> None:
+        """Measure the open sessions once, and pass each one the limits that it exceeds.
+
+        Args:
+            watchdog: what is remembered between two measurements. Its poll runs in a thread.
+        """
+        sessions = self._registry.open_sessions()
+        for ended in self._histories.keys() - {session.id for session in sessions}:
+            del self._histories[ended]
+        watched = {session.id: found for session in sessions if (found := self._watched(session))}
+        if not watched:
+            return
+        uses, breaches = await asyncio.to_thread(watchdog.poll, watched)
+        for name, use in uses.items():
+            session = self._registry.get(name)
+            if session is not None:
+                self._usage[name] = used = _usage(use)
+                self._histories.setdefault(name, UsageHistory()).add(time.time(), used)
+                session.on_watchdog(breaches.get(name, []))
 
     def _is_workdir(self, path: str) -> bool:
         """Return whether a path is the directory of a session: of a branch, beside its parent's directory.
@@ -145,12 +148,6 @@ class StoppedKernelDetector:
         self._registry = registry
         self._before: set[tuple[str, int]] = set()
 
-    async def run(self) -> None:
-        """Check at intervals, until cancelled."""
-        while True:
-            await asyncio.sleep(STOPPED_SECONDS)
-            self.check()
-
     def check(self) -> None:
         """Check once. End each kernel that was stopped at the last check too."""
         stopped: set[tuple[str, int]] = set()
@@ -166,6 +163,17 @@ class StoppedKernelDetector:
             if mark in self._before:
                 session.on_kernel_stopped()
         self._before = stopped
+
+
+async def _repeat(seconds: float, act: Callable[[], Awaitable[None] | None]) -> None:
+    """Do something at intervals, until cancelled. An error is logged, and ends nothing."""
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            if (coroutine := act()) is not None:
+                await coroutine
+        except Exception:
+            log.exception("a measurement of the open sessions failed; the next one follows")
 
 
 def _usage(use: SessionUse) -> Usage:

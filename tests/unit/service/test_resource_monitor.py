@@ -1,5 +1,6 @@
 """Kernels that were stopped in the middle of a cell."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -7,10 +8,11 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from waiting import wait_for
+from waiting import wait_for, wait_until
 
 from kernelsvc.linux import procfs
-from kernelsvc.service.resource_monitor import StoppedKernelDetector
+from kernelsvc.model.limits import Limits
+from kernelsvc.service.resource_monitor import ResourceMonitor, StoppedKernelDetector
 
 
 class Registry:
@@ -74,6 +76,35 @@ def test_without_a_cell_nobody_is_asked(sleeper):
     looks.check()
     looks.check()
     assert sleeper.ended == 0
+
+
+async def test_a_measurement_that_fails_does_not_end_the_supervision(monkeypatch, caplog):
+    polled = []
+
+    def poll(watchdog, watched):
+        polled.append(watched)
+        raise [ValueError("a name that can't be read"), OSError("out of descriptors")][len(polled) % 2]
+
+    monkeypatch.setattr("kernelsvc.service.resource_monitor.Watchdog.poll", poll)
+
+    session = SimpleNamespace(
+        id="s",
+        info=SimpleNamespace(pid=os.getpid()),
+        running=None,
+        kernel=None,
+        limits=Limits(),
+        spec=SimpleNamespace(binds=[], workdir="/", workspace=""),
+        sandbox=SimpleNamespace(enforced=[], limits={}),
+    )
+    registry = SimpleNamespace(open_sessions=lambda: [session], usage={})
+    running = asyncio.create_task(ResourceMonitor(registry, 0.001).run())
+    try:
+        await wait_until(lambda: len(polled) > 3)
+        assert not running.done()
+        assert "a name that can't be read" in caplog.text
+        assert "out of descriptors" in caplog.text
+    finally:
+        running.cancel()
 
 
 def test_ending():
