@@ -77,12 +77,14 @@ class KnownOffer(NamedTuple):
     Attributes:
         order: of the creation of all offers.
         size: as JSON, in bytes.
+        redact: JSON pointers of the arguments that no log may contain.
     """
 
     order: int
     offer: Offer
     digest: str
     size: int
+    redact: tuple[str, ...]
 
 
 @dataclass(eq=False)
@@ -200,6 +202,7 @@ class OfferDirectory:
 
         Raises:
             QuotaExceeded: the principal has too many.
+            BadRequest: an offer has too many secret arguments.
         """
         before: dict[str, KnownOffer] = {}
         same: dict[str, KnownOffer] = {}
@@ -221,14 +224,12 @@ class OfferDirectory:
         for offer in offers:
             data = model.encoded(offer)
             digest = model.digest_of(data)
-            found = kept.setdefault(digest, KnownOffer(0, offer, digest, len(data)))
+            found = kept.get(digest)
+            if found is None:
+                found = kept[digest] = KnownOffer(0, offer, digest, len(data), tuple(model.redactions(offer)))
             same[digest] = found
             old = before.get(offer.tool)
-            made[offer.tool] = (
-                old
-                if old is not None and old.digest == digest
-                else KnownOffer(order(), found.offer, digest, found.size)
-            )
+            made[offer.tool] = old if old is not None and old.digest == digest else found._replace(order=order())
         if sum(found.size for found in same.values()) > MAX_OFFERED_BYTES:
             raise QuotaExceeded(
                 f"The different offers of your clients may have {MAX_OFFERED_BYTES >> 20} MiB together. Shorten "
@@ -332,7 +333,7 @@ class OfferDirectory:
     def _look_up(self, session: Session, name: str) -> Sequence[FoundOffer]:
         by_name, by_identifier = self._named(session)
         found = [
-            FoundOffer(known.offer, provider, known.order, known.offer.tool, known.digest, _redactions(known.offer))
+            FoundOffer(known.offer, provider, known.order, known.offer.tool, known.digest, known.redact)
             for provider, known in by_name.get(name) or by_identifier.get(name) or ()
         ]
         return sorted(found, key=lambda each: each.rank, reverse=True)
@@ -397,10 +398,6 @@ class OfferDirectory:
 
 #: Offers by name.
 _Named = dict[str, list[tuple[Provider, KnownOffer]]]
-
-
-def _redactions(offer: Offer) -> tuple[str, ...]:
-    return tuple(model.redactions(offer))
 
 
 class _LoggedOffer(msgspec.Struct):

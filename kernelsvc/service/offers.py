@@ -188,9 +188,9 @@ class Offers:
     def _record(session: Session, provider: Provider, offers: Sequence[KnownOffer], gone: Sequence[str]) -> None:
         offered = session.machine.calls.offered
         new = [
-            OfferedTool(name=o.tool, digest=digest, approval=o.approval, effects=o.effects)
-            for _, o, digest, _ in offers
-            if (known := offered.get(o.tool)) is None or known.digest != digest
+            OfferedTool(name=o.tool, digest=each.digest, approval=o.approval, effects=o.effects)
+            for each in offers
+            if (known := offered.get((o := each.offer).tool)) is None or known.digest != each.digest
         ]
         withdrawn = [name for name in gone if name in offered]
         if new or withdrawn:
@@ -272,7 +272,8 @@ class Offers:
         if best is not None:
             known_entry = found.machine.calls.offered.get(best.tool)
             if known_entry is None or known_entry.digest != best.digest:
-                self._record(found, best.provider, [KnownOffer(best.order, best.offer, best.digest, 0)], [])
+                known_offer = KnownOffer(best.order, best.offer, best.digest, 0, best.redact)
+                self._record(found, best.provider, [known_offer], [])
             connected = best.provider.key if best.provider.connection is not None else ""
             return ResolvedTool(best.offer, connected, approval=self._tightened(best.offer), redact=best.redact)
         known = self._directory.known_from_log(found, name)

@@ -32,6 +32,9 @@ SEARCHED, MAX_WORDS = 4096, 16
 MAX_WILDCARDS = 64
 #: Deepest schema that is read. A deeper part counts as any value.
 MAX_SCHEMA_DEPTH = 16
+#: Most characters of the JSON pointers that one offer keeps out of the log, and most parts of a call's arguments that
+#: are looked at for them. The arguments of a call that needs more are left out of the log as a whole.
+MAX_REDACTION_CHARS, MAX_REDACTION_STEPS = 64 * 1024, 200_000
 #: Attributes of ``tools`` itself. An offer with such a name gets an underscore.
 RESERVED = frozenset({"call", "search", "start", "stubs"})
 
@@ -256,20 +259,31 @@ def redactions(offer: Offer) -> list[str]:
     """Return the JSON pointers (RFC 6901) of the arguments that no log may contain.
 
     They are those of ``redact``, and the parts of the schema with ``writeOnly`` or the format ``password``.
+
+    Raises:
+        BadRequest: The pointers are too long together.
     """
-    found = [
-        each if each.startswith("/") else "/" + each.replace("~", "~0").replace("/", "~1") for each in offer.redact
-    ]
-    found += [pointer for pointer in _secret(offer.parameters, "", 0) if pointer not in found]
-    return found
+    found = {each if each.startswith("/") else f"/{_escape(each)}": None for each in offer.redact}
+    size = sum(map(len, found))
+    for names in _secret(offer.parameters, ()):
+        pointer = "".join(f"/{_escape(name)}" for name in names)
+        size += len(pointer)
+        if size > MAX_REDACTION_CHARS:
+            raise BadRequest(
+                f"The JSON pointers to the secret arguments of {offer.tool!r} may have {MAX_REDACTION_CHARS} "
+                "characters together. Mark the object that holds them as secret."
+            )
+        found[pointer] = None
+    return [*found]
 
 
 def _escape(name: str) -> str:
     return name.replace("~", "~0").replace("/", "~1")
 
 
-def _secret(schema: Any, at: str, depth: int) -> Iterable[str]:
-    if not isinstance(schema, dict) or depth > MAX_SCHEMA_DEPTH:
+def _secret(schema: Any, at: tuple[str, ...]) -> Iterable[tuple[str, ...]]:
+    # Names are joined for secret parts only: together the paths of all parts can be very long.
+    if not isinstance(schema, dict) or len(at) > MAX_SCHEMA_DEPTH:
         return
     if at and (schema.get("writeOnly") is True or schema.get("format") == "password"):
         yield at
@@ -277,21 +291,41 @@ def _secret(schema: Any, at: str, depth: int) -> Iterable[str]:
     properties = schema.get("properties")
     if isinstance(properties, dict):
         for name, part in properties.items():
-            yield from _secret(part, f"{at}/{_escape(str(name))}", depth + 1)
+            yield from _secret(part, (*at, str(name)))
 
 
 def redact(value: Any, pointers: Sequence[str]) -> tuple[Any, list[str]]:
     """Return a copy of a JSON value without the parts at these pointers, and the pointers that it has.
 
     A removed part becomes ``{"$redacted": n}``, with its size as JSON in bytes. Values are replaced, never text, so
-    that the rest stays valid JSON.
+    that the rest stays valid JSON. If that takes more than ``MAX_REDACTION_STEPS``, the whole value is removed.
     """
-    found = []
-    for pointer in pointers:
-        value, hit = _redacted(value, pointer.split("/")[1:])
-        if hit:
-            found.append(pointer)
+    found, given, steps = [], value, _Steps()
+    try:
+        for pointer in pointers:
+            value, hit = _redacted(value, pointer.split("/")[1:], steps)
+            if hit:
+                found.append(pointer)
+    except _TooManySteps:
+        return hidden(given), [""]
     return value, found
+
+
+class _TooManySteps(Exception):
+    """A redaction looks at too many parts of a value."""
+
+
+class _Steps:
+    """Counts the parts of a value that a redaction has looked at."""
+
+    def __init__(self) -> None:
+        self._left = MAX_REDACTION_STEPS
+
+    def take(self, copied: int) -> None:
+        """Count one part, of which ``copied`` entries are copied. Eight entries count as one part."""
+        self._left -= 1 + copied // 8
+        if self._left < 0:
+            raise _TooManySteps
 
 
 def hidden(value: Any) -> dict[str, int]:
@@ -299,20 +333,24 @@ def hidden(value: Any) -> dict[str, int]:
     return {"$redacted": len(msgspec.json.encode(value))}
 
 
-def _redacted(value: Any, path: list[str]) -> tuple[Any, bool]:
+def _redacted(value: Any, path: list[str], steps: _Steps) -> tuple[Any, bool]:
     if not path:
+        steps.take(0)
         return hidden(value), True
     name = path[0].replace("~1", "/").replace("~0", "~")
     if isinstance(value, dict) and name in value:
-        inner, hit = _redacted(value[name], path[1:])
+        steps.take(len(value))
+        inner, hit = _redacted(value[name], path[1:], steps)
         return ({**value, name: inner}, True) if hit else (value, False)
     if isinstance(value, list) and (name == "*" or name.isdecimal()):
         places = range(len(value)) if name == "*" else range(int(name), min(int(name) + 1, len(value)))
+        steps.take(len(value))
         copy, any_hit = [*value], False
         for place in places:
-            copy[place], hit = _redacted(value[place], path[1:])
+            copy[place], hit = _redacted(value[place], path[1:], steps)
             any_hit = any_hit or hit
         return copy, any_hit
+    steps.take(0)
     return value, False
 
 
@@ -364,7 +402,7 @@ def signature(offer: Offer) -> str:
     """Return an offer as a Python signature, such as ``search_orders(customer: int, limit: int = 50) -> list``."""
     properties = offer.parameters.get("properties")
     required = offer.parameters.get("required")
-    needed = required if isinstance(required, list) else []
+    needed = {each for each in required if isinstance(each, str)} if isinstance(required, list) else set()
     first, then = [], []
     for name, part in (properties if isinstance(properties, dict) else {}).items():
         text = f"{name}: {type_text(part)}"

@@ -77,6 +77,45 @@ def test_redaction_of_other_shapes_changes_nothing(value: object) -> None:
     assert offers.redact(value, ["/inner/key", "/list/0/x"]) == (value, [])
 
 
+@pytest.mark.parametrize(
+    ("value", "pointers"),
+    [
+        ({"l": [0] * 50_000}, [f"/l/*/{n}" for n in range(100)]),
+        ({"l": [{"a": 1, "b": 2}] * 50_000}, ["/l/*/a", "/l/*/b", "/l/*/c"]),
+        ({f"{n}": n for n in range(50_000)}, [f"/{n}" for n in range(1000)]),
+        ({"l": [[[[0]]]] * 20_000}, [f"/l/{a}/{b}/{c}/0/x" for a in "*0" for b in "*0" for c in "*0"] * 12),
+    ],
+)
+def test_arguments_that_take_too_long_to_redact_are_left_out_as_a_whole(value: object, pointers: list[str]) -> None:
+    shown, found = offers.redact(value, pointers)
+    assert (shown, found) == (offers.hidden(value), [""])
+    assert offers.redact(value, found) == (shown, found)
+
+
+def test_secrets_of_a_large_list_are_redacted() -> None:
+    shown, found = offers.redact({"l": [{"a": 1, "b": 2}] * 20_000}, ["/l/*/a", "/l/*/b", "/l/*/c"])
+    assert found == ["/l/*/a", "/l/*/b"]
+    assert shown["l"][19_999] == {"a": {"$redacted": 1}, "b": {"$redacted": 1}}
+
+
+def test_pointers_to_secrets_are_limited() -> None:
+    def schema(name: str, count: int) -> dict[str, object]:
+        return {"properties": {name: {"properties": {f"p{n}": {"writeOnly": True} for n in range(count)}}}}
+
+    assert len(offers.redactions(Offer(name="a", parameters=schema("n", 1000)))) == 1000
+    with pytest.raises(BadRequest, match="secret"):
+        offers.redactions(Offer(name="a", parameters=schema("n" * 30_000, 1000)))
+
+
+def test_a_signature_does_not_search_the_required_names_for_each_parameter() -> None:
+    class Required(list[str]):
+        def __contains__(self, _: object) -> bool:
+            raise AssertionError("searched")
+
+    parameters = {"properties": {"a": {"type": "integer"}, "b": {}}, "required": Required(["a", [1]])}  # type: ignore[list-item]
+    assert offers.signature(Offer(name="f", parameters=parameters)) == "f(a: int, b: Any = ...)"
+
+
 def test_the_signature_has_required_arguments_first() -> None:
     text = offers.signature(ORDERS)
     assert text == "search_orders(customer: int, limit: int = 50, password: str = ..., inner: dict = ...) -> list[dict]"
