@@ -186,7 +186,8 @@ def _decide(params: DecideParams) -> Arguments:
 
 
 def _calls(params: CallsParams) -> Arguments:
-    return (params.session,), {"cell": params.cell, "state": params.state}
+    named = {name: getattr(params, name) for name in ("cell", "state", "offset", "limit")}
+    return (params.session,), named
 
 
 class Method(Struct, frozen=True, kw_only=True):
@@ -408,8 +409,9 @@ def shape(method: Method, params: Any, value: Any) -> Any:
         cells, total = value
         return page_of_cells(cells, total, params.offset)
     if method.name == "session.calls":
-        end = params.offset + params.limit
-        return CallPage(calls=value[params.offset : end], next_offset=end if end < len(value) else None)
+        calls, total = value
+        end = params.offset + len(calls)
+        return CallPage(calls=calls, next_offset=end if calls and end < total else None)
     return None if method.result is None else value
 
 

@@ -61,13 +61,13 @@ T = TypeVar("T")
 #: Bytes of a refused body that are read and discarded. A client that still sends can't read its error otherwise.
 DISCARD_BYTES = 256 * 1024 * 1024
 
-#: The kinds of turns of methods that only read, and take some ten milliseconds of the event loop, or a thread. They
+#: The kinds of turns of methods that read, and take some ten milliseconds of the event loop, or a thread. They
 #: never wait for a kernel. A read of one cell does not wait for a search.
 LONG_READS = {
     **dict.fromkeys(
         [f"session.{name}" for name in ("calls", "cells", "list", "outline", "output", "search", "usage")], ""
     ),
-    **dict.fromkeys([f"session.{name}" for name in ("call", "cell", "view")], "cell"),
+    **dict.fromkeys([f"session.{name}" for name in ("call", "cell", "decide", "view")], "cell"),
 }
 #: Seconds after which a long read is followed by a pause as long as it took, and the longest pause.
 PAUSE_AFTER, MAX_PAUSE = 0.05, 1.0

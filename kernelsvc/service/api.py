@@ -422,7 +422,7 @@ class OffersApi(Protocol):
     def progress(
         self, who: Principal, session: str, call: str, *, progress: float, total: float | None, message: str | None
     ) -> None: ...
-    def decide(
+    async def decide(
         self,
         who: Principal,
         session: str,
@@ -432,8 +432,12 @@ class OffersApi(Protocol):
         reason: str | None,
         remember: Literal["cell", "session"] | None,
     ) -> ToolCallInfos: ...
-    def calls(self, who: Principal, session: str, *, cell: str | None, state: CallState | None) -> ToolCallInfos: ...
-    def find_call(self, who: Principal, session: str, call: str) -> ToolCallInfo: ...
+    async def calls(
+        self, who: Principal, session: str, *, cell: str | None, state: CallState | None, offset: int, limit: int
+    ) -> tuple[ToolCallInfos, int]:
+        """Return a page of calls, which ends early if they are large, and how many calls there are."""
+
+    async def find_call(self, who: Principal, session: str, call: str) -> ToolCallInfo: ...
 
 
 class WorkspacesApi(Protocol):

@@ -534,7 +534,7 @@ class Offers:
             event.cell = open_call.cell
         found.record(event)
 
-    def decide(
+    async def decide(
         self,
         who: Principal,
         session: str,
@@ -552,7 +552,7 @@ class Offers:
         if remember is None and approve:
             remember = self._remembered(found, calls)
         found.handle(CallsDecided(tuple(calls), approve, who.name, reason, remember))
-        return [found.tool_calls.find_call(call) for call in calls]
+        return await asyncio.to_thread(found.tool_calls.reader().find, calls, with_values=False)
 
     def _remembered(self, session: Session, calls: Sequence[str]) -> Literal["cell", "session"] | None:
         """Return for how long an approval holds, if all calls are of functions that ask once."""
@@ -565,13 +565,17 @@ class Offers:
             return "session"
         return "cell" if held == {"once_per_cell"} else None
 
-    def calls(self, who: Principal, session: str, *, cell: str | None, state: CallState | None) -> ToolCallInfos:
-        """Return a session's calls without their results."""
-        return self._registry.find(who, session).tool_calls.list_calls(cell=cell, state=state)
+    async def calls(
+        self, who: Principal, session: str, *, cell: str | None, state: CallState | None, offset: int, limit: int
+    ) -> tuple[ToolCallInfos, int]:
+        """Return a page of a session's calls without their results, and how many calls there are."""
+        reader = self._registry.find(who, session).tool_calls.reader()
+        return await asyncio.to_thread(reader.page, cell=cell, state=state, offset=offset, limit=limit)
 
-    def find_call(self, who: Principal, session: str, call: str) -> ToolCallInfo:
+    async def find_call(self, who: Principal, session: str, call: str) -> ToolCallInfo:
         """Return a call with its result."""
-        return self._registry.find(who, session).tool_calls.find_call(call)
+        reader = self._registry.find(who, session).tool_calls.reader()
+        return (await asyncio.to_thread(reader.find, [call]))[0]
 
 
 def _form(value: Any) -> Literal["", "rows"]:

@@ -17,17 +17,16 @@ from typing import Any, Protocol
 
 import msgspec
 
-from kernelsvc.errors import NotFound
 from kernelsvc.kernels.port import KernelMessage
 from kernelsvc.model import events as ev
 from kernelsvc.model.machine import Machine
-from kernelsvc.model.objects import CallState, ToolCallInfo
 from kernelsvc.model.stimuli import CallAbandoned, CancelCall, DeliverResult, DispatchCall, Stimulus, ToolRequested
 from kernelsvc.model.tool_calls import offers
-from kernelsvc.model.tool_calls.ledger import OpenCall, runs_of, waiting_calls
+from kernelsvc.model.tool_calls.ledger import OpenCall, waiting_calls
 from kernelsvc.model.tool_calls.offers import Approval, Offer
 from kernelsvc.model.tool_calls.reuse import call_key, recorded_ends
 from kernelsvc.protocol.kernel_messages import KernelRequest
+from kernelsvc.session.call_records import CallReader, call_lines
 from kernelsvc.session.ports import Log, SessionPort
 
 #: Largest arguments of a call as JSON, in bytes. The kernel has the same limit.
@@ -39,8 +38,6 @@ MAX_NAME = 256
 MAX_QUESTIONS, MAX_NAMES, MAX_QUERY = 1000, 200, 400
 #: Takes the answer to such a question.
 Answer = Callable[[dict[str, Any]], object]
-#: Entries between two about calls that are read, too, instead of a search in the log's file.
-NEAR = 8
 
 
 @dataclass(frozen=True)
@@ -355,76 +352,14 @@ class ToolCalls:
     def _entry(self, seq: int) -> ev.Event | None:
         return next((ev.decode(line) for line in self._log.lines(seq, seq)), None)
 
-    def list_calls(self, *, cell: str | None = None, state: CallState | None = None) -> list[ToolCallInfo]:
-        """Return calls in the order in which code made them, without their results."""
+    def reader(self) -> CallReader:
+        """Return a reader of the calls up to now, for another thread."""
         ledger = self._machine.calls
-        if state in ("pending", "running"):
-            wanted = [call for call in ledger.open.values() if call.pending == (state == "pending")]
-            entries = [self._entry(call.seq) for call in wanted if cell is None or call.cell == cell]
-            found = self._fold(entry for entry in entries if entry is not None)
-        else:
-            found = self._fold(self._call_events())
-            found = [each for each in found if (cell is None or each.cell == cell) and state in (None, each.state)]
-        return [msgspec.structs.replace(each, value=None) for each in found]
-
-    def find_call(self, call: str) -> ToolCallInfo:
-        """Return a call with its result.
-
-        Raises:
-            NotFound: there is no such call.
-        """
-        found = self._fold(event for event in self._call_events() if getattr(event, "call", None) == call)
-        if not found:
-            raise NotFound(f"There is no call {call[:200]!r} in this session. List its calls.")
-        return found[0]
+        return CallReader(self._id, self._log, ledger.entries, ledger.open)
 
     def _call_events(self) -> Iterable[ev.Event]:
         # Only these entries are read: a log can have gigabytes of output between them.
-        for first, last in runs_of(self._machine.calls.entries, NEAR):
-            for line in self._log.lines(first, last):
-                if line.startswith((b'{"type":"tool_called"', b'{"type":"tool_decided"', b'{"type":"tool_returned"')):
-                    yield ev.decode(line)
-
-    def _fold(self, events: Iterable[ev.Event]) -> list[ToolCallInfo]:
-        found: dict[str, ToolCallInfo] = {}
-        for event in events:
-            match event:
-                case ev.ToolCalled():
-                    open_call = self._machine.calls.open.get(event.call)
-                    found[event.call] = ToolCallInfo(
-                        call=event.call,
-                        tool=event.tool,
-                        arguments=event.arguments,
-                        session=self._id,
-                        cell=event.cell if isinstance(event.cell, str) else None,
-                        state="pending" if open_call is not None and open_call.pending else "running",
-                        provider=event.provider,
-                        redacted=event.redacted,
-                        approval=event.approval,
-                        deadline_seconds=event.deadline_seconds,
-                        parent_call=event.parent_call,
-                        called_at=event.at,
-                        decided_by=open_call.decided_by if open_call is not None else None,
-                    )
-                case ev.ToolDecided() if (info := found.get(event.call)) is not None:
-                    found[event.call] = msgspec.structs.replace(info, decided_by=event.by, reason=event.reason)
-                case ev.ToolReturned() if (info := found.get(event.call)) is not None:
-                    found[event.call] = msgspec.structs.replace(
-                        info,
-                        state="ended",
-                        status=event.status,
-                        ms=event.ms,
-                        waited_ms=event.waited_ms,
-                        value=event.value,
-                        error=event.error,
-                        bytes=event.bytes,
-                        form=event.form,
-                        ended_at=event.at,
-                        delivered=event.delivered,
-                    )
-                case _:
-                    pass
-        return [*found.values()]
+        return map(ev.decode, call_lines(self._log, self._machine.calls.entries))
 
 
 def _short(value: object) -> str:
