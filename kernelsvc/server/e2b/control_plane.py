@@ -132,11 +132,12 @@ class SandboxesHandler(ControlPlaneHandler):
         asked = self.query_fields()
         if not self.request.path.startswith("/v2/"):
             asked.setdefault("state", "running")
-        found = [each for each in self.open_sessions() if models.is_sandbox(each) and models.matches(each, asked)]
-        shown, following = models.page(found, asked, MAX_PAGE if "v2" in self.request.path else MAX_LISTED)
-        if following is not None:
-            self.set_header("x-next-token", following)
-        self.answer([models.model(each) for each in shown])
+        async with self.context.turn_of(self.who):
+            found = [each for each in self.open_sessions() if models.is_sandbox(each) and models.matches(each, asked)]
+            shown, following = models.page(found, asked, MAX_PAGE if "v2" in self.request.path else MAX_LISTED)
+            if following is not None:
+                self.set_header("x-next-token", following)
+            self.answer([models.model(each) for each in shown])
 
     async def post(self) -> None:
         """Create a sandbox from a template or a snapshot."""
@@ -316,13 +317,13 @@ class SnapshotListHandler(ControlPlaneHandler):
     async def get(self) -> None:
         """List a page of the caller's snapshots."""
         asked = self.query_fields()
-        found = [
-            each for each in self.open_sessions() if models.is_snapshot(each) and models.matches_snapshot(each, asked)
-        ]
-        shown, following = models.page(found, asked, MAX_PAGE)
-        if following is not None:
-            self.set_header("x-next-token", following)
-        self.answer([models.snapshot_model(each) for each in shown])
+        async with self.context.turn_of(self.who):
+            every = self.open_sessions()
+            found = [each for each in every if models.is_snapshot(each) and models.matches_snapshot(each, asked)]
+            shown, following = models.page(found, asked, MAX_PAGE)
+            if following is not None:
+                self.set_header("x-next-token", following)
+            self.answer([models.snapshot_model(each) for each in shown])
 
 
 class SnapshotHandler(ControlPlaneHandler):
@@ -359,12 +360,14 @@ class SandboxesMetricsHandler(ControlPlaneHandler):
     async def get(self) -> None:
         """Return the current usage of several sandboxes. Unknown ones are omitted."""
         found = {}
-        for name in self.query_fields().get("sandbox_ids", "").split(","):
-            with contextlib.suppress(NotFound):
-                session = self.find(name)
-                samples = self.context.service.usage.samples(self.who, session.id)
-                found[name] = models.metric_models(session, samples)[-1]
-        self.answer({"sandboxes": found})
+        async with self.context.turn_of(self.who):
+            for name in dict.fromkeys(self.query_fields().get("sandbox_ids", "").split(",")):
+                with contextlib.suppress(NotFound):
+                    session = self.find(name)
+                    samples = self.context.service.usage.samples(self.who, session.id)
+                    # The processor's share is that since the sample before.
+                    found[name] = models.metric_models(session, samples[-2:])[-1]
+            self.answer({"sandboxes": found})
 
 
 class NetworkHandler(ControlPlaneHandler):

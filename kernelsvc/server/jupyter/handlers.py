@@ -172,7 +172,8 @@ class KernelsHandler(JupyterHandler):
 
     async def get(self, **_: str) -> None:
         """List the caller's sessions, whichever API created them."""
-        self.answer([models.kernel_model(each, connections(self, each.id)) for each in self.open_sessions()])
+        async with self.context.turn_of(self.who):
+            self.answer([models.kernel_model(each, connections(self, each.id)) for each in self.open_sessions()])
 
     async def post(self, **_: str) -> None:
         """Create a session."""
@@ -215,8 +216,9 @@ class JupyterSessionsHandler(JupyterHandler):
 
     async def get(self, **_: str) -> None:
         """List the sessions that were created with a path."""
-        named = [each for each in self.open_sessions() if models.PATH in each.labels]
-        self.answer([models.session_model(each, connections(self, each.id)) for each in named])
+        async with self.context.turn_of(self.who):
+            named = [each for each in self.open_sessions() if models.PATH in each.labels]
+            self.answer([models.session_model(each, connections(self, each.id)) for each in named])
 
     async def post(self, **_: str) -> None:
         """Create a session with its kernel, or use the named kernel."""

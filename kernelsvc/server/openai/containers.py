@@ -86,15 +86,18 @@ class ContainersHandler(OpenAiHandler):
     async def get(self) -> None:
         """List the containers."""
         self.auth_scope("read")
+        async with self.context.turn_of(self.who):
+            self.answer(self.list_of(self._found(self.get_query_argument("name", ""))))
+
+    def _found(self, name: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
         page: str | None = None
-        name = self.get_query_argument("name", "")
         while len(found) < MAX_LISTED:
             sessions, page = self.context.service.list(self.who, label=LABEL, limit=100, page=page)
             found += [container_json(each) for each in sessions if not name or each.name == name]
             if page is None:
                 break
-        self.answer(self.list_of(found))
+        return found
 
 
 def _idle(given: Any) -> float | None:
@@ -156,9 +159,10 @@ class ContainerFilesHandler(OpenAiHandler):
         self.auth_scope("read")
         containers = self.answers.containers
         found = await containers.find(self.who, container)
-        files = (await containers.files(self.who, found.id, attributes=True)).values()
-        newest = sorted(files, key=lambda each: -each.mtime_ns)
-        self.answer(self.list_of([file_json(container, each) for each in newest]))
+        async with self.context.turn_of(self.who, "files"):
+            files = (await containers.files(self.who, found.id, attributes=True)).values()
+            newest = sorted(files, key=lambda each: -each.mtime_ns)
+            self.answer(self.list_of([file_json(container, each) for each in newest]))
 
 
 class ContainerFileHandler(OpenAiHandler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from datetime import UTC, datetime
 from typing import Any
@@ -44,7 +45,11 @@ class UploadsHandler(OpenAiHandler):
         fields, name, data = self.form()
         if name is None:
             raise BadRequest("The form has no field 'file'.", param="file")
-        kept = self.answers.store.files(self.who.name)
+        async with self.context.turn_of(self.who, "uploads"):
+            self.answer(await self._keep(fields, name, data))
+
+    async def _keep(self, fields: dict[str, str], name: str, data: bytes) -> dict[str, Any]:
+        kept = await asyncio.to_thread(self.answers.store.files, self.who.name)
         if len(kept) >= MAX_FILES or sum(each.size for each in kept) + len(data) > MAX_BYTES:
             raise QuotaExceeded("There are too many uploaded files. Delete some.")
         file = KeptFile(
@@ -55,7 +60,7 @@ class UploadsHandler(OpenAiHandler):
             size=len(data),
         )
         self.answers.store.put_file(self.who.name, file, data)
-        self.answer(self.shown(file))
+        return self.shown(file)
 
     def shown(self, file: KeptFile) -> dict[str, Any]:
         """Return a file in the format of the client's API."""
@@ -67,8 +72,9 @@ class UploadsHandler(OpenAiHandler):
         """List the uploaded files."""
         self.auth_scope("read")
         purpose = self.get_query_argument("purpose", "")
-        files = [each for each in self.answers.store.files(self.who.name) if purpose in ("", each.purpose)]
-        self.answer(self.list_of([self.shown(each) for each in files]))
+        async with self.context.turn_of(self.who, "uploads"):
+            kept = await asyncio.to_thread(self.answers.store.files, self.who.name)
+            self.answer(self.list_of([self.shown(each) for each in kept if purpose in ("", each.purpose)]))
 
 
 class UploadedFileHandler(UploadsHandler):
@@ -109,7 +115,8 @@ class UploadedContentHandler(OpenAiHandler):
         self.auth_scope("read")
         named = container_of_file(file)
         if named is None:
-            self.send_bytes(self.answers.store.content(self.who.name, file))
+            async with self.context.turn_of(self.who, "uploads"):
+                self.send_bytes(await asyncio.to_thread(self.answers.store.content, self.who.name, file))
             return
         containers = self.answers.containers
         session = (await containers.find(self.who, named[0])).id

@@ -154,6 +154,22 @@ async def test_a_very_long_read_is_followed_by_a_pause(http_server, monkeypatch)
         assert pauses[-1] == pause
 
 
+@pytest.mark.parametrize(
+    "path", ["/api/kernels", "/api/sessions", "/sandboxes", "/v2/sandboxes", "/snapshots", "/sandboxes/metrics"]
+)
+async def test_lists_of_other_apis_are_long_reads_too(http_server, path):
+    async def read(token):
+        headers = {"X-API-KEY": token} if "s" in path.split("/")[1] else {}
+        return await http_server.fetch("GET", path, headers=headers, token=token)
+
+    async with http_server.app.settings["context"].turn_of(ALICE):
+        waits = asyncio.ensure_future(read("alice-token"))
+        for _ in range(3):
+            assert (await read("bob-token")).code == 200
+        assert not waits.done()
+    assert (await waits).code == 200
+
+
 def send_get(http_server, path, token):
     place = urllib.parse.urlsplit(http_server.url)
     made = socket.create_connection((place.hostname, place.port))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
+from http_server import ALICE
 
 from kernelsvc.answers import containers
 from kernelsvc.answers.kept import MAX_NAMED, AnswerStore
@@ -32,6 +34,23 @@ async def test_a_file_is_uploaded_listed_and_erased(lab: Any) -> None:
     assert (await lab.server.json("DELETE", path, status=200))["deleted"] is True
     await lab.read(path, 404)
     await lab.read("/v1/files/file-..%2f", 404)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"), [("uploads", "/v1/files"), ("uploads", "/v1/files/{}/content"), ("", "/v1/containers")]
+)
+async def test_one_client_of_a_principal_after_the_other_reads_many_files(lab: Any, kind: str, path: str) -> None:
+    made = await lab.server.json("POST", "/v1/files", status=200, **form(b"a"))
+    others = await lab.server.json("POST", "/v1/files", status=200, token="bob-token", **form(b"b"))
+    async with lab.server.app.settings["context"].turn_of(ALICE, kind):
+        waits = asyncio.ensure_future(lab.server.fetch("GET", path.format(made["id"])))
+        upload = asyncio.ensure_future(lab.server.fetch("POST", "/v1/files", **form(b"c"))) if kind else None
+        for _ in range(3):
+            assert (await lab.server.fetch("GET", path.format(others["id"]), token="bob-token")).code == 200
+        assert not waits.done()
+        assert upload is None or not upload.done()
+    assert (await waits).code == 200
+    assert upload is None or (await upload).code == 200
 
 
 async def test_a_container_is_made_used_listed_and_ended(lab: Any) -> None:
