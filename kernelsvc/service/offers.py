@@ -21,13 +21,13 @@ from typing import Any, Literal
 
 import msgspec
 
-from kernelsvc.errors import BadRequest, Conflict, NotFound, QuotaExceeded
+from kernelsvc.errors import BadRequest, Conflict, NotFound, QuotaExceeded, TooLarge
 from kernelsvc.linux.turns import Turns
 from kernelsvc.model import events as ev
 from kernelsvc.model.objects import CallState, CellRequest, Principal, SessionState, ToolCallInfo
 from kernelsvc.model.stimuli import CallAnswered, CallFailed, CallsDecided
 from kernelsvc.model.tool_calls import offers as model
-from kernelsvc.model.tool_calls.ledger import OpenCall
+from kernelsvc.model.tool_calls.ledger import MAX_REUSED_BYTES, MAX_REUSED_ENTRIES, OpenCall
 from kernelsvc.model.tool_calls.mcp_servers import PROVIDER
 from kernelsvc.model.tool_calls.offers import Approval, Offer, OfferedTool, ProviderId
 from kernelsvc.service.api import Blocks, ToolCallInfos
@@ -305,6 +305,7 @@ class Offers:
 
         Raises:
             NotFound: ``reuse_calls`` names no cell.
+            TooLarge: that cell made too many or too large calls.
             Conflict: the call of ``within`` has ended, or waits for this session, or calls are nested too deep.
         """
         for cell in cells:
@@ -312,6 +313,13 @@ class Offers:
                 continue  # sent again
             if cell.reuse_calls is not None and cell.reuse_calls not in session.machine.cells:
                 raise NotFound(f"There is no cell {cell.reuse_calls!r} whose calls can be used again. List the cells.")
+            earlier = session.machine.calls.of_cell.get(cell.reuse_calls) if cell.reuse_calls is not None else None
+            if earlier is not None and not earlier.reusable:
+                raise TooLarge(
+                    f"The calls of the cell {cell.reuse_calls!r} have {earlier.size} bytes in {len(earlier.entries)} "
+                    f"entries of the log. To be used again, they may have {MAX_REUSED_BYTES} bytes and "
+                    f"{MAX_REUSED_ENTRIES} entries. Run the cell without 'reuse_calls'."
+                )
             if cell.within is not None:
                 self._check_nesting(session, cell.within)
 

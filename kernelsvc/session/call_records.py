@@ -16,6 +16,7 @@ from kernelsvc.errors import NotFound
 from kernelsvc.model import events as ev
 from kernelsvc.model.objects import CallState, ToolCallInfo
 from kernelsvc.model.tool_calls.ledger import OpenCall, runs_of
+from kernelsvc.model.tool_calls.offers import CallStatus
 from kernelsvc.session.ports import Log
 
 #: Entries between two about calls that are read, too, instead of a search in the log's file.
@@ -37,6 +38,8 @@ class _Decided(msgspec.Struct, tag_field="type", tag="tool_decided"):
 
 class _Returned(msgspec.Struct, tag_field="type", tag="tool_returned"):
     call: str = ""
+    seq: int = 0
+    status: CallStatus = "ok"
 
 
 #: Decodes an entry about a call without its arguments and its result, which msgspec skips.
@@ -49,6 +52,15 @@ def call_lines(log: Log, entries: Iterable[int], near: int = NEAR) -> Iterator[b
         for line in log.lines(first, last):
             if line.startswith(_BEGINNINGS):
                 yield line
+
+
+def calls_without_values(log: Log, entries: Iterable[int]) -> Iterator[ev.Event]:
+    """Yield the entries at these positions: calls with their arguments, and their ends without results."""
+    for line in call_lines(log, entries, near=1):
+        if line.startswith(_BEGINNINGS[0]):
+            yield ev.decode(line)
+        elif isinstance(end := _outline(line), _Returned):
+            yield ev.ToolReturned(call=end.call, seq=end.seq, status=end.status)
 
 
 class CallReader:

@@ -26,7 +26,7 @@ from kernelsvc.model.tool_calls.ledger import OpenCall, waiting_calls
 from kernelsvc.model.tool_calls.offers import Approval, Offer
 from kernelsvc.model.tool_calls.reuse import call_key, recorded_ends
 from kernelsvc.protocol.kernel_messages import KernelRequest
-from kernelsvc.session.call_records import CallReader, call_lines
+from kernelsvc.session.call_records import CallReader, calls_without_values
 from kernelsvc.session.ports import Log, SessionPort
 
 #: Largest arguments of a call as JSON, in bytes. The kernel has the same limit.
@@ -34,6 +34,8 @@ MAX_ARGUMENT_BYTES = 1024 * 1024
 #: Bytes that may wait for a kernel that does not read, before results wait in the log, and seconds between attempts.
 MAX_UNSENT, LATE_SECONDS = 8 * 1024 * 1024, 0.05
 MAX_NAME = 256
+#: Cells whose calls get recorded results, and that are known at the same time.
+MAX_REUSES = 16
 #: Questions of a kernel about functions that wait for an answer, names in one, and characters of each text.
 MAX_QUESTIONS, MAX_NAMES, MAX_QUERY = 1000, 200, 400
 #: Takes the answer to such a question.
@@ -135,8 +137,8 @@ class ToolCalls:
         self._late: OrderedDict[str, DeliverResult | None] = OrderedDict()  # results that wait for the kernel
         self._described = False
         self._questions = 0  # that are not answered yet
-        # What is left of the calls of another cell, for the running cell that uses them again.
-        self._recorded_calls: tuple[str, dict[bytes, deque[ev.ToolReturned]]] | None = None
+        # What is left of the calls of another cell, by the cell that uses them again. The last cells have them.
+        self._reused: dict[str, dict[bytes, deque[ev.ToolReturned]]] = {}
 
     # -- from the kernel ---------------------------------------------------------------
 
@@ -226,13 +228,25 @@ class ToolCalls:
     def _reusable(self, cell: str | None, tool: str, arguments: Any) -> ev.ToolReturned | None:
         """Return the recorded end that a call of a cell with ``reuse_calls`` gets, or None: it is carried out."""
         request = self._machine.calls.requests.get(cell or "")
-        if request is None or not isinstance(request.reuse_calls, str):
+        if cell is None or request is None or not isinstance(request.reuse_calls, str):
             return None
-        if self._recorded_calls is None or self._recorded_calls[0] != cell:
-            ends = recorded_ends(self._call_events(), request.reuse_calls, cell)
-            self._recorded_calls = str(cell), ends
-        found = self._recorded_calls[1].get(call_key(tool, arguments))
-        return found.popleft() if found else None
+        if cell not in self._reused:
+            self._reused[cell] = self._recorded_ends(request.reuse_calls, cell)
+            # The others stay known without results: the threads of two cells could have the log read in turn.
+            for each in [each for each, left in self._reused.items() if left][:-MAX_REUSES]:
+                self._reused[each] = {}
+        found = self._reused[cell].get(call_key(tool, arguments))
+        end = self._entry(found.popleft().seq) if found else None
+        return end if isinstance(end, ev.ToolReturned) else None
+
+    def _recorded_ends(self, source: str, cell: str) -> dict[bytes, deque[ev.ToolReturned]]:
+        of_cell = self._machine.calls.of_cell
+        earlier = of_cell.get(source)
+        if earlier is None or not earlier.reusable:
+            return {}
+        used = of_cell.get(cell)
+        entries = sorted({*earlier.entries, *(used.entries if used is not None else ())})
+        return recorded_ends(calls_without_values(self._log, entries), source, cell)
 
     def _take_arguments(self, call: str, arguments: Any) -> None:
         """Take arguments again. They must be those that the log has, apart from the parts that it leaves out."""
@@ -356,10 +370,6 @@ class ToolCalls:
         """Return a reader of the calls up to now, for another thread."""
         ledger = self._machine.calls
         return CallReader(self._id, self._log, ledger.entries, ledger.open)
-
-    def _call_events(self) -> Iterable[ev.Event]:
-        # Only these entries are read: a log can have gigabytes of output between them.
-        return map(ev.decode, call_lines(self._log, self._machine.calls.entries))
 
 
 def _short(value: object) -> str:

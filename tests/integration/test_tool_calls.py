@@ -22,7 +22,7 @@ from websockets.sync.client import ClientConnection, connect
 from kernelsvc import Client
 from kernelsvc.client.sync_client import Session
 from kernelsvc.client.tool_provider import ToolCall
-from kernelsvc.errors import Conflict, Forbidden, NotFound
+from kernelsvc.errors import Conflict, Forbidden, NotFound, TooLarge
 from kernelsvc.model import events as ev
 from kernelsvc.model.cluster.ids import node_of
 from kernelsvc.model.tokens import TokenRecord
@@ -573,6 +573,21 @@ def test_a_retry_after_a_crash_repeats_no_effect(client: Client) -> None:
         assert reused == [each.call for each in first.calls]
         with pytest.raises(NotFound):
             session.run("1", reuse_calls="no-such-cell")
+
+
+def _take(text: str) -> None:
+    """Do nothing."""
+
+
+def test_calls_that_are_too_large_together_are_not_used_again(client: Client) -> None:
+    with client.create_session() as session:
+        session.tool(_take, name="take")
+        large = session.run("for n in range(34): tools.take('x' * 1_000_000)")
+        assert large.error is None
+        with pytest.raises(TooLarge, match="reuse_calls"):
+            session.run("1", reuse_calls=large)
+        small = session.run("tools.take('x')")
+        assert session.run("tools.take('x')", reuse_calls=small).error is None
 
 
 def test_nested_calls_name_their_parent_and_end(client: Client) -> None:

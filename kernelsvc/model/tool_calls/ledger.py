@@ -13,9 +13,10 @@ import heapq
 from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
 from msgspec import UNSET
 
 from kernelsvc.errors import Conflict, NotFound
@@ -40,6 +41,8 @@ CallStimulus = ToolRequested | CallsDecided | CallAnswered | CallFailed | CallAb
 MAX_OPEN = 1000
 #: Ended calls whose status is kept, to tell a repeated answer from a late one.
 MAX_ENDED = 1000
+#: Most entries about the calls of a cell whose results another cell gets again, and bytes of arguments and results.
+MAX_REUSED_ENTRIES, MAX_REUSED_BYTES = 20_000, 32 * 1024 * 1024
 #: Events after which another kernel runs the session, or none.
 _OTHER_KERNEL = (
     ev.KernelDied,
@@ -94,6 +97,24 @@ class OpenCall:
         return self.called_at + self.approval_seconds if self.pending else self.sent_at + self.timeout_seconds
 
 
+@dataclass
+class CellEntries:
+    """The log's entries about the calls of one cell.
+
+    Attributes:
+        entries: their positions.
+        size: bytes of the arguments, results and errors.
+    """
+
+    entries: array[int] = field(default_factory=lambda: array("Q"))
+    size: int = 0
+
+    @property
+    def reusable(self) -> bool:
+        """Whether another cell may repeat these calls. The event loop reads all of them."""
+        return len(self.entries) <= MAX_REUSED_ENTRIES and self.size <= MAX_REUSED_BYTES
+
+
 class _Deadlines:
     """The deadlines of open calls, the next one first. They follow from the calls, and are no state of their own."""
 
@@ -130,10 +151,12 @@ class CallLedger:
         offered: the log's entries about the functions that may be called, by name.
         requests: requests of the cells that say something about calls, by cell.
         entries: positions of the log's entries about calls.
+        of_cell: the entries about the calls of one cell, by cell.
     """
 
     def __init__(self) -> None:
         self.entries = array("Q")
+        self.of_cell: dict[str | None, CellEntries] = {}
         self.open: dict[str, OpenCall] = {}
         self.ended: OrderedDict[str, tuple[CallStatus, int]] = OrderedDict()
         self.offered: dict[str, OfferedTool] = {}
@@ -183,6 +206,7 @@ class CallLedger:
         """Apply one event of the log."""
         if isinstance(event, ev.ToolCalled | ev.ToolDecided | ev.ToolReturned):
             self.entries.append(event.seq)
+            self._note_entry(event)
         match event:
             case ev.ToolCalled():
                 self._evolve_called(event, now)
@@ -212,6 +236,18 @@ class CallLedger:
                     call.awaited = False
             case _:
                 pass
+
+    def _note_entry(self, event: ev.ToolCalled | ev.ToolDecided | ev.ToolReturned) -> None:
+        if isinstance(event, ev.ToolCalled):
+            cell = event.cell if isinstance(event.cell, str) else None
+        else:
+            known = self.open.get(event.call)
+            cell = known.cell if known is not None else None
+        noted = self.of_cell.setdefault(cell, CellEntries())
+        noted.entries.append(event.seq)
+        noted.size += getattr(event, "bytes", 0)
+        if isinstance(event, ev.ToolReturned) and event.error is not None:
+            noted.size += len(msgspec.json.encode(event.error))
 
     def _evolve_called(self, event: ev.ToolCalled, now: float) -> None:
         cell = event.cell if isinstance(event.cell, str) else None

@@ -6,6 +6,7 @@ parallel calls are made. Calls without a recorded result are carried out.
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Iterable
 from typing import Any
@@ -18,8 +19,8 @@ _key = msgspec.json.Encoder(order="deterministic").encode
 
 
 def call_key(tool: str, arguments: Any) -> bytes:
-    """Return what two equal calls have in common."""
-    return _key([tool, arguments])
+    """Return a digest that two equal calls have in common."""
+    return hashlib.sha256(_key([tool, arguments])).digest()
 
 
 def recorded_ends(events: Iterable[ev.Event], source: str, user: str | None) -> dict[bytes, deque[ev.ToolReturned]]:
@@ -29,22 +30,22 @@ def recorded_ends(events: Iterable[ev.Event], source: str, user: str | None) -> 
     arguments or results are missing, because the log does not have them.
 
     Args:
-        events: all events about calls, in order.
+        events: the events about calls of both cells, in order. Their ends need no values.
         source: the cell whose calls are repeated.
         user: the cell that repeats them. What it has used already, before a restart of the server, is left out.
     """
-    called: dict[str, ev.ToolCalled] = {}
+    called: dict[str, bytes] = {}
     used: set[str] = set()
     found: dict[bytes, deque[ev.ToolReturned]] = {}
     ends: dict[str, ev.ToolReturned] = {}
     for event in events:
         if isinstance(event, ev.ToolCalled) and event.cell == source and not event.redacted and not event.redact_result:
-            called[event.call] = event
+            called[event.call] = call_key(event.tool, event.arguments)
         elif isinstance(event, ev.ToolCalled) and event.cell == user and isinstance(event.reused, str):
             used.add(event.reused)
         elif isinstance(event, ev.ToolReturned) and event.call in called and event.status in ("ok", "error"):
             ends[event.call] = event
-    for call, began in called.items():
+    for call, key in called.items():
         if call in ends and call not in used:
-            found.setdefault(call_key(began.tool, began.arguments), deque()).append(ends[call])
+            found.setdefault(key, deque()).append(ends[call])
     return found

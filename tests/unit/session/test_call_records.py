@@ -13,7 +13,7 @@ from kernelsvc.errors import NotFound
 from kernelsvc.model import events as ev
 from kernelsvc.model.tool_calls.ledger import OpenCall
 from kernelsvc.session import call_records
-from kernelsvc.session.call_records import CallReader
+from kernelsvc.session.call_records import CallReader, calls_without_values
 from kernelsvc.session.ports import Log
 
 
@@ -107,3 +107,12 @@ def test_calls_of_a_decision_have_no_large_arguments() -> None:
 def test_a_call_that_the_log_does_not_have() -> None:
     with pytest.raises(NotFound, match="no call"):
         _Log(_called(1)).reader().find(["k.1", "k.2"])
+
+
+def test_ends_are_read_without_their_results() -> None:
+    log = _Log(_called(1), _returned(1, [[]] * 100), ev.Stream(text="x"), ev.ToolDecided(call="k.2"), _called(2))
+    found = [*calls_without_values(cast("Log", log), [1, 2, 4, 5])]
+    assert [(type(each).__name__, each.seq) for each in found] == [
+        ("ToolCalled", 1), ("ToolReturned", 2), ("ToolCalled", 5),
+    ]  # fmt: skip
+    assert cast("ev.ToolReturned", found[1]).value is None

@@ -15,7 +15,7 @@ from kernelsvc.model.machine import Machine
 from kernelsvc.model.objects import CellRequest
 from kernelsvc.model.state import Policy
 from kernelsvc.model.stimuli import CancelCall, DeliverResult, DispatchCall
-from kernelsvc.model.tool_calls.ledger import MAX_OPEN, runs_of, waiting_calls
+from kernelsvc.model.tool_calls.ledger import MAX_OPEN, MAX_REUSED_BYTES, runs_of, waiting_calls
 from kernelsvc.model.tool_calls.offers import Offer
 
 OFFER = Offer(name="f", timeout_seconds=30.0, effects="read")
@@ -88,6 +88,22 @@ def test_the_entries_about_calls_are_known_without_the_rest_of_the_log() -> None
     bench.reply()
     assert [*runs_of([*about_calls, 100, 107], 7)] == [(about_calls[0], about_calls[-1]), (100, 107)]
     assert [*runs_of([], 7)] == []
+
+
+def test_the_entries_about_the_calls_of_a_cell_are_counted() -> None:
+    bench = Bench()
+    bench.call(1, ASK)
+    bench.handle(st.CallsDecided(("k.1",), True, "me", None, None))
+    bench.handle(st.CallAnswered("k.1", "ok", "x" * 100, 102))
+    bench.call(2)
+    bench.handle(st.CallAnswered("k.2", "error", None, 0, {"type": "E", "message": "m" * 1000}))
+    ((_, noted),) = bench.machine.calls.of_cell.items()
+    assert [*noted.entries] == [*bench.machine.calls.entries]
+    assert 1102 < noted.size < 1400
+    assert noted.reusable
+    assert bench.rebuilt().calls.of_cell == bench.machine.calls.of_cell
+    noted.size = MAX_REUSED_BYTES + 1
+    assert not noted.reusable
 
 
 def test_the_same_answer_again_is_nothing_and_a_late_one_is_a_conflict() -> None:
