@@ -9,10 +9,13 @@ caller passes the path with the machine's own links resolved.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 _STEP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def open_directory(path: str | Path, flags: int = os.O_PATH) -> int:
@@ -83,3 +86,39 @@ def make_directory(path: str | Path, mode: int, owner: os.stat_result | None = N
                 os.close(made)
     finally:
         os.close(parent)
+
+
+def walk(path: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield a directory and all below it: a descriptor, valid until the next step, and the names of its entries.
+
+    Hostile code may have nested them 100,000 levels deep. So this uses two descriptors whatever the depth, and no path
+    (os.fwalk has a descriptor and a path for each level). The way up is ``..``: no process may move directories of the
+    tree meanwhile.
+
+    Raises:
+        OSError: a directory can't be read, or was moved.
+    """
+    here = os.open(path, _READ)
+    above: list[tuple[int, list[str]]] = []  # of each level: inode, directories not visited yet
+    try:
+        while True:
+            with os.scandir(here) as entries:
+                found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+            yield here, [name for name, _ in found]
+            above.append((os.fstat(here).st_ino, [name for name, is_directory in found if is_directory]))
+            while not above[-1][1]:
+                above.pop()
+                if not above:
+                    return
+                here = _go(here, "..")
+                if os.fstat(here).st_ino != above[-1][0]:
+                    raise OSError(errno.ESTALE, "a directory was moved", path)
+            here = _go(here, above[-1][1].pop())
+    finally:
+        os.close(here)
+
+
+def _go(here: int, name: str) -> int:
+    following = os.open(name, _READ, dir_fd=here)
+    os.close(here)
+    return following

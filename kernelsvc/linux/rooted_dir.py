@@ -24,7 +24,6 @@ import errno
 import hashlib
 import os
 import secrets
-import shutil
 import stat
 import struct
 from collections.abc import Generator, Iterator, Mapping
@@ -42,6 +41,8 @@ _SYS_OPENAT2 = 437
 _TRIES = 64
 
 MAX_PATH_BYTES, MAX_NAME_BYTES, MAX_DEPTH = 4096, 255, 64
+#: Levels of a tree that ``delete`` removes. Code can make a tree of any depth.
+MAX_REMOVED_DEPTH = 128
 TEMPORARY = b".kernelsvc-upload-"
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -385,7 +386,7 @@ class RootedDirectory:
         """Remove an entry: a file, a link (not its target), a directory. Slow for a large tree: call it in a thread.
 
         Raises:
-            KernelsvcError: it does not exist, or is a directory that is not empty.
+            KernelsvcError: it does not exist, is a directory that is not empty, or is nested too deep.
         """
         with explained():
             parent = open_beneath(self._fd, parts[:-1], os.O_RDONLY | os.O_DIRECTORY)
@@ -395,17 +396,23 @@ class RootedDirectory:
                 os.close(parent)
 
 
-def _remove(parent: int, name: bytes, *, recursive: bool) -> None:
+def _remove(parent: int, name: bytes, *, recursive: bool, depth: int = 0) -> None:
     if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
         os.unlink(name, dir_fd=parent)
-    elif recursive:
+        return
+    if recursive:
+        # Each level takes two descriptors. shutil.rmtree takes as many as there are levels, and the path of each.
+        if depth >= MAX_REMOVED_DEPTH:
+            raise Conflict(f"Its directories are nested more than {MAX_REMOVED_DEPTH} deep. Remove it in a cell.")
+        # If code replaces the directory by a link meanwhile, O_NOFOLLOW refuses it.
+        here = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
         try:
-            # shutil.rmtree is "symlink attack resistant" on Linux: it uses descriptors and enters no link.
-            shutil.rmtree(os.fsdecode(name), dir_fd=parent)
-        except RecursionError:
-            raise OSError(errno.ENOTEMPTY, "nested too deep") from None
-    else:
-        os.rmdir(name, dir_fd=parent)
+            with os.scandir(here) as entries:
+                for entry in entries:
+                    _remove(here, os.fsencode(entry.name), recursive=True, depth=depth + 1)
+        finally:
+            os.close(here)
+    os.rmdir(name, dir_fd=parent)
 
 
 def _proc_path(fd: int) -> str:

@@ -14,8 +14,10 @@ import ctypes
 import fcntl
 import os
 import platform
+import stat
 import struct
 
+from kernelsvc.linux.nofollow import walk
 from kernelsvc.sandbox.syscall_table import NUMBERS
 
 FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR = 0x801C_581F, 0x401C_5820
@@ -78,10 +80,12 @@ def limit(directory: str, maximum: int | None, files: int | None) -> None:
 
 def _assign_project(directory: str, project: int) -> None:
     """Give the project's number to the directory and to everything in it, without following a link."""
-    for _, _, files, fd in os.fwalk(directory, follow_symlinks=False):
+    for fd, names in walk(directory):
         _set_project(fd, project, inherit=True)
-        for name in files:
+        for name in names:
             with contextlib.suppress(OSError):  # a link or a socket, which use almost no space
+                if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+                    continue
                 one = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd)
                 try:
                     _set_project(one, project, inherit=False)

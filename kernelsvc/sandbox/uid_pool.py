@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import PurePath
 
 from kernelsvc.errors import AtCapacity
+from kernelsvc.linux.nofollow import walk
 
 _LOCKS = "/run/kernelsvc-uids"
 #: Ids in a block. A host takes one block after another as it needs them.
@@ -167,8 +168,8 @@ def give(directory: str, uid: int) -> None:
     Raises:
         OSError: Linux refused.
     """
-    for _, directories, files, fd in os.fwalk(directory, follow_symlinks=False):
-        for name in (*directories, *files):
+    for fd, names in walk(directory):
+        for name in names:
             if os.stat(name, dir_fd=fd, follow_symlinks=False).st_uid != uid:
                 os.chown(name, uid, uid, dir_fd=fd, follow_symlinks=False)
     os.chown(directory, uid, uid, follow_symlinks=False)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kernelsvc.linux import nofollow
+from kernelsvc.linux.remove_tree import remove_tree
 
 
 def test_a_directory_is_opened(tmp_path: Path) -> None:
@@ -39,3 +40,50 @@ def test_nothing_is_made_behind_a_link(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         nofollow.make_directory(tmp_path / "real" / "made", 0o700)
     assert [entry.name for entry in (tmp_path / "real").iterdir()] == ["made"]
+
+
+def nest(top: Path, levels: int, name: str = "x" * 200) -> None:
+    """Nest directories deeper than a path can say."""
+    here = os.open(top, os.O_RDONLY)
+    for _ in range(levels):
+        os.mkdir(name, dir_fd=here)
+        following = os.open(name, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = following
+    os.close(here)
+
+
+def test_a_tree_of_any_depth_is_walked_with_few_descriptors(tmp_path: Path) -> None:
+    top = tmp_path / "top"
+    (top / "a" / "b").mkdir(parents=True)
+    (top / "c").mkdir()
+    (top / "c" / "file").touch()
+    (top / "link").symlink_to("/etc")
+    nest(top / "c", 3000)
+    before = len(os.listdir("/proc/self/fd"))
+    try:
+        found = []
+        for fd, names in nofollow.walk(str(top)):
+            assert os.fstat(fd).st_ino
+            assert len(os.listdir("/proc/self/fd")) <= before + 2
+            found.append(sorted(names))
+        assert len(found) == 3004
+        assert found[0] == ["a", "c", "link"]
+        assert ["b"] in found
+        assert ["file", "x" * 200] in found
+        assert len(os.listdir("/proc/self/fd")) == before
+    finally:
+        remove_tree(top)
+
+
+def test_a_walk_ends_if_a_directory_was_moved(tmp_path: Path) -> None:
+    (tmp_path / "top" / "a" / "b").mkdir(parents=True)
+    (tmp_path / "top" / "other").mkdir()
+
+    def walk() -> None:
+        for _, names in nofollow.walk(str(tmp_path / "top")):
+            if names == ["b"]:
+                (tmp_path / "top" / "a").rename(tmp_path / "elsewhere")
+
+    with pytest.raises(OSError, match="moved"):
+        walk()

@@ -14,6 +14,7 @@ import pytest
 
 from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, NotFound
 from kernelsvc.linux import rooted_dir
+from kernelsvc.linux.remove_tree import remove_tree
 from kernelsvc.linux.rooted_dir import RootedDirectory, parse_path
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -151,6 +152,31 @@ def put(directory, parts, data=b"x"):
         return upload.commit()
     finally:
         upload.abort()
+
+
+@pytest.mark.parametrize("levels", [rooted_dir.MAX_REMOVED_DEPTH, rooted_dir.MAX_REMOVED_DEPTH + 1, 3000])
+def test_a_tree_is_removed_to_a_certain_depth(way, root, levels):
+    (root / "deep").mkdir()
+    here = os.open(root / "deep", os.O_RDONLY)
+    for _ in range(levels - 1):
+        os.mkdir("d", dir_fd=here)
+        following = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = following
+    os.close(os.open("file", os.O_WRONLY | os.O_CREAT, dir_fd=here))
+    os.close(here)
+    try:
+        with RootedDirectory(root) as directory:
+            before = os.listdir("/proc/self/fd")
+            if levels == rooted_dir.MAX_REMOVED_DEPTH:
+                directory.delete((b"deep",), recursive=True)
+                assert not (root / "deep").exists()
+            else:
+                with pytest.raises(Conflict, match="nested more than"):
+                    directory.delete((b"deep",), recursive=True)
+            assert os.listdir("/proc/self/fd") == before
+    finally:
+        remove_tree(root / "deep")
 
 
 def test_an_upload_replaces_the_name_not_what_it_points_to(way, root):
