@@ -65,7 +65,7 @@ DISCARD_BYTES = 256 * 1024 * 1024
 #: never wait for a kernel. A read of one cell does not wait for a search.
 LONG_READS = {
     **dict.fromkeys(
-        [f"session.{name}" for name in ("calls", "cells", "list", "outline", "output", "search", "usage")], ""
+        [f"session.{name}" for name in ("calls", "cells", "list", "outline", "output", "search", "tools", "usage")], ""
     ),
     **dict.fromkeys([f"session.{name}" for name in ("call", "cell", "decide", "view")], "cell"),
 }

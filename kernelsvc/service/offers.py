@@ -290,13 +290,17 @@ class Offers:
         """See ``OfferPort``."""
         self._turns.wait(lambda _: answer(self._directory.describe(self._registry.get(session), question)))
 
-    def list(
+    async def list(
         self, who: Principal, session: str, *, search: str | None, detail: Literal["brief", "full"], limit: int
     ) -> dict[str, Any]:
         """Return the functions that a session may call."""
-        visible = self._directory.visible(self._registry.find(who, session))
-        chosen = search_offers([*visible.values()], search or "")
-        return {"tools": [tool_view(each, full=detail == "full") for each in chosen[:limit]], "total": len(chosen)}
+        visible = [*self._directory.visible(self._registry.find(who, session)).values()]
+
+        def found() -> dict[str, Any]:
+            chosen = search_offers(visible, search or "")
+            return {"tools": [tool_view(each, full=detail == "full") for each in chosen[:limit]], "total": len(chosen)}
+
+        return await asyncio.to_thread(found)
 
     # -- cells of providers ----------------------------------------------------------------
 

@@ -170,6 +170,23 @@ async def test_lists_of_other_apis_are_long_reads_too(http_server, path):
     assert (await waits).code == 200
 
 
+@pytest.mark.parametrize("path", ["", "/{}/calls", "/{}/cells", "/{}/outline", "/{}/tools", "/{}/usage"])
+async def test_long_reads_of_sessions_take_turns(http_server, path):
+    async def read(token):
+        session = (await http_server.json("POST", "/v1/sessions", {}, status=201, token=token))["id"]
+        reads.append(session)
+        return await http_server.json("GET", "/v1/sessions" + path.format(session), status=200, token=token)
+
+    reads: list[str] = []
+    async with http_server.app.settings["context"].turn_of(ALICE):
+        waits = asyncio.ensure_future(read("alice-token"))
+        await wait_until(lambda: reads)
+        for _ in range(3):
+            await read("bob-token")
+        assert not waits.done()
+    await waits
+
+
 def send_get(http_server, path, token):
     place = urllib.parse.urlsplit(http_server.url)
     made = socket.create_connection((place.hostname, place.port))
