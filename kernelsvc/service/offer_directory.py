@@ -229,7 +229,11 @@ class OfferDirectory:
                 found = kept[digest] = KnownOffer(0, offer, digest, len(data), tuple(model.redactions(offer)))
             same[digest] = found
             old = before.get(offer.tool)
-            made[offer.tool] = old if old is not None and old.digest == digest else found._replace(order=order())
+            made[offer.tool] = (
+                old
+                if old is not None and old.digest == digest
+                else KnownOffer(order(), found.offer, digest, found.size, found.redact)
+            )
         if sum(found.size for found in same.values()) > MAX_OFFERED_BYTES:
             raise QuotaExceeded(
                 f"The different offers of your clients may have {MAX_OFFERED_BYTES >> 20} MiB together. Shorten "

@@ -121,7 +121,7 @@ class CallReader:
                 size += event.bytes
                 info = self._called(ev.decode(line))
                 if not with_values and size > PAGE_BYTES:
-                    info.arguments = {"$bytes": event.bytes}
+                    info = msgspec.structs.replace(info, arguments={"$bytes": event.bytes})
                 found[event.call] = info
             elif event.call in found:
                 found[event.call] = _with_end(found[event.call], ev.decode(line), with_value=with_values)
