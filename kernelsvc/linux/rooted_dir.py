@@ -41,8 +41,8 @@ _SYS_OPENAT2 = 437
 _TRIES = 64
 
 MAX_PATH_BYTES, MAX_NAME_BYTES, MAX_DEPTH = 4096, 255, 64
-#: Levels of a tree that ``delete`` removes. Code can make a tree of any depth.
-MAX_REMOVED_DEPTH = 128
+#: Levels of a tree that ``delete`` removes in one pass, and most passes. Code can make a tree of any depth.
+MAX_REMOVED_DEPTH, MAX_PASSES = 128, 1000
 TEMPORARY = b".kernelsvc-upload-"
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -396,23 +396,52 @@ class RootedDirectory:
                 os.close(parent)
 
 
-def _remove(parent: int, name: bytes, *, recursive: bool, depth: int = 0) -> None:
+def _remove(parent: int, name: bytes, *, recursive: bool) -> None:
     if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
         os.unlink(name, dir_fd=parent)
-        return
-    if recursive:
-        # Each level takes two descriptors. shutil.rmtree takes as many as there are levels, and the path of each.
-        if depth >= MAX_REMOVED_DEPTH:
-            raise Conflict(f"Its directories are nested more than {MAX_REMOVED_DEPTH} deep. Remove it in a cell.")
-        # If code replaces the directory by a link meanwhile, O_NOFOLLOW refuses it.
-        here = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    elif not recursive:
+        os.rmdir(name, dir_fd=parent)
+    else:
+        top = _open_entry(parent, name)
         try:
-            with os.scandir(here) as entries:
-                for entry in entries:
-                    _remove(here, os.fsencode(entry.name), recursive=True, depth=depth + 1)
+            passes = 0
+            while _empty(top, top, 0):
+                passes += 1
+                if passes == MAX_PASSES:
+                    raise Conflict("Its directories are nested too deep. Remove it in a cell, or end the session.")
         finally:
-            os.close(here)
-    os.rmdir(name, dir_fd=parent)
+            os.close(top)
+        os.rmdir(name, dir_fd=parent)
+
+
+def _open_entry(parent: int, name: bytes) -> int:
+    # If code replaces the directory by a link meanwhile, O_NOFOLLOW refuses it.
+    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+
+
+def _empty(top: int, here: int, depth: int) -> bool:
+    """Remove what a directory of a tree holds. Return whether a part of it was moved to the tree's top instead.
+
+    Each level takes two descriptors, so what is nested too deep is moved. shutil.rmtree takes as many as there are
+    levels, and the path of each.
+    """
+    moved = False
+    with os.scandir(here) as entries:
+        for entry in entries:
+            name = os.fsencode(entry.name)
+            if not entry.is_dir(follow_symlinks=False):
+                os.unlink(name, dir_fd=here)
+            elif depth == MAX_REMOVED_DEPTH:
+                os.rename(name, b".removing-" + secrets.token_hex(8).encode(), src_dir_fd=here, dst_dir_fd=top)
+                moved = True
+            else:
+                inner = _open_entry(here, name)
+                try:
+                    moved |= _empty(top, inner, depth + 1)
+                finally:
+                    os.close(inner)
+                os.rmdir(name, dir_fd=here)
+    return moved
 
 
 def _proc_path(fd: int) -> str:

@@ -154,29 +154,46 @@ def put(directory, parts, data=b"x"):
         upload.abort()
 
 
-@pytest.mark.parametrize("levels", [rooted_dir.MAX_REMOVED_DEPTH, rooted_dir.MAX_REMOVED_DEPTH + 1, 3000])
-def test_a_tree_is_removed_to_a_certain_depth(way, root, levels):
-    (root / "deep").mkdir()
-    here = os.open(root / "deep", os.O_RDONLY)
-    for _ in range(levels - 1):
-        os.mkdir("d", dir_fd=here)
-        following = os.open("d", os.O_RDONLY, dir_fd=here)
+def nest(top: Path, levels: int) -> None:
+    """Nest directories deeper than a path can say, with a file at the end."""
+    here = os.open(top, os.O_RDONLY)
+    for _ in range(levels):
+        os.mkdir("x" * 50, dir_fd=here)
+        following = os.open("x" * 50, os.O_RDONLY, dir_fd=here)
         os.close(here)
         here = following
     os.close(os.open("file", os.O_WRONLY | os.O_CREAT, dir_fd=here))
     os.close(here)
-    try:
-        with RootedDirectory(root) as directory:
-            before = os.listdir("/proc/self/fd")
-            if levels == rooted_dir.MAX_REMOVED_DEPTH:
-                directory.delete((b"deep",), recursive=True)
-                assert not (root / "deep").exists()
-            else:
-                with pytest.raises(Conflict, match="nested more than"):
-                    directory.delete((b"deep",), recursive=True)
-            assert os.listdir("/proc/self/fd") == before
-    finally:
-        remove_tree(root / "deep")
+
+
+@pytest.mark.parametrize("levels", [5, rooted_dir.MAX_REMOVED_DEPTH, rooted_dir.MAX_REMOVED_DEPTH + 1, 1000])
+def test_a_tree_of_any_depth_is_removed_with_few_descriptors(way, root, levels, monkeypatch):
+    (root / "deep").mkdir()
+    (root / "deep" / "link").symlink_to(root.parent / "outside")
+    nest(root / "deep", levels)
+    opened, most = rooted_dir._open_entry, []
+
+    def noted(parent, name):
+        most.append(len(os.listdir("/proc/self/fd")))
+        return opened(parent, name)
+
+    monkeypatch.setattr(rooted_dir, "_open_entry", noted)
+    with RootedDirectory(root) as directory:
+        before = len(os.listdir("/proc/self/fd"))
+        directory.delete((b"deep",), recursive=True)
+        assert len(os.listdir("/proc/self/fd")) == before
+    assert os.listdir(root) == []
+    assert os.listdir(root.parent / "outside") == ["f"]
+    assert max(most) <= before + 2 * (rooted_dir.MAX_REMOVED_DEPTH + 3)
+
+
+def test_removing_a_tree_ends_also_if_code_nests_more_meanwhile(way, root, monkeypatch):
+    monkeypatch.setattr(rooted_dir, "MAX_PASSES", 3)
+    (root / "deep").mkdir()
+    nest(root / "deep", 600)
+    with RootedDirectory(root) as directory, pytest.raises(Conflict, match="nested too deep"):
+        directory.delete((b"deep",), recursive=True)
+    remove_tree(root / "deep")
 
 
 def test_an_upload_replaces_the_name_not_what_it_points_to(way, root):
