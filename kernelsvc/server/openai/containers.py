@@ -146,7 +146,7 @@ class ContainerFilesHandler(OpenAiHandler):
             if not isinstance(given, str):
                 raise BadRequest("'file_id' is missing.", param="file_id")
             name: str | None = self.answers.store.file(self.who.name, given).filename
-            data = self.answers.store.content(self.who.name, given)
+            data = await asyncio.to_thread(self.answers.store.content, self.who.name, given)
         else:
             _, name, data = self.form()
         if name is None:
