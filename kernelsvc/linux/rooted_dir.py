@@ -420,10 +420,10 @@ def _open_entry(parent: int, name: bytes) -> int:
 
 
 def _empty(top: int, here: int, depth: int) -> bool:
-    """Remove what a directory of a tree holds. Return whether a part of it was moved to the tree's top instead.
+    """Remove the entries of a directory. Return whether some were too deep, and moved to ``top`` for the next pass.
 
-    Each level takes two descriptors, so what is nested too deep is moved. shutil.rmtree takes as many as there are
-    levels, and the path of each.
+    Each level takes two descriptors, so the depth is limited. Code may run in the tree meanwhile: ``remove_tree`` is
+    for trees in which none does, and shutil.rmtree takes descriptors and paths for every level.
     """
     moved = False
     with os.scandir(here) as entries:

@@ -84,7 +84,7 @@ class ResourceMonitor:
         """Measure the open sessions once, and pass each one the limits that it exceeds.
 
         Args:
-            watchdog: what is remembered between two measurements. Its poll runs in a thread.
+            watchdog: reads the use, in a thread. It keeps state from one measurement to the next.
         """
         sessions = self._registry.open_sessions()
         for ended in self._histories.keys() - {session.id for session in sessions}:
@@ -172,7 +172,7 @@ async def _repeat(seconds: float, act: Callable[[], Awaitable[None] | None]) -> 
         try:
             if (coroutine := act()) is not None:
                 await coroutine
-        except Exception:
+        except Exception:  # code in one session must not end the supervision of all by a name or a file
             log.exception("a measurement of the open sessions failed; the next one follows")
 
 

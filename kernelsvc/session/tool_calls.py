@@ -137,7 +137,7 @@ class ToolCalls:
         self._late: OrderedDict[str, DeliverResult | None] = OrderedDict()  # results that wait for the kernel
         self._described = False
         self._questions = 0  # that are not answered yet
-        # What is left of the calls of another cell, by the cell that uses them again. The last cells have them.
+        # For each cell with ``reuse_calls``: the recorded ends that its calls have not got yet.
         self._reused: dict[str, dict[bytes, deque[ev.ToolReturned]]] = {}
 
     # -- from the kernel ---------------------------------------------------------------
@@ -232,7 +232,8 @@ class ToolCalls:
             return None
         if cell not in self._reused:
             self._reused[cell] = self._recorded_ends(request.reuse_calls, cell)
-            # The others stay known without results: the threads of two cells could have the log read in turn.
+            # Older cells lose theirs and keep their key. Without it, threads of two cells could make each call read
+            # the log again.
             for each in [each for each, left in self._reused.items() if left][:-MAX_REUSES]:
                 self._reused[each] = {}
         found = self._reused[cell].get(call_key(tool, arguments))

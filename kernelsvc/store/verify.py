@@ -175,8 +175,8 @@ def _open(path: Path) -> Iterator[BinaryIO | gzip.GzipFile]:
                 yield unpacked
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise BadRequest(
-                f"The gzip compression of {path} is damaged: {error}. Copy the file again, or unpack what can be "
-                "read (gzip -dc) and verify that."
+                f"The gzip compression of {path} is damaged: {error}. Copy the file again. Or unpack its readable "
+                "part with 'gzip -dc', and verify that part."
             ) from error
 
 

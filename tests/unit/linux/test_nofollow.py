@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from nested_directories import nest
 
 from kernelsvc.linux import nofollow
 from kernelsvc.linux.remove_tree import remove_tree
@@ -42,24 +43,13 @@ def test_nothing_is_made_behind_a_link(tmp_path: Path) -> None:
     assert [entry.name for entry in (tmp_path / "real").iterdir()] == ["made"]
 
 
-def nest(top: Path, levels: int, name: str = "x" * 200) -> None:
-    """Nest directories deeper than a path can say."""
-    here = os.open(top, os.O_RDONLY)
-    for _ in range(levels):
-        os.mkdir(name, dir_fd=here)
-        following = os.open(name, os.O_RDONLY, dir_fd=here)
-        os.close(here)
-        here = following
-    os.close(here)
-
-
 def test_a_tree_of_any_depth_is_walked_with_few_descriptors(tmp_path: Path) -> None:
     top = tmp_path / "top"
     (top / "a" / "b").mkdir(parents=True)
     (top / "c").mkdir()
     (top / "c" / "file").touch()
     (top / "link").symlink_to("/etc")
-    nest(top / "c", 3000)
+    nest(top / "c", 3000, "x" * 200)
     before = len(os.listdir("/proc/self/fd"))
     try:
         found = []

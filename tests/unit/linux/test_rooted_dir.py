@@ -11,6 +11,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+from nested_directories import nest
 
 from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, NotFound
 from kernelsvc.linux import rooted_dir
@@ -154,23 +155,11 @@ def put(directory, parts, data=b"x"):
         upload.abort()
 
 
-def nest(top: Path, levels: int) -> None:
-    """Nest directories deeper than a path can say, with a file at the end."""
-    here = os.open(top, os.O_RDONLY)
-    for _ in range(levels):
-        os.mkdir("x" * 50, dir_fd=here)
-        following = os.open("x" * 50, os.O_RDONLY, dir_fd=here)
-        os.close(here)
-        here = following
-    os.close(os.open("file", os.O_WRONLY | os.O_CREAT, dir_fd=here))
-    os.close(here)
-
-
 @pytest.mark.parametrize("levels", [5, rooted_dir.MAX_REMOVED_DEPTH, rooted_dir.MAX_REMOVED_DEPTH + 1, 1000])
 def test_a_tree_of_any_depth_is_removed_with_few_descriptors(way, root, levels, monkeypatch):
     (root / "deep").mkdir()
     (root / "deep" / "link").symlink_to(root.parent / "outside")
-    nest(root / "deep", levels)
+    nest(root / "deep", levels, "x" * 50, b"")
     opened, most = rooted_dir._open_entry, []
 
     def noted(parent, name):
@@ -190,7 +179,7 @@ def test_a_tree_of_any_depth_is_removed_with_few_descriptors(way, root, levels, 
 def test_removing_a_tree_ends_also_if_code_nests_more_meanwhile(way, root, monkeypatch):
     monkeypatch.setattr(rooted_dir, "MAX_PASSES", 3)
     (root / "deep").mkdir()
-    nest(root / "deep", 600)
+    nest(root / "deep", 600, "d")
     with RootedDirectory(root) as directory, pytest.raises(Conflict, match="nested too deep"):
         directory.delete((b"deep",), recursive=True)
     remove_tree(root / "deep")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from attack.unprivileged import as_ordinary_user
+from nested_directories import nest
 
 from kernelsvc.sandbox.disk_use import MAX_DEPTH, DiskUse, measure_deleted, measure_directory
 
@@ -50,27 +51,12 @@ def test_a_count_ends_above_the_limit(tmp_path: Path) -> None:
 
 
 def test_a_path_longer_than_path_max_is_counted(tmp_path: Path) -> None:
-    here = os.open(tmp_path, os.O_RDONLY)
-    for _ in range(20):
-        os.mkdir("d" * 250, dir_fd=here)
-        deeper = os.open("d" * 250, os.O_RDONLY, dir_fd=here)
-        os.close(here)
-        here = deeper
-    fd = os.open("f", os.O_WRONLY | os.O_CREAT, dir_fd=here)
-    os.write(fd, bytes(SIZE))
-    os.close(fd)
-    os.close(here)
+    nest(tmp_path, 20, "d" * 250, bytes(SIZE))
     assert measure_directory(str(tmp_path)).bytes >= SIZE
 
 
 def test_directories_nested_too_deep_are_reported(tmp_path: Path) -> None:
-    here = os.open(tmp_path, os.O_RDONLY)
-    for _ in range(MAX_DEPTH + 1):
-        os.mkdir("d", dir_fd=here)
-        deeper = os.open("d", os.O_RDONLY, dir_fd=here)
-        os.close(here)
-        here = deeper
-    os.close(here)
+    nest(tmp_path, MAX_DEPTH + 1, "d")
     assert "deep" in measure_directory(str(tmp_path)).unseen
 
 

@@ -4,6 +4,7 @@ import sys
 
 import msgspec
 import pytest
+from nested_directories import nest
 
 from kernelsvc.errors import Conflict, NotFound
 from kernelsvc.linux.remove_tree import remove_tree
@@ -126,13 +127,7 @@ def test_a_creation_that_fails_leaves_nothing(data):
 def test_a_tree_deeper_than_anything_recurses(tmp_path):
     top = tmp_path / "files"
     top.mkdir()
-    fd = os.open(top, os.O_RDONLY)
-    for _ in range(3 * sys.getrecursionlimit()):
-        os.mkdir("d", dir_fd=fd)
-        inner = os.open("d", os.O_RDONLY, dir_fd=fd)
-        os.close(fd)
-        fd = inner
-    os.close(fd)
+    nest(top, 3 * sys.getrecursionlimit(), "d")
     remove_tree(top)
     assert not top.exists()
 

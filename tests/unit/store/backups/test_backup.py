@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from nested_directories import nest
 
 from kernelsvc.linux.remove_tree import remove_tree
 from kernelsvc.model import events as ev
@@ -65,17 +66,6 @@ def data(monkeypatch: pytest.MonkeyPatch) -> Iterator[Data]:
         remove_tree(root)
 
 
-def make_deep(files: Path, levels: int, name: str) -> None:
-    """Make nested directories, whose whole path no system call takes."""
-    fd = os.open(files, os.O_RDONLY)
-    for _ in range(levels):
-        os.mkdir(name, dir_fd=fd)
-        below = os.open(name, os.O_RDONLY, dir_fd=fd)
-        os.close(fd)
-        fd = below
-    os.close(fd)
-
-
 def sparse(files: Path) -> None:
     for number in range(3):
         with (files / f"sparse{number}").open("wb") as file:
@@ -95,8 +85,8 @@ def unreadable(files: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "skipped"),
     [
-        (lambda files: make_deep(files, 250, "d"), 1),
-        (lambda files: make_deep(files, 30, "x" * 250), 1),
+        (lambda files: nest(files, 250, "d"), 1),
+        (lambda files: nest(files, 30, "x" * 250), 1),
         (unreadable, 3),
         (sparse, 3),
         (lambda files: files.parent.chmod(0o700), 0),
